@@ -1,0 +1,1 @@
+//! What a stopped guest says of itself.

@@ -1,0 +1,2 @@
+//! The `netdump` command.
+fn main() {}

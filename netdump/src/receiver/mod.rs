@@ -1,0 +1,1 @@
+//! The sans-IO netdump receiver.

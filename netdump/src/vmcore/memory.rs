@@ -1,0 +1,64 @@
+//! Guest-physical memory, read-only, wherever it comes from: a paused guest, a core file, a fake.
+
+use std::ops::Range;
+
+use super::cpu::CpuState;
+
+/// One range of guest RAM. Ranges are page-aligned, ascending and do not overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryRange {
+    /// Guest-physical address of the first byte.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl MemoryRange {
+    /// Guest-physical address behind the last byte.
+    pub fn end(&self) -> u64 {
+        self.start.saturating_add(self.len)
+    }
+}
+
+/// Why guest-physical memory could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The bytes do not all lie in RAM.
+    #[error("guest-physical {address:#x} + {len:#x} is not in RAM")]
+    NotInRam {
+        /// First byte asked for.
+        address: u64,
+        /// How many bytes were asked for.
+        len: usize,
+    },
+    /// The bytes lie in RAM but could not be read, or are missing from the file.
+    #[error("guest-physical {address:#x} + {len:#x} cannot be read")]
+    Unreadable {
+        /// First byte asked for.
+        address: u64,
+        /// How many bytes were asked for.
+        len: usize,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Read-only guest-physical memory and the CPUs that used it. It does not change while this exists.
+pub trait PhysicalMemory: Sync {
+    /// The RAM ranges, in ascending order.
+    fn ranges(&self) -> &[MemoryRange];
+
+    /// Fills `buf` from guest-physical `address`; all of it must lie in one RAM range.
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// The first run at or after `address`, inside the RAM range that holds `address`, that the guest may have
+    /// touched; `None` when the rest of that range reads as zeros. Asking allocates nothing.
+    fn next_touched(&self, address: u64) -> Option<Range<u64>> {
+        let range = self.ranges().iter().find(|r| r.start <= address && address < r.end())?;
+        Some(address..range.end())
+    }
+
+    /// The CPUs, in the order of their numbers.
+    fn cpus(&self) -> &[CpuState];
+}

@@ -1,0 +1,1 @@
+//! A minimal KVM virtual machine monitor that dumps a panicked guest's memory.
