@@ -1,3 +1,5 @@
 //! A minimal KVM virtual machine monitor that dumps a panicked guest's memory.
+#![deny(unsafe_code)]
 
 pub mod bus;
+pub mod sys;
