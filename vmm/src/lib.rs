@@ -2,4 +2,6 @@
 #![deny(unsafe_code)]
 
 pub mod bus;
+pub mod devices;
+pub mod memory;
 pub mod sys;
