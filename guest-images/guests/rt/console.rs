@@ -8,7 +8,8 @@ use crate::{msgbuf, port};
 pub const UART: u16 = 0x3f8;
 const FIFO_CONTROL: u16 = UART + 2;
 const LINE_CONTROL: u16 = UART + 3;
-const LINE_STATUS: u16 = UART + 5;
+/// Port of the line status register.
+pub const LINE_STATUS: u16 = UART + 5;
 /// FIFO on, both cleared.
 const FIFO_ON: u8 = 0x07;
 /// Eight data bits, no parity, one stop bit.

@@ -35,23 +35,23 @@ global_asm!(
 );
 
 /// Stops this CPU for ever: interrupts off, HLT.
-pub fn halt() -> ! {
-    // SAFETY: the gate's handler never returns.
-    unsafe { asm!("int 32", options(noreturn)) }
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub extern "C" fn halt() -> ! {
+    naked_asm!("int3", "2: cli", "hlt", "jmp 2b")
 }
 
-/// Triple fault: an exception with an empty interrupt table.
-pub fn triple_fault() -> ! {
-    // SAFETY: the gate's handler never returns.
-    unsafe { asm!("int 33", options(noreturn)) }
+/// Goes on at `address` in ring 0, on a small stack.
+///
+/// # Safety
+/// Whatever is there has the machine.
+pub unsafe fn jump_in_ring_0(address: u64) -> ! {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("int3", "jmp rax", in("rax") address, options(noreturn)) }
 }
 
-/// Spins for ever with interrupts off.
-pub fn spin() -> ! {
-    loop {
-        core::hint::spin_loop();
-    }
-}
+/// Pseudo-descriptor of an empty interrupt table.
+static NO_IDT: [u8; 10] = [0; 10];
 
 /// Values for the registers of a CPU: XMM0 to XMM15, then the general ones in the order of [`Register::ALL`].
 #[repr(C, align(16))]
@@ -147,6 +147,13 @@ pub extern "C" fn busy_in(_: &RegisterImage) -> ! {
 #[unsafe(no_mangle)]
 pub extern "C" fn busy_mmio(_: &RegisterImage) -> ! {
     naked_asm!(load_registers!(), "2: inc rbx", "xor eax, eax", "mov eax, [rdx]", "inc rcx", "jmp 2b")
+}
+
+/// Loads the registers, then triple fault: an exception with an empty interrupt table.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub extern "C" fn triple_fault(_: &RegisterImage) -> ! {
+    naked_asm!(load_registers!(), "int3", "lidt [{no_idt}]", "ud2", no_idt = sym NO_IDT)
 }
 
 /// Loads the registers, writes AL to port DX, and jumps to itself for ever.

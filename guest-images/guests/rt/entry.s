@@ -77,7 +77,7 @@ long_mode:
     mov esi, [rsi]
     shr esi, 24                         # number of this CPU
     cmp esi, {max_cpus}
-    jae halt
+    jae one_too_many
     # Its TSS: ring-0 stack at the end of the block, every port allowed.
     mov edi, esi
     imul edi, edi, {tss_size}
@@ -183,16 +183,16 @@ trap:
     push rax
     iretq
 
-# What only ring 0 can do, reached by software interrupts; neither returns.
-.global halt, shut_down
-halt:
+# INT3 in ring 3 goes on behind it in ring 0, on the CPU's small stack, for the little that only ring 0 can do. INT3
+# because a KVM host that runs ring 3 natively delivers no other software interrupt.
+.global enter_ring_0
+enter_ring_0:
+    ret                                 # to the pushed RIP; CS stays that of ring 0
+
+one_too_many:
     cli
     hlt
-    jmp halt
-
-shut_down:
-    lidt [no_idt]
-    ud2
+    jmp one_too_many
 
 .section .data.descriptors, "aw"
 .balign 8
@@ -212,9 +212,6 @@ gdt_pointer:
 idt_pointer:
     .word {idt_size} - 1
     .quad idt
-no_idt:
-    .word 0
-    .quad 0
 
 .section .bss.scratch, "aw", @nobits
 .balign 4096

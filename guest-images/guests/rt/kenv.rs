@@ -117,14 +117,23 @@ pub fn size(name: &str, default: u64) -> u64 {
 
 /// Value of a variable as a text, with a space for each `_`: a command line cannot hold one in a value.
 pub fn text(name: &str, default: &'static str) -> &'static str {
-    static TEXT: Global<[u8; 256]> = Global::new([0; 256]);
     let Some(given) = value(name) else { return default };
-    let mut writer = TextWriter::new(&TEXT);
+    let mut writer = TextWriter::after(&HEAP_BYTES, HEAP_USED.read());
+    let start = writer.end();
     for letter in given.chars() {
-        // An overlong text is cut.
-        let _ = writer.write_char(if letter == '_' { ' ' } else { letter });
+        writer.write_char(if letter == '_' { ' ' } else { letter }).expect("the environment's heap has room");
     }
-    string_at(TEXT.address())
+    HEAP_USED.write(writer.end() + 1);
+    string_at(HEAP_BYTES.address() + start as u64)
+}
+
+/// What a variable chooses; the first choice when it is absent. Any other value is a bug of the caller, and reported.
+pub fn choice<T: Copy>(name: &str, choices: &[(&str, T)]) -> T {
+    let Some(chosen) = value(name) else { return choices[0].1 };
+    match choices.iter().find(|(choice, _)| *choice == chosen) {
+        Some(&(_, meaning)) => meaning,
+        None => panic!("{name}={chosen} is not among the choices"),
+    }
 }
 
 /// Copies the static environment to `kenvp` and zeroes it. A name that comes again gets `_1`, `_2` and so on.
@@ -209,7 +218,8 @@ fn string_at(address: u64) -> &'static str {
     }
 }
 
-fn parse(text: &str) -> Option<u64> {
+/// A number, decimal or hexadecimal with `0x`.
+pub(crate) fn parse(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),

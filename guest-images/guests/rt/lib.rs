@@ -27,6 +27,7 @@ pub mod start_info;
 pub mod symbols;
 pub mod time;
 pub mod trap;
+pub mod virtio_net;
 
 pub use contract::*;
 

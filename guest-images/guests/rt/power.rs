@@ -1,6 +1,7 @@
 //! Ways out of a running machine.
 
-use crate::{cpu, port};
+use crate::cpu::{self, RegisterImage};
+use crate::port;
 
 /// ACPI sleep control register of a hardware-reduced machine; 0x34 is SLP_EN with sleep type 5.
 const SLEEP_CONTROL: u16 = 0x600;
@@ -28,6 +29,10 @@ pub enum Reset {
     TripleFault,
 }
 
+/// The names of the ways, the first of them the default.
+pub const RESETS: [(&str, Reset); 3] =
+    [("i8042", Reset::I8042), ("cf9", Reset::ResetControl), ("triple", Reset::TripleFault)];
+
 /// Resets the machine.
 pub fn reset(how: Reset) -> ! {
     match how {
@@ -36,7 +41,7 @@ pub fn reset(how: Reset) -> ! {
             port::write_u8(RESET_CONTROL, 0x02);
             port::write_u8(RESET_CONTROL, 0x06);
         }
-        Reset::TripleFault => cpu::triple_fault(),
+        Reset::TripleFault => cpu::triple_fault(&RegisterImage::known(0)),
     }
     cpu::halt()
 }

@@ -11,8 +11,6 @@ const TRAMPOLINE: u64 = 0x1_0000;
 const INTERRUPT_COMMAND: u64 = 0xfee0_0300;
 const INIT: u32 = 0x000c_4500;
 const STARTUP: u32 = 0x000c_4600;
-/// Milliseconds between INIT and SIPI, and steps of waiting.
-const STEP: u64 = 1;
 
 unsafe extern "C" {
     static trampoline_start: u8;
@@ -35,14 +33,9 @@ pub fn start(wanted: u32, patience: u64, work: fn(u32) -> !) -> u32 {
         ptr::copy_nonoverlapping(start, TRAMPOLINE as *mut u8, length);
     }
     command(INIT);
-    time::wait(STEP);
+    time::wait(1);
     command(STARTUP | (TRAMPOLINE >> 12) as u32);
-    for _ in 0..patience / STEP {
-        if running().count_ones() >= wanted {
-            break;
-        }
-        time::wait(STEP);
-    }
+    time::within(patience, || running().count_ones() >= wanted);
     running()
 }
 

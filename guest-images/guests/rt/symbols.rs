@@ -43,7 +43,7 @@ pub const fn bytes<const N: usize>(text: &str) -> [u8; N] {
 }
 
 /// Sets the panic text and points `panicstr` at it.
-pub(crate) fn set_panic_text(text: fmt::Arguments<'_>) {
+pub fn set_panic_text(text: fmt::Arguments<'_>) {
     let mut writer = TextWriter::new(&PANIC_TEXT);
     // An overlong text is cut, as in any kernel.
     let _ = writer.write_fmt(text);

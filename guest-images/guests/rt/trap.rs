@@ -1,17 +1,17 @@
-//! Exceptions and the two software interrupts. The stubs are in `entry.s`.
+//! Exceptions, and the way to ring 0. The stubs are in `entry.s`.
 
 use crate::global::Global;
 use crate::pvpanic;
 
-/// Vectors: 32 exceptions, then `halt` and `shut_down`.
-const VECTORS: usize = 34;
+const VECTORS: usize = 32;
+/// INT3, which ring 3 may use.
+const BREAKPOINT: usize = 3;
 pub(crate) const IDT_SIZE: usize = VECTORS * 16;
-const EXCEPTIONS: usize = 32;
 /// Selector of the ring-0 code segment in `entry.s`.
 const CODE64: u64 = 0x18;
 /// Present interrupt gates, for the CPU alone and for ring 3 as well.
 const EXCEPTION_GATE: u64 = 0x8e;
-const SERVICE_GATE: u64 = 0xee;
+const RING_3_GATE: u64 = 0xee;
 
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
@@ -24,18 +24,16 @@ static trap_report: Global<[u64; 4]> = Global::new([0; 4]);
 
 unsafe extern "C" {
     static trap_stubs: u8;
-    fn halt();
-    fn shut_down();
+    fn enter_ring_0();
 }
 
 /// Fills the IDT, which every CPU shares.
 pub(crate) fn install() {
     let stubs = (&raw const trap_stubs) as u64;
-    for vector in 0..EXCEPTIONS {
+    for vector in 0..VECTORS {
         idt.set(vector, gate(stubs + 16 * vector as u64, EXCEPTION_GATE));
     }
-    idt.set(EXCEPTIONS, gate(halt as *const () as u64, SERVICE_GATE));
-    idt.set(EXCEPTIONS + 1, gate(shut_down as *const () as u64, SERVICE_GATE));
+    idt.set(BREAKPOINT, gate(enter_ring_0 as *const () as u64, RING_3_GATE));
 }
 
 fn gate(handler: u64, kind: u64) -> (u64, u64) {
