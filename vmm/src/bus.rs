@@ -131,6 +131,27 @@ impl fmt::Debug for Bus {
     }
 }
 
+/// What every device promises, tried on one.
+#[cfg(test)]
+pub(crate) mod contract {
+    use super::BusDevice;
+
+    /// Reads and writes at every offset of `len` and at far ones, in every width, with values that set few and many
+    /// bits: none of it may panic or hang.
+    pub(crate) fn any_access_is_survived(device: &mut dyn BusDevice, len: u64) {
+        let far = [len, u64::from(u32::MAX), u64::MAX - 15, u64::MAX];
+        for value in [0, 1, 0x0f, 0x80, 0xff] {
+            for offset in (0..len).chain(far) {
+                for width in 0..=16 {
+                    let mut data = [value; 16];
+                    device.read(offset, &mut data[..width]);
+                    let _ = device.write(offset, &data[..width]);
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,5 +3,6 @@
 
 pub mod bus;
 pub mod devices;
+pub mod link;
 pub mod memory;
 pub mod sys;

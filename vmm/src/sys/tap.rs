@@ -182,3 +182,29 @@ fn attach(file: &File, name: &InterfaceName) -> io::Result<()> {
 fn check(result: c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// A tap without an interface, for tests that need no rights.
+#[cfg(test)]
+pub(crate) mod fake {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::{File, Interfaces, OpenOptions, Tap};
+
+    /// A tap whose host side is a socket: datagrams keep the borders of frames, headers included, as a tap does.
+    pub(crate) fn tap() -> (Tap, UnixDatagram) {
+        let (ours, host) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        host.set_nonblocking(true).unwrap();
+        (over(File::from(OwnedFd::from(ours))), host)
+    }
+
+    /// A tap that was removed: every read and write fails.
+    pub(crate) fn gone() -> Tap {
+        over(OpenOptions::new().write(true).open("/dev/full").unwrap())
+    }
+
+    fn over(file: File) -> Tap {
+        Tap { file, name: "fake".parse().unwrap(), interfaces: Interfaces::here().unwrap() }
+    }
+}

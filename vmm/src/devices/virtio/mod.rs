@@ -5,6 +5,7 @@
 //! is the same for all of them. All fields in memory and registers are little-endian.
 
 pub mod chain;
+pub mod driver;
 pub mod mmio;
 pub mod net;
 pub mod transport;

@@ -254,7 +254,9 @@ fn place(slot: &QueueSlot, memory: &GuestMemory) -> Option<Queue> {
     let size = usize::from(queue.size());
     // Flags, index and event word of the rings have 2 bytes each (virtio 1.2, 2.7).
     let areas = [(descriptors, 16 * size), (available, 6 + 2 * size), (used, 6 + 8 * size)];
-    areas.iter().all(|&(base, len)| memory.check_range(GuestAddress(base), len)).then_some(queue)
+    let inside = areas.iter().all(|&(base, len)| memory.check_range(GuestAddress(base), len));
+    // An available ring at address 0 is none to `virtio-queue`.
+    (inside && available != 0).then_some(queue)
 }
 
 fn lock(device: &Mutex<dyn VirtioDevice>) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
