@@ -2,9 +2,16 @@
 //!
 //! Everything here is bytes in, values out, with every length checked: what the network sends cannot make it panic.
 
+pub mod arp;
+pub mod checksum;
+pub mod datagram;
+pub mod ethernet;
+pub mod ipv4;
 pub mod mac;
 pub mod message;
+pub mod udp;
 
+pub use datagram::Route;
 pub use mac::MacAddr;
 pub use message::{Ack, Message, MessageKind};
 
