@@ -1,1 +1,393 @@
-//! The sans-IO netdump client.
+//! The netdump client: frames and time in, frames and events out. It owns no socket, no clock and no memory of the
+//! guest.
+//!
+//! ```text
+//! Resolve -> Herald -> Key (encrypted dumps) -> Data -> Header -> Finish -> Closed
+//! ```
+//!
+//! Law for callers: after each [`Client::handle_frame`], [`Client::handle_timeout`] or [`Client::abort`], call
+//! [`Client::poll_transmit`] and [`Client::poll_event`] until both give `None`, then wait for a frame or for
+//! [`Client::poll_timeout`]. [`crate::drive`] does that over a [`crate::link::Link`].
+//!
+//! The wire follows FreeBSD's `sys/netinet/netdump/netdump_client.c`, so stock servers understand it; how messages are
+//! acknowledged and resent is this client's own (`window.rs`), as the protocol leaves it to the sender.
+
+mod config;
+mod congestion;
+mod ignored;
+mod incoming;
+mod neighbor;
+mod outgoing;
+mod phase;
+mod spans;
+mod timers;
+mod window;
+
+use std::collections::VecDeque;
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+pub use config::{ClientConfig, ConfigError, DumpPlan, MIN_MTU};
+pub use ignored::{Ignored, IgnoredCounts};
+pub use neighbor::NextHop;
+pub use outgoing::{Attempt, PAYLOAD_AT, Sending, Transmit};
+pub use phase::{ClientEvent, Ending, FailReason, Phase};
+pub use window::Sequence;
+
+use self::incoming::Incoming;
+use self::neighbor::{ArpNews, Neighbor};
+use self::spans::Spans;
+use self::window::{AckError, AckWindow, Chunk, Pace};
+use crate::vmcore::kdh::KDH_LEN;
+use crate::wire::MessageKind;
+use crate::wire::arp::ArpPacket;
+use crate::{ReadAt, ReadError};
+
+/// What was sent and received so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClientStats {
+    /// Messages sent for the first time.
+    pub messages: u64,
+    /// Messages sent again.
+    pub resends: u64,
+    /// Core bytes sent at least once.
+    pub bytes_sent: u64,
+    /// Core bytes left out, as they are untouched zeros.
+    pub bytes_untouched: u64,
+    /// Core bytes acknowledged.
+    pub bytes_acked: u64,
+    /// Frames received and ignored.
+    pub ignored: IgnoredCounts,
+}
+
+/// One dump, from the first ARP request to its end.
+#[derive(Debug)]
+pub struct Client {
+    config: ClientConfig,
+    /// The HERALD's payload.
+    path: Vec<u8>,
+    header: [u8; KDH_LEN],
+    key: Vec<u8>,
+    length: u64,
+    payload_limit: usize,
+    neighbor: Neighbor,
+    window: AckWindow,
+    spans: Spans,
+    phase: Phase,
+    /// Of the present phase's object: bytes of the key, or messages, that were sent at least once.
+    queued: usize,
+    /// Where the HERALD's ack came from: the only port that later acks count from.
+    learned_port: Option<u16>,
+    /// When the dump fails whatever it does.
+    deadline: Option<Instant>,
+    conflict_told: bool,
+    events: VecDeque<ClientEvent>,
+    stats: ClientStats,
+}
+
+impl Client {
+    /// Begins a dump: the first ARP request is ready to be sent.
+    pub fn new(config: ClientConfig, plan: DumpPlan, now: Instant) -> Result<Self, ConfigError> {
+        config.check(&plan)?;
+        let path = plan.path.filter(|path| !path.is_empty()).map(|path| [path.as_bytes(), b"\0"].concat());
+        Ok(Self {
+            path: path.unwrap_or_default(),
+            header: plan.header,
+            key: plan.key.unwrap_or_default(),
+            length: plan.length,
+            payload_limit: config.payload_limit(),
+            neighbor: Neighbor::new(&config, now),
+            window: AckWindow::new(config.try_wait()),
+            spans: Spans::new(plan.length),
+            phase: Phase::Resolve,
+            queued: 0,
+            learned_port: None,
+            deadline: config.deadline().map(|limit| now + limit),
+            conflict_told: false,
+            events: VecDeque::from([ClientEvent::Reached(Phase::Resolve)]),
+            stats: ClientStats::default(),
+            config,
+        })
+    }
+
+    /// Takes a frame from the link. One that changes nothing is counted and its reason returned; it is no failure.
+    pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) -> Result<(), Ignored> {
+        self.take_frame(now, frame).inspect_err(|reason| self.stats.ignored.count(*reason))
+    }
+
+    /// Acts on the time: resends, asks again, gives up.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.phase == Phase::Closed {
+            return;
+        }
+        if let Some(limit) = self.config.deadline().filter(|_| self.deadline.is_some_and(|at| at <= now)) {
+            self.end(FailReason::Deadline { limit, phase: self.phase, missing: self.missing_bytes() });
+            return;
+        }
+        self.neighbor.handle_timeout(now);
+        if self.neighbor.is_silent() {
+            let gateway = self.config.gateway.filter(|gateway| *gateway != self.config.server);
+            self.end(FailReason::NoNeighbor { server: self.config.server, gateway });
+            return;
+        }
+        if self.gives_up_at().is_some_and(|at| at <= now) {
+            self.end(self.silence());
+            return;
+        }
+        self.window.expire(now);
+    }
+
+    /// Writes the next frame to send into `frame`, replacing what is there; `None` when there is nothing to send now.
+    /// An error leaves everything as it was.
+    pub fn poll_transmit<I: ReadAt + ?Sized>(
+        &mut self,
+        now: Instant,
+        image: &I,
+        frame: &mut Vec<u8>,
+    ) -> Result<Option<Transmit>, ReadError> {
+        if self.phase == Phase::Closed {
+            return Ok(None);
+        }
+        if let Some(packet) = self.neighbor.poll_transmit() {
+            self.emit_arp(&packet, frame);
+            return Ok(Some(Transmit { sending: Sending::Arp(packet.operation), body: None }));
+        }
+        let Some(next_hop) = self.neighbor.next_hop() else { return Ok(None) };
+        if let Some((sequence, chunk)) = self.window.peek_resend() {
+            self.emit_message(next_hop, sequence, chunk, image, frame)?;
+            self.window.resent(now);
+            self.stats.resends += 1;
+            return Ok(Some(self.transmit(sequence, chunk, Attempt::Again)));
+        }
+        if !self.window.has_room() {
+            return Ok(None);
+        }
+        let Some(chunk) = self.peek_new(image) else { return Ok(None) };
+        let sequence = self.window.next_sequence();
+        self.emit_message(next_hop, sequence, chunk, image, frame)?;
+        self.take_new(now, chunk);
+        Ok(Some(self.transmit(sequence, chunk, Attempt::First)))
+    }
+
+    /// What happened since it was asked last, oldest first.
+    pub fn poll_event(&mut self) -> Option<ClientEvent> {
+        self.events.pop_front()
+    }
+
+    /// When to call [`Self::handle_timeout`] at the latest; `None` when the dump is over.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.phase == Phase::Closed {
+            return None;
+        }
+        let times =
+            [self.deadline, self.neighbor.poll_timeout(), self.window.next_expiry(), self.gives_up_at()];
+        times.into_iter().flatten().min()
+    }
+
+    /// Ends the dump, unless it is over, as unconfirmed where only FINISHED was not acknowledged, else as failed.
+    pub fn abort(&mut self, reason: FailReason) {
+        if self.phase != Phase::Closed {
+            self.end(reason);
+        }
+    }
+
+    /// Where the dump is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The server's address with the port that it gave this dump; port 0 as long as it gave none.
+    pub fn server(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.config.server, self.learned_port.unwrap_or(0))
+    }
+
+    /// What was sent and received so far.
+    pub fn stats(&self) -> &ClientStats {
+        &self.stats
+    }
+
+    /// Core bytes that need no more care: acknowledged, or left out as untouched zeros.
+    pub fn bytes_settled(&self) -> u64 {
+        self.stats.bytes_acked + self.stats.bytes_untouched
+    }
+
+    /// The parts of the core that were not acknowledged, in ascending order: on their way, lost, or not sent yet.
+    pub fn missing(&self) -> Vec<(u64, u64)> {
+        let on_their_way = self
+            .window
+            .unacknowledged()
+            .filter(|chunk| chunk.kind == MessageKind::Vmcore)
+            .map(|chunk| (chunk.offset, chunk.offset + chunk.len as u64));
+        let unsent = (!self.spans.is_done()).then(|| (self.spans.position(), self.length));
+        let mut missing: Vec<(u64, u64)> = Vec::new();
+        for (start, end) in on_their_way.chain(unsent) {
+            match missing.last_mut() {
+                Some(last) if last.1 == start => last.1 = end,
+                _ => missing.push((start, end)),
+            }
+        }
+        missing
+    }
+
+    fn take_frame(&mut self, now: Instant, frame: &[u8]) -> Result<(), Ignored> {
+        if self.phase == Phase::Closed {
+            return Err(Ignored::Closed);
+        }
+        match Incoming::parse(&self.config, frame)? {
+            Incoming::Arp(packet) => self.take_arp(&packet),
+            Incoming::Ack { port, sequence } => self.take_ack(now, port, sequence),
+        }
+    }
+
+    fn take_arp(&mut self, packet: &ArpPacket) -> Result<(), Ignored> {
+        match self.neighbor.handle(packet)? {
+            ArpNews::Asked => Ok(()),
+            ArpNews::Resolved(hop) => {
+                self.events.push_back(ClientEvent::Resolved { hop, mac: packet.sender_mac });
+                self.advance();
+                Ok(())
+            }
+            ArpNews::Conflict(mac) => {
+                if !self.conflict_told {
+                    self.conflict_told = true;
+                    self.events.push_back(ClientEvent::AddressConflict { mac });
+                }
+                Err(Ignored::AddressConflict)
+            }
+        }
+    }
+
+    /// The port is learned only from the ack of the HERALD, of which the window knows whether it was sent.
+    fn take_ack(&mut self, now: Instant, port: u16, sequence: Sequence) -> Result<(), Ignored> {
+        if self.learned_port.is_some_and(|learned| learned != port) {
+            return Err(Ignored::OtherServerPort);
+        }
+        let chunk = self.window.acknowledge(now, sequence).map_err(|error| match error {
+            AckError::Repeated => Ignored::RepeatedAck,
+            AckError::Unknown => Ignored::UnknownAck,
+        })?;
+        match chunk.kind {
+            MessageKind::Herald => {
+                self.learned_port = Some(port);
+                self.events.push_back(ClientEvent::Accepted { port });
+            }
+            MessageKind::Vmcore => self.stats.bytes_acked += chunk.len as u64,
+            MessageKind::Kdh | MessageKind::EkcdKey | MessageKind::Finished => {}
+        }
+        self.advance();
+        Ok(())
+    }
+
+    /// Goes on to the next phase when this one's messages are all acknowledged.
+    fn advance(&mut self) {
+        while self.window.is_empty() && self.is_all_queued() {
+            let next = match self.phase {
+                Phase::Resolve => Phase::Herald,
+                Phase::Herald if !self.key.is_empty() => Phase::Key,
+                Phase::Herald | Phase::Key => Phase::Data,
+                Phase::Data => Phase::Header,
+                Phase::Header => Phase::Finish,
+                Phase::Finish | Phase::Closed => return self.close(Ending::Complete),
+            };
+            self.phase = next;
+            self.queued = 0;
+            self.window.set_pace(if next == Phase::Data { Pace::Stream } else { Pace::Single });
+            self.events.push_back(ClientEvent::Reached(next));
+        }
+    }
+
+    /// Whether every message of this phase was sent at least once.
+    fn is_all_queued(&self) -> bool {
+        match self.phase {
+            Phase::Resolve => self.neighbor.next_hop().is_some(),
+            Phase::Key => self.queued == self.key.len(),
+            Phase::Data => self.spans.is_done(),
+            Phase::Herald | Phase::Header | Phase::Finish => self.queued == 1,
+            Phase::Closed => false,
+        }
+    }
+
+    /// The next message that was never sent, if this phase has one left.
+    fn peek_new<I: ReadAt + ?Sized>(&mut self, image: &I) -> Option<Chunk> {
+        if self.is_all_queued() {
+            return None;
+        }
+        let (kind, offset, len) = match self.phase {
+            Phase::Resolve | Phase::Closed => return None,
+            Phase::Herald => (MessageKind::Herald, 0, self.path.len()),
+            Phase::Key => {
+                let len = (self.key.len() - self.queued).min(self.payload_limit);
+                (MessageKind::EkcdKey, self.queued as u64, len)
+            }
+            Phase::Data => {
+                let (offset, len) = self.spans.peek(image, self.payload_limit)?;
+                (MessageKind::Vmcore, offset, len)
+            }
+            Phase::Header => (MessageKind::Kdh, 0, KDH_LEN),
+            Phase::Finish => (MessageKind::Finished, 0, 0),
+        };
+        Some(Chunk { kind, offset, len })
+    }
+
+    /// The message of [`Self::peek_new`] is on its way.
+    fn take_new(&mut self, now: Instant, chunk: Chunk) {
+        self.window.push(now, chunk);
+        self.stats.messages += 1;
+        match self.phase {
+            Phase::Data => {
+                self.spans.take(chunk.len);
+                self.stats.bytes_sent += chunk.len as u64;
+                self.stats.bytes_untouched = self.spans.skipped();
+            }
+            Phase::Key => self.queued += chunk.len,
+            Phase::Herald | Phase::Header | Phase::Finish => self.queued = 1,
+            Phase::Resolve | Phase::Closed => {}
+        }
+    }
+
+    /// When the oldest unacknowledged message has been waited for long enough.
+    fn gives_up_at(&self) -> Option<Instant> {
+        Some(self.window.oldest()? + self.patience())
+    }
+
+    fn patience(&self) -> Duration {
+        match self.phase {
+            Phase::Finish => self.config.finish_patience(),
+            _ => self.config.patience(),
+        }
+    }
+
+    fn silence(&self) -> FailReason {
+        let waited = self.patience();
+        match self.phase {
+            Phase::Herald => {
+                let server = SocketAddrV4::new(self.config.server, self.config.server_port);
+                FailReason::NoServer { server, waited }
+            }
+            Phase::Finish => FailReason::Unfinished { server: self.server(), waited },
+            phase => {
+                FailReason::Silent { server: self.server(), phase, waited, missing: self.missing_bytes() }
+            }
+        }
+    }
+
+    fn missing_bytes(&self) -> u64 {
+        self.length - self.bytes_settled()
+    }
+
+    /// Once only FINISHED is open, the server very likely has the core, whatever ended the wait.
+    fn end(&mut self, reason: FailReason) {
+        self.close(match self.phase {
+            Phase::Finish => Ending::Unconfirmed(reason),
+            _ => Ending::Failed(reason),
+        });
+    }
+
+    fn close(&mut self, ending: Ending) {
+        self.phase = Phase::Closed;
+        self.events.push_back(ClientEvent::Closed(ending));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,21 +8,27 @@ mod core_file;
 pub mod cpu;
 pub mod elf;
 pub mod image;
+pub mod info;
+pub mod inspect;
 pub mod kdh;
 pub mod memory;
 pub mod notes;
 mod open;
 pub mod paging;
 pub mod symbols;
+pub mod verify;
 
 pub use core_file::CoreFile;
 pub use cpu::{Activity, CpuState, Registers};
 pub use image::DumpImage;
+pub use info::InfoFile;
+pub use inspect::{Inspection, inspect};
 pub use kdh::KernelDumpHeader;
 pub use memory::{MemoryError, MemoryRange, PhysicalMemory};
 pub use notes::CoreNotes;
 pub use open::{Core, OpenError, Piece, PieceContent, open};
 pub use symbols::{KernelSymbols, SymbolsError};
+pub use verify::{Verdict, verify};
 
 /// One format of core files.
 pub trait DumpFormat: Sync {

@@ -189,6 +189,11 @@ impl Core {
         &self.file
     }
 
+    /// The file, when its headers are no longer needed.
+    pub fn into_file(self) -> CoreFile {
+        self.file
+    }
+
     /// The parts of the file in the order of its headers.
     pub fn pieces(&self) -> &[Piece] {
         &self.pieces

@@ -8,7 +8,7 @@
 //! | `CORE` | `NT_PRSTATUS` 1 | per CPU in CPU order: general registers ([`prstatus`]) |
 //! | `LINUX` | `NT_X86_XSTATE` 0x202 | behind the PRSTATUS of each CPU whose XSAVE area is known |
 //! | `QEMU` | 0 | per CPU in CPU order: control registers and descriptor tables too ([`qemu`]) |
-//! | `NETDUMP` | 1 | once: lines of `key=value` ([`text`]) |
+//! | `NETDUMP` | 0x4e455444 | once: lines of `key=value` ([`text`]) |
 
 mod prstatus;
 mod qemu;
@@ -23,7 +23,8 @@ use crate::facts::GuestFacts;
 const NT_PRSTATUS: u32 = 1;
 const NT_X86_XSTATE: u32 = 0x202;
 const QEMU_CPU: u32 = 0;
-const NETDUMP_TEXT: u32 = 1;
+/// "NETD". crash and BFD look at some types without looking at the name: a small number could pass for a PRSTATUS.
+const NETDUMP_TEXT: u32 = 0x4e45_5444;
 
 /// Most CPUs that are taken from a file.
 pub const MAX_CPUS: usize = 4096;

@@ -1,0 +1,193 @@
+//! What a frame from the link is: every check that needs nothing but the frame and our configuration, in the order of
+//! the layers. FreeBSD's client made some of these; all of them together are what an ack or an ARP packet must pass.
+
+use super::config::ClientConfig;
+use super::ignored::Ignored;
+use super::window::Sequence;
+use crate::wire::arp::ArpPacket;
+use crate::wire::ethernet::{EtherType, EthernetHeader};
+use crate::wire::ipv4::{Ipv4Header, PROTOCOL_UDP};
+use crate::wire::udp::UdpHeader;
+use crate::wire::{Ack, MacAddr};
+
+/// A frame that may mean something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Incoming {
+    /// Question or answer, for whomever.
+    Arp(ArpPacket),
+    /// From the server's address to our port; whether the port is right depends on the state of the dump.
+    Ack {
+        /// The server's port.
+        port: u16,
+        /// The message acknowledged.
+        sequence: Sequence,
+    },
+}
+
+impl Incoming {
+    /// Tells what `frame` is, or why it is nothing.
+    pub(super) fn parse(config: &ClientConfig, frame: &[u8]) -> Result<Self, Ignored> {
+        let (ethernet, packet) = EthernetHeader::parse(frame).map_err(|_| Ignored::Runt)?;
+        if ethernet.source == config.mac {
+            return Err(Ignored::OwnFrame);
+        }
+        let for_everyone = ethernet.destination == MacAddr::BROADCAST && ethernet.ethertype == EtherType::ARP;
+        if ethernet.destination != config.mac && !for_everyone {
+            return Err(Ignored::OtherStation);
+        }
+        match ethernet.ethertype {
+            EtherType::ARP => Ok(Self::Arp(ArpPacket::parse(packet)?)),
+            EtherType::IPV4 => Self::parse_ack(config, packet),
+            _ => Err(Ignored::OtherProtocol),
+        }
+    }
+
+    fn parse_ack(config: &ClientConfig, packet: &[u8]) -> Result<Self, Ignored> {
+        let (ip, datagram) = Ipv4Header::parse(packet)?;
+        if ip.source != config.server {
+            return Err(Ignored::OtherSource);
+        }
+        if ip.destination != config.client {
+            return Err(Ignored::OtherDestination);
+        }
+        if ip.protocol != PROTOCOL_UDP {
+            return Err(Ignored::NotUdp);
+        }
+        let (udp, payload) = UdpHeader::parse(&ip, datagram)?;
+        if udp.destination != config.client_port {
+            return Err(Ignored::OtherPort);
+        }
+        if udp.source == 0 {
+            return Err(Ignored::OtherServerPort);
+        }
+        let Ack(number) = Ack::parse(payload).map_err(|_| Ignored::NotAnAck)?;
+        Ok(Self::Ack { port: udp.source, sequence: Sequence(number) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    use super::*;
+    use crate::wire::Route;
+    use crate::wire::arp::ArpOperation;
+    use crate::wire::checksum::Checksum;
+
+    const OUR_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+    const THEIR_MAC: MacAddr = MacAddr([0xe2, 0x90, 0x34, 0x67, 0x40, 0xff]);
+    const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 1);
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 2);
+    const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 66);
+
+    fn parse(frame: &[u8]) -> Result<Incoming, Ignored> {
+        Incoming::parse(&ClientConfig::new(SERVER, CLIENT, OUR_MAC, 1500), frame)
+    }
+
+    fn route() -> Route {
+        Route {
+            source_mac: THEIR_MAC,
+            destination_mac: OUR_MAC,
+            source: SocketAddrV4::new(SERVER, 42260),
+            destination: SocketAddrV4::new(CLIENT, 20024),
+        }
+    }
+
+    fn frame(route: Route, payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        route.emit(payload, &mut frame);
+        frame
+    }
+
+    const ACK: [u8; 4] = [0, 0, 0xa1, 0x22];
+
+    /// A good ack with bytes of its IPv4 header changed, and the header's checksum put right again.
+    fn with_ip(changes: &[(usize, u8)]) -> Result<Incoming, Ignored> {
+        let mut bytes = frame(route(), &ACK);
+        for &(at, to) in changes {
+            bytes[14 + at] = to;
+        }
+        bytes[24..26].fill(0);
+        let sum = Checksum::of(&bytes[14..34]).complete();
+        bytes[24..26].copy_from_slice(&sum);
+        parse(&bytes)
+    }
+
+    #[test]
+    fn acks_pass_with_and_without_padding_and_checksum() {
+        let want = Ok(Incoming::Ack { port: 42260, sequence: Sequence(41250) });
+        let mut bytes = frame(route(), &ACK);
+        assert_eq!(parse(&bytes), want);
+        bytes.resize(60, 0xee);
+        assert_eq!(parse(&bytes), want);
+        bytes[40..42].fill(0);
+        assert_eq!(parse(&bytes), want);
+        bytes[40] = 1;
+        assert_eq!(parse(&bytes), Err(Ignored::UdpChecksum));
+    }
+
+    #[test]
+    fn other_stations_and_protocols_are_ignored() {
+        let to = |destination_mac| parse(&frame(Route { destination_mac, ..route() }, &ACK));
+        assert_eq!(to(THEIR_MAC), Err(Ignored::OtherStation));
+        assert_eq!(to(MacAddr::BROADCAST), Err(Ignored::OtherStation));
+        assert_eq!(parse(&frame(Route { source_mac: OUR_MAC, ..route() }, &ACK)), Err(Ignored::OwnFrame));
+        let mut tagged = frame(route(), &ACK);
+        tagged[12..14].copy_from_slice(&[0x81, 0]);
+        assert_eq!(parse(&tagged), Err(Ignored::OtherProtocol));
+        assert_eq!(parse(&tagged[..13]), Err(Ignored::Runt));
+    }
+
+    #[test]
+    fn other_hosts_and_ports_are_ignored() {
+        let from = |source| parse(&frame(Route { source, ..route() }, &ACK));
+        assert_eq!(from(SocketAddrV4::new(STRANGER, 42260)), Err(Ignored::OtherSource));
+        assert_eq!(from(SocketAddrV4::new(SERVER, 0)), Err(Ignored::OtherServerPort));
+        let to = |destination| parse(&frame(Route { destination, ..route() }, &ACK));
+        assert_eq!(to(SocketAddrV4::new(STRANGER, 20024)), Err(Ignored::OtherDestination));
+        assert_eq!(to(SocketAddrV4::new(CLIENT, 20023)), Err(Ignored::OtherPort));
+    }
+
+    #[test]
+    fn odd_ip_packets_are_ignored() {
+        assert_eq!(with_ip(&[(0, 0x46)]), Err(Ignored::IpOptions));
+        assert_eq!(with_ip(&[(0, 0x44)]), Err(Ignored::MalformedIp));
+        assert_eq!(with_ip(&[(0, 0x65)]), Err(Ignored::MalformedIp));
+        assert_eq!(with_ip(&[(3, 33)]), Err(Ignored::MalformedIp));
+        assert_eq!(with_ip(&[(6, 0x20)]), Err(Ignored::IpFragment));
+        assert_eq!(with_ip(&[(7, 8)]), Err(Ignored::IpFragment));
+        assert_eq!(with_ip(&[(9, 6)]), Err(Ignored::NotUdp));
+        let mut damaged = frame(route(), &ACK);
+        damaged[22] ^= 1;
+        assert_eq!(parse(&damaged), Err(Ignored::IpChecksum));
+    }
+
+    #[test]
+    fn acks_of_other_sizes_are_ignored() {
+        for len in [0, 3, 5, 24] {
+            assert_eq!(parse(&frame(route(), &vec![0; len])), Err(Ignored::NotAnAck), "{len} bytes");
+        }
+        let mut lying = frame(route(), &ACK);
+        lying[39] = 13;
+        assert_eq!(parse(&lying), Err(Ignored::MalformedUdp));
+    }
+
+    #[test]
+    fn arp_is_taken_for_us_and_for_everyone() {
+        let arp = ArpPacket {
+            operation: ArpOperation::Request,
+            sender_mac: THEIR_MAC,
+            sender_ip: SERVER,
+            target_mac: MacAddr::ZERO,
+            target_ip: CLIENT,
+        };
+        for destination in [OUR_MAC, MacAddr::BROADCAST] {
+            let ethernet = EthernetHeader { destination, source: THEIR_MAC, ethertype: EtherType::ARP };
+            let mut bytes = ethernet.to_bytes().to_vec();
+            arp.emit(&mut bytes);
+            assert_eq!(parse(&bytes), Ok(Incoming::Arp(arp)));
+            bytes[18] = 255;
+            assert_eq!(parse(&bytes), Err(Ignored::MalformedArp));
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! ARP, both ways: finding the next hop (RFC 826; the server is asked first, then the gateway, as there is no netmask),
+//! and answering for our own address, for which nobody else speaks while the guest is stopped.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use super::config::ClientConfig;
+use super::ignored::Ignored;
+use crate::wire::MacAddr;
+use crate::wire::arp::{ArpOperation, ArpPacket};
+
+/// Answers that wait for room on the link; further requests are dropped, and asked again by who needs them.
+const MAX_REPLIES: usize = 8;
+
+/// Who takes our frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextHop {
+    /// The server itself.
+    Server,
+    /// The gateway, which forwards them.
+    Gateway,
+}
+
+/// What an ARP packet has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ArpNews {
+    /// The next hop's hardware address is known now.
+    Resolved(NextHop),
+    /// Somebody asked for us and gets an answer.
+    Asked,
+    /// Another host sends from our address.
+    Conflict(MacAddr),
+}
+
+#[derive(Debug)]
+enum State {
+    Asking { hop: NextHop, target: Ipv4Addr, tries_left: u32, unsent: bool, until: Instant },
+    Known(MacAddr),
+    Silent,
+}
+
+/// Our side of ARP.
+#[derive(Debug)]
+pub(super) struct Neighbor {
+    mac: MacAddr,
+    client: Ipv4Addr,
+    server: Ipv4Addr,
+    gateway: Option<Ipv4Addr>,
+    tries: u32,
+    wait: Duration,
+    state: State,
+    replies: VecDeque<ArpPacket>,
+}
+
+impl Neighbor {
+    /// Begins with the question for the server.
+    pub(super) fn new(config: &ClientConfig, now: Instant) -> Self {
+        let tries = config.arp_retries.max(1);
+        let wait = config.try_wait();
+        Self {
+            mac: config.mac,
+            client: config.client,
+            server: config.server,
+            gateway: config.gateway.filter(|gateway| *gateway != config.server),
+            tries,
+            wait,
+            state: State::Asking {
+                hop: NextHop::Server,
+                target: config.server,
+                tries_left: tries - 1,
+                unsent: true,
+                until: now + wait,
+            },
+            replies: VecDeque::with_capacity(MAX_REPLIES),
+        }
+    }
+
+    /// The next hop, once it is known. It does not change any more: a later answer may be stale or forged.
+    pub(super) fn next_hop(&self) -> Option<MacAddr> {
+        match self.state {
+            State::Known(mac) => Some(mac),
+            State::Asking { .. } | State::Silent => None,
+        }
+    }
+
+    /// Whether everyone has been asked in vain.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(self.state, State::Silent)
+    }
+
+    /// The packet to send now, if any.
+    pub(super) fn poll_transmit(&mut self) -> Option<ArpPacket> {
+        if let Some(reply) = self.replies.pop_front() {
+            return Some(reply);
+        }
+        match &mut self.state {
+            State::Asking { target, unsent, .. } if *unsent => {
+                *unsent = false;
+                Some(ArpPacket {
+                    operation: ArpOperation::Request,
+                    sender_mac: self.mac,
+                    sender_ip: self.client,
+                    target_mac: MacAddr::ZERO,
+                    target_ip: *target,
+                })
+            }
+            State::Asking { .. } | State::Known(_) | State::Silent => None,
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        match self.state {
+            State::Asking { until, .. } => Some(until),
+            State::Known(_) | State::Silent => None,
+        }
+    }
+
+    /// Asks again, or the gateway instead, or gives up.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        let State::Asking { hop, target, tries_left, unsent, until } = &mut self.state else { return };
+        if now < *until {
+            return;
+        }
+        if *tries_left == 0 {
+            match self.gateway.filter(|_| *hop == NextHop::Server) {
+                Some(gateway) => (*hop, *target, *tries_left) = (NextHop::Gateway, gateway, self.tries),
+                None => {
+                    self.state = State::Silent;
+                    return;
+                }
+            }
+        }
+        *tries_left -= 1;
+        *unsent = true;
+        *until = now + self.wait;
+    }
+
+    /// Takes one packet.
+    pub(super) fn handle(&mut self, packet: &ArpPacket) -> Result<ArpNews, Ignored> {
+        if packet.sender_mac == self.mac {
+            return Err(Ignored::OwnFrame);
+        }
+        if packet.sender_mac.is_group() || packet.sender_mac == MacAddr::ZERO {
+            return Err(Ignored::ArpSender);
+        }
+        if packet.sender_ip == self.client {
+            return Ok(ArpNews::Conflict(packet.sender_mac));
+        }
+        if packet.target_ip != self.client {
+            return Err(Ignored::ArpForOther);
+        }
+        match packet.operation {
+            ArpOperation::Request => {
+                if self.replies.len() >= MAX_REPLIES {
+                    return Err(Ignored::ArpFlood);
+                }
+                self.replies.push_back(packet.reply_from(self.mac));
+                Ok(ArpNews::Asked)
+            }
+            ArpOperation::Reply => self.handle_reply(packet),
+        }
+    }
+
+    /// The server's answer counts also while the gateway is asked: it is only late.
+    fn handle_reply(&mut self, packet: &ArpPacket) -> Result<ArpNews, Ignored> {
+        let State::Asking { hop: asked, .. } = self.state else { return Err(Ignored::ArpNotAsked) };
+        let hop = match packet.sender_ip {
+            ip if ip == self.server => NextHop::Server,
+            ip if asked == NextHop::Gateway && Some(ip) == self.gateway => NextHop::Gateway,
+            _ => return Err(Ignored::ArpNotAsked),
+        };
+        self.state = State::Known(packet.sender_mac);
+        Ok(ArpNews::Resolved(hop))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+    const OUR_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+    const THEIR_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
+
+    fn neighbor(gateway: Option<Ipv4Addr>) -> (Neighbor, Instant) {
+        let now = Instant::now();
+        let config = ClientConfig { gateway, ..ClientConfig::new(SERVER, CLIENT, OUR_MAC, 1500) };
+        (Neighbor::new(&config, now), now)
+    }
+
+    fn packet(
+        operation: ArpOperation,
+        sender: (MacAddr, Ipv4Addr),
+        target: (MacAddr, Ipv4Addr),
+    ) -> ArpPacket {
+        ArpPacket {
+            operation,
+            sender_mac: sender.0,
+            sender_ip: sender.1,
+            target_mac: target.0,
+            target_ip: target.1,
+        }
+    }
+
+    fn reply(mac: MacAddr, ip: Ipv4Addr) -> ArpPacket {
+        packet(ArpOperation::Reply, (mac, ip), (OUR_MAC, CLIENT))
+    }
+
+    /// Targets asked until silence, with the seconds since the start.
+    fn asked(mut neighbor: Neighbor, start: Instant) -> Vec<(u64, Ipv4Addr)> {
+        let mut asked = Vec::new();
+        let mut now = start;
+        loop {
+            while let Some(packet) = neighbor.poll_transmit() {
+                asked.push(((now - start).as_secs(), packet.target_ip));
+            }
+            let Some(next) = neighbor.poll_timeout() else { break };
+            now = next;
+            neighbor.handle_timeout(now);
+        }
+        assert!(neighbor.is_silent());
+        asked
+    }
+
+    #[test]
+    fn server_is_asked_three_times_and_then_the_gateway() {
+        let (only_server, now) = neighbor(None);
+        assert_eq!(asked(only_server, now), [(0, SERVER), (1, SERVER), (2, SERVER)]);
+        let (same, now) = neighbor(Some(SERVER));
+        assert_eq!(asked(same, now).len(), 3);
+        let (both, now) = neighbor(Some(GATEWAY));
+        let want = [(0, SERVER), (1, SERVER), (2, SERVER), (3, GATEWAY), (4, GATEWAY), (5, GATEWAY)];
+        assert_eq!(asked(both, now), want);
+    }
+
+    #[test]
+    fn first_answer_is_kept() {
+        let (mut neighbor, _) = neighbor(Some(GATEWAY));
+        assert_eq!(neighbor.handle(&reply(THEIR_MAC, SERVER)), Ok(ArpNews::Resolved(NextHop::Server)));
+        let later = MacAddr([2, 0, 0, 0, 0, 66]);
+        assert_eq!(neighbor.handle(&reply(later, SERVER)), Err(Ignored::ArpNotAsked));
+        assert_eq!(neighbor.next_hop(), Some(THEIR_MAC));
+        assert_eq!(neighbor.poll_timeout(), None);
+    }
+
+    #[test]
+    fn gateway_counts_only_when_it_is_asked() {
+        let (mut neighbor, start) = neighbor(Some(GATEWAY));
+        assert_eq!(neighbor.handle(&reply(THEIR_MAC, GATEWAY)), Err(Ignored::ArpNotAsked));
+        for second in 1..=3 {
+            neighbor.handle_timeout(start + Duration::from_secs(second));
+        }
+        assert_eq!(neighbor.handle(&reply(THEIR_MAC, GATEWAY)), Ok(ArpNews::Resolved(NextHop::Gateway)));
+    }
+
+    #[test]
+    fn answers_from_strangers_and_impossible_addresses_are_ignored() {
+        let (mut neighbor, _) = neighbor(None);
+        let stranger = Ipv4Addr::new(10, 0, 0, 66);
+        assert_eq!(neighbor.handle(&reply(THEIR_MAC, stranger)), Err(Ignored::ArpNotAsked));
+        assert_eq!(neighbor.handle(&reply(MacAddr::BROADCAST, SERVER)), Err(Ignored::ArpSender));
+        assert_eq!(neighbor.handle(&reply(MacAddr::ZERO, SERVER)), Err(Ignored::ArpSender));
+        assert_eq!(neighbor.handle(&reply(OUR_MAC, SERVER)), Err(Ignored::OwnFrame));
+        let for_other = packet(ArpOperation::Reply, (THEIR_MAC, SERVER), (OUR_MAC, stranger));
+        assert_eq!(neighbor.handle(&for_other), Err(Ignored::ArpForOther));
+        assert_eq!(neighbor.next_hop(), None);
+    }
+
+    #[test]
+    fn requests_for_us_are_answered_before_our_own_question() {
+        let (mut neighbor, _) = neighbor(None);
+        let request = packet(ArpOperation::Request, (THEIR_MAC, SERVER), (MacAddr::ZERO, CLIENT));
+        assert_eq!(neighbor.handle(&request), Ok(ArpNews::Asked));
+        let answer = packet(ArpOperation::Reply, (OUR_MAC, CLIENT), (THEIR_MAC, SERVER));
+        assert_eq!(neighbor.poll_transmit(), Some(answer));
+        assert_eq!(neighbor.poll_transmit().map(|question| question.target_ip), Some(SERVER));
+        let other = packet(ArpOperation::Request, (THEIR_MAC, SERVER), (MacAddr::ZERO, GATEWAY));
+        assert_eq!(neighbor.handle(&other), Err(Ignored::ArpForOther));
+    }
+
+    #[test]
+    fn a_flood_of_requests_is_bounded() {
+        let (mut neighbor, _) = neighbor(None);
+        let request = packet(ArpOperation::Request, (THEIR_MAC, SERVER), (MacAddr::ZERO, CLIENT));
+        let results: Vec<_> = (0..100).map(|_| neighbor.handle(&request)).collect();
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), MAX_REPLIES);
+        assert_eq!(results[99], Err(Ignored::ArpFlood));
+    }
+
+    #[test]
+    fn another_owner_of_our_address_is_noticed() {
+        let (mut neighbor, _) = neighbor(None);
+        let claim = packet(ArpOperation::Request, (THEIR_MAC, CLIENT), (MacAddr::ZERO, CLIENT));
+        assert_eq!(neighbor.handle(&claim), Ok(ArpNews::Conflict(THEIR_MAC)));
+    }
+}

@@ -1,0 +1,204 @@
+//! The stations of a dump, and the ways in which it can end.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::neighbor::NextHop;
+use crate::ReadError;
+use crate::link::LinkError;
+use crate::report::Outcome;
+use crate::wire::MacAddr;
+
+/// Where a dump is. They follow one another in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Asking by ARP for the next hop.
+    Resolve,
+    /// Announcing the dump.
+    Herald,
+    /// Sending the key block of an encrypted dump.
+    Key,
+    /// Sending the core.
+    Data,
+    /// Sending the dump header.
+    Header,
+    /// Everything is acknowledged; waiting for the server to say that it is on stable storage.
+    Finish,
+    /// Over.
+    Closed,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resolve => "looking for the server",
+            Self::Herald => "announcing the dump",
+            Self::Key => "sending the key",
+            Self::Data => "sending memory",
+            Self::Header => "sending the dump header",
+            Self::Finish => "waiting for the server to finish",
+            Self::Closed => "done",
+        })
+    }
+}
+
+/// What the client has to tell.
+#[derive(Debug)]
+pub enum ClientEvent {
+    /// The next hop answered ARP.
+    Resolved {
+        /// Who it is.
+        hop: NextHop,
+        /// Its hardware address, used for the whole dump.
+        mac: MacAddr,
+    },
+    /// The server takes the dump, at this port.
+    Accepted {
+        /// The port that it gave this dump.
+        port: u16,
+    },
+    /// A phase was reached.
+    Reached(Phase),
+    /// Another host uses our IP address; told once.
+    AddressConflict {
+        /// Its hardware address.
+        mac: MacAddr,
+    },
+    /// The dump is over. Nothing follows.
+    Closed(Ending),
+}
+
+/// How a dump ended, and why.
+#[derive(Debug)]
+pub enum Ending {
+    /// The server has acknowledged FINISHED.
+    Complete,
+    /// Everything but FINISHED was acknowledged: the server very likely has the core.
+    Unconfirmed(FailReason),
+    /// Something is missing at the server.
+    Failed(FailReason),
+}
+
+impl Ending {
+    /// The same without the reason.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Complete => Outcome::Complete,
+            Self::Unconfirmed(_) => Outcome::Unconfirmed,
+            Self::Failed(_) => Outcome::Failed,
+        }
+    }
+
+    /// Why it is not complete.
+    pub fn reason(&self) -> Option<&FailReason> {
+        match self {
+            Self::Complete => None,
+            Self::Unconfirmed(reason) | Self::Failed(reason) => Some(reason),
+        }
+    }
+}
+
+/// Why a dump ended before the server had acknowledged everything.
+#[derive(Debug, Error)]
+pub enum FailReason {
+    /// Nobody answered ARP.
+    #[error("{server} does not answer ARP{}", or_gateway(.gateway.as_ref()))]
+    NoNeighbor {
+        /// The server.
+        server: Ipv4Addr,
+        /// The gateway that was asked too.
+        gateway: Option<Ipv4Addr>,
+    },
+    /// The HERALD was not acknowledged.
+    #[error("no netdump server answers at {server} (UDP) within {waited:?}")]
+    NoServer {
+        /// Where the HERALD went.
+        server: SocketAddrV4,
+        /// How long the client waited.
+        waited: Duration,
+    },
+    /// The server fell silent.
+    #[error(
+        "{server} has stopped to acknowledge while {phase}, {waited:?} ago; {missing} bytes of the core are missing"
+    )]
+    Silent {
+        /// The server, with the port of this dump.
+        server: SocketAddrV4,
+        /// How far the dump was.
+        phase: Phase,
+        /// How long the client waited.
+        waited: Duration,
+        /// Bytes of the core that were not acknowledged.
+        missing: u64,
+    },
+    /// FINISHED was not acknowledged.
+    #[error("{server} has acknowledged the whole core but not within {waited:?} that it is stored")]
+    Unfinished {
+        /// The server, with the port of this dump.
+        server: SocketAddrV4,
+        /// How long the client waited.
+        waited: Duration,
+    },
+    /// The whole dump took too long.
+    #[error("the dump's deadline of {limit:?} passed while {phase}; {missing} bytes of the core are missing")]
+    Deadline {
+        /// The deadline.
+        limit: Duration,
+        /// How far the dump was.
+        phase: Phase,
+        /// Bytes of the core that were not acknowledged.
+        missing: u64,
+    },
+    /// The link failed.
+    #[error("the link failed while {phase}")]
+    Link {
+        /// How far the dump was.
+        phase: Phase,
+        /// What the link said.
+        #[source]
+        source: LinkError,
+    },
+    /// The core could not be read.
+    #[error("the core cannot be read")]
+    Read(#[source] ReadError),
+    /// The caller ended it.
+    #[error("stopped while {phase}: {why}")]
+    Stopped {
+        /// How far the dump was.
+        phase: Phase,
+        /// The caller's words.
+        why: String,
+    },
+}
+
+fn or_gateway(gateway: Option<&Ipv4Addr>) -> String {
+    gateway.map_or_else(
+        || ", and no gateway is configured (is it on this network?)".to_owned(),
+        |gateway| format!(", and neither does the gateway {gateway}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_name_what_is_missing() {
+        let server = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 9), 4000);
+        let waited = Duration::from_secs(12);
+        let said = FailReason::NoNeighbor { server: *server.ip(), gateway: None }.to_string();
+        assert_eq!(
+            said,
+            "10.0.0.9 does not answer ARP, and no gateway is configured (is it on this network?)"
+        );
+        let gateway = Some(Ipv4Addr::new(10, 0, 0, 1));
+        let said = FailReason::NoNeighbor { server: *server.ip(), gateway }.to_string();
+        assert_eq!(said, "10.0.0.9 does not answer ARP, and neither does the gateway 10.0.0.1");
+        let said = FailReason::Silent { server, phase: Phase::Data, waited, missing: 7 }.to_string();
+        let want = "10.0.0.9:4000 has stopped to acknowledge while sending memory, 12s ago; 7 bytes of the core are missing";
+        assert_eq!(said, want);
+    }
+}
