@@ -1,6 +1,13 @@
 //! How a dump ended, for machines: written by the sender, read by `netdump verify`.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+/// Most bytes of a report file that are read. One with 1,000 missing ranges and 1,000 CPUs is far smaller.
+const MAX_FILE: u64 = 16 << 20;
 
 /// The three ways a dump ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,4 +52,86 @@ pub struct DumpReport {
     pub bad_pages: u64,
     /// From the first ARP request to the end, in seconds.
     pub seconds: f64,
+}
+
+/// Why a report file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The operating system refused.
+    #[error("reading the report")]
+    Read(#[source] io::Error),
+    /// A file longer than any report.
+    #[error("the report is longer than {MAX_FILE} bytes")]
+    TooLong,
+    /// Not JSON, or JSON of another shape.
+    #[error("this is no report of a dump: a JSON object with the key \"dump\" is expected")]
+    Shape(#[source] serde_json::Error),
+    /// The VMM's report of a run without a dump.
+    #[error("the report tells of no dump: its \"dump\" is null")]
+    NoDump,
+}
+
+/// Reads the dump's part of a report file: the value of the key "dump" of a JSON object, whatever else is in it.
+pub fn read(path: &Path) -> Result<DumpReport, ReportError> {
+    #[derive(Deserialize)]
+    struct Report {
+        dump: serde_json::Value,
+    }
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut text))
+        .map_err(ReportError::Read)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(ReportError::TooLong);
+    }
+    let report: Report = serde_json::from_slice(&text).map_err(ReportError::Shape)?;
+    if report.dump.is_null() {
+        return Err(ReportError::NoDump);
+    }
+    serde_json::from_value(report.dump).map_err(ReportError::Shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> DumpReport {
+        DumpReport {
+            outcome: Outcome::Unconfirmed,
+            reason: Some("FINISHED was not acknowledged".into()),
+            server: "10.0.0.9:4711".into(),
+            path: Some("vms".into()),
+            length: 1 << 40,
+            blake3: Some("00".repeat(32)),
+            bytes_sent: 4096,
+            bytes_untouched: (1 << 40) - 4096,
+            missing: vec![(0, 4096)],
+            messages: 3,
+            resends: 1,
+            ignored: vec![("bad checksum".into(), 2)],
+            bad_pages: 1,
+            seconds: 0.5,
+        }
+    }
+
+    fn read_text(text: &[u8]) -> Result<DumpReport, ReportError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        read(file.path())
+    }
+
+    #[test]
+    fn dump_is_found_among_other_keys() {
+        let text = serde_json::json!({ "source": "pvpanic", "dump": report(), "cpus": [1, 2] }).to_string();
+        assert_eq!(read_text(text.as_bytes()).unwrap(), report());
+    }
+
+    #[test]
+    fn other_files_are_refused_with_the_reason() {
+        assert!(matches!(read_text(b"\x7fELF"), Err(ReportError::Shape(_))));
+        assert!(matches!(read_text(b"{}"), Err(ReportError::Shape(_))));
+        assert!(matches!(read_text(b"{\"dump\": 3}"), Err(ReportError::Shape(_))));
+        assert!(matches!(read_text(b"{\"dump\": null}"), Err(ReportError::NoDump)));
+        assert!(matches!(read(Path::new("/nonexistent")), Err(ReportError::Read(_))));
+    }
 }

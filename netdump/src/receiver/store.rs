@@ -1,0 +1,223 @@
+//! Where the bytes of dumps go: the seam between sessions and storage, and a store in memory.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
+
+use super::path::{DumpPath, PathRefusal};
+use super::summary::{DumpSummary, Ending, HeaderSeen};
+
+/// What a HERALD asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewDump {
+    /// The client.
+    pub peer: SocketAddrV4,
+    /// Which of our addresses it spoke to.
+    pub local: Ipv4Addr,
+    /// The directory it asks for. When it is refused, the dump goes to the default directory.
+    pub path: Result<Option<DumpPath>, PathRefusal>,
+}
+
+/// Keeps dumps.
+pub trait DumpStore {
+    /// One dump being written.
+    type Dump: OpenDump<Stored = Self::Stored> + std::fmt::Debug;
+    /// What there is to say of a dump that ended: where it is.
+    type Stored: Clone + std::fmt::Debug;
+
+    /// Makes room for a new dump. Where its path cannot be used, a default is, and the dump says so.
+    fn create(&mut self, request: &NewDump) -> Result<Self::Dump, StoreError>;
+}
+
+/// One dump being written. What a call has taken survives the death of this program, as far as the storage is capable
+/// of that: the client is told so as soon as the call returns.
+///
+/// After [`Self::abandon`], or [`Self::commit`] with [`Commit::Done`], nothing else is called.
+pub trait OpenDump {
+    /// As in [`DumpStore`].
+    type Stored;
+
+    /// Puts core bytes at `offset`; offset and end fit into an `i64`. Bytes may come in any order and repeatedly.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// Puts bytes of the key block at `offset`.
+    fn key_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// Takes the header, the last one if several come.
+    fn header(&mut self, header: &HeaderSeen) -> Result<(), StoreError>;
+
+    /// Brings the dump to stable storage under its final name. May take its time: while the answer is
+    /// [`Commit::Pending`] it is asked again. After an error [`Self::abandon`] follows.
+    fn commit(&mut self, summary: &DumpSummary) -> Result<Commit<Self::Stored>, StoreError>;
+
+    /// Keeps what came under a name that says that it is not whole.
+    fn abandon(&mut self, summary: &DumpSummary, ending: &Ending) -> Result<Self::Stored, StoreError>;
+}
+
+/// How far a commit is.
+#[derive(Debug)]
+pub enum Commit<T> {
+    /// All of it is on stable storage.
+    Done(T),
+    /// Ask again.
+    Pending,
+}
+
+/// Why bytes cannot be stored.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store's directory cannot be used at all.
+    #[error("directory {} cannot be used", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store's directory is there but new files cannot be made in it.
+    #[error("directory {} is not writable", path.display())]
+    NotWritable {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Bytes could not be written.
+    #[error("writing {len} bytes at offset {offset:#x} of {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// First byte.
+        offset: u64,
+        /// How many.
+        len: usize,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something else was refused.
+    #[error("{doing} {}", path.display())]
+    File {
+        /// What was done to the file, such as "renaming".
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// All numbers that were tried are taken.
+    #[error("no free number for a dump of {host} in {}", directory.display())]
+    NoFreeIndex {
+        /// The client's name.
+        host: String,
+        /// Where.
+        directory: PathBuf,
+    },
+    /// The store in memory has reached its limit.
+    #[error("{end} bytes exceed the store's limit of {limit}")]
+    Full {
+        /// Where the bytes would end.
+        end: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+}
+
+/// Keeps dumps in memory: for tests and simulations.
+#[derive(Debug, Clone)]
+pub struct MemoryStore {
+    /// Most bytes of one core; what goes beyond fails as a full disk does.
+    limit: u64,
+}
+
+impl MemoryStore {
+    /// A store that takes cores of at most `limit` bytes.
+    pub fn with_limit(limit: u64) -> Self {
+        Self { limit }
+    }
+}
+
+/// A dump in memory.
+#[derive(Debug, Clone)]
+pub struct MemoryDump {
+    /// What the HERALD asked for.
+    pub request: NewDump,
+    /// The core.
+    pub core: Vec<u8>,
+    /// The key block.
+    pub key: Vec<u8>,
+    /// The header.
+    pub header: HeaderSeen,
+    /// How the dump ended; `None` while it is being written.
+    pub ending: Option<Ending>,
+    limit: u64,
+}
+
+impl DumpStore for MemoryStore {
+    type Dump = MemoryDump;
+    type Stored = MemoryDump;
+
+    fn create(&mut self, request: &NewDump) -> Result<MemoryDump, StoreError> {
+        Ok(MemoryDump {
+            request: request.clone(),
+            core: Vec::new(),
+            key: Vec::new(),
+            header: HeaderSeen::Missing,
+            ending: None,
+            limit: self.limit,
+        })
+    }
+}
+
+impl MemoryDump {
+    fn put(limit: u64, object: &mut Vec<u8>, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let end = offset.saturating_add(bytes.len() as u64);
+        let full = || StoreError::Full { end, limit };
+        let range = usize::try_from(offset).map_err(|_| full())?..usize::try_from(end).map_err(|_| full())?;
+        if end > limit {
+            return Err(full());
+        }
+        if object.len() < range.end {
+            object.resize(range.end, 0);
+        }
+        object.get_mut(range).ok_or_else(full)?.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl OpenDump for MemoryDump {
+    type Stored = Self;
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        Self::put(self.limit, &mut self.core, offset, bytes)
+    }
+
+    fn key_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        Self::put(self.limit, &mut self.key, offset, bytes)
+    }
+
+    fn header(&mut self, header: &HeaderSeen) -> Result<(), StoreError> {
+        self.header = header.clone();
+        Ok(())
+    }
+
+    fn commit(&mut self, summary: &DumpSummary) -> Result<Commit<Self>, StoreError> {
+        let full = || StoreError::Full { end: summary.length, limit: self.limit };
+        let length = usize::try_from(summary.length.min(self.limit)).map_err(|_| full())?;
+        self.core.resize(length, 0);
+        self.abandon(summary, &Ending::Complete).map(Commit::Done)
+    }
+
+    fn abandon(&mut self, _summary: &DumpSummary, ending: &Ending) -> Result<Self, StoreError> {
+        Ok(Self {
+            request: self.request.clone(),
+            core: std::mem::take(&mut self.core),
+            key: std::mem::take(&mut self.key),
+            header: self.header.clone(),
+            ending: Some(ending.clone()),
+            limit: self.limit,
+        })
+    }
+}

@@ -1,0 +1,130 @@
+//! The ELF core: ELF64, `ET_CORE`, x86-64, little-endian.
+//!
+//! ```text
+//! 0                header, 64 bytes
+//! 64               program headers, 56 bytes each: one PT_NOTE, one PT_LOAD for each RAM range
+//!                  notes (see `notes`), zeros up to a page boundary
+//! page boundary    the RAM ranges, one behind the other
+//! ```
+//!
+//! Each PT_LOAD has `p_paddr = p_vaddr` = the guest-physical address. Program headers directly behind the header are
+//! what makedumpfile needs: it never looks at `e_phoff`.
+
+mod read;
+
+use super::core_file::CoreFile;
+use super::image::DumpImage;
+use super::memory::{MemoryRange, PhysicalMemory};
+use super::notes::{self, CoreNotes};
+use super::open::{Core, OpenError};
+use super::paging::PAGE_SIZE;
+use super::{DumpFormat, PlanError};
+pub use read::ElfError;
+
+const MAGIC: &[u8] = b"\x7fELF";
+const CLASS_64: u8 = 2;
+const LITTLE_ENDIAN: u8 = 1;
+const HEADER_LEN: u16 = 64;
+const PROGRAM_HEADER_LEN: u16 = 56;
+const ET_CORE: u16 = 4;
+const EM_X86_64: u16 = 62;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+const READ_WRITE_EXECUTE: u32 = 7;
+/// 0xffff program headers would mean that their number stands elsewhere.
+const MAX_PROGRAM_HEADERS: usize = 0xfffe;
+
+/// The format "elf".
+#[derive(Debug)]
+pub struct Elf;
+
+impl DumpFormat for Elf {
+    fn name(&self) -> &'static str {
+        "elf"
+    }
+
+    fn plan<'m>(
+        &self,
+        memory: &'m dyn PhysicalMemory,
+        notes: &CoreNotes,
+    ) -> Result<DumpImage<'m>, PlanError> {
+        let ranges = memory.ranges();
+        check(ranges)?;
+        let headers = u16::try_from(ranges.len() + 1)
+            .ok()
+            .filter(|&count| usize::from(count) <= MAX_PROGRAM_HEADERS)
+            .ok_or(PlanError::TooManyRanges { count: ranges.len(), most: MAX_PROGRAM_HEADERS - 1 })?;
+        let notes = notes::emit(memory.cpus(), notes);
+        let notes_at = u64::from(HEADER_LEN) + u64::from(PROGRAM_HEADER_LEN) * u64::from(headers);
+        let notes_end = notes_at + notes.len() as u64;
+        let data_at = notes_end.next_multiple_of(PAGE_SIZE);
+
+        let mut head = header(headers);
+        let notes_range = MemoryRange { start: 0, len: notes.len() as u64 };
+        put_program_header(&mut head, PT_NOTE, notes_at, notes_range);
+        let mut offset = data_at;
+        for range in ranges {
+            put_program_header(&mut head, PT_LOAD, offset, *range);
+            offset += range.len;
+        }
+
+        let mut image = DumpImage::new(memory);
+        image.push_bytes(head);
+        image.push_bytes(notes);
+        image.push_zeros(data_at - notes_end);
+        for range in ranges {
+            image.push_guest(*range);
+        }
+        Ok(image)
+    }
+
+    fn recognise(&self, head: &[u8]) -> bool {
+        head.starts_with(MAGIC)
+    }
+
+    fn open(&self, file: CoreFile) -> Result<Core, OpenError> {
+        read::open(file).map_err(OpenError::Elf)
+    }
+}
+
+/// RAM ranges must be what [`PhysicalMemory`] promises: a core made from others could not be read.
+fn check(ranges: &[MemoryRange]) -> Result<(), PlanError> {
+    let mut end = 0;
+    for range in ranges {
+        let aligned = range.start.is_multiple_of(PAGE_SIZE) && range.len.is_multiple_of(PAGE_SIZE);
+        if !aligned || range.len == 0 || range.start < end || range.start.checked_add(range.len).is_none() {
+            return Err(PlanError::Range { start: range.start, len: range.len });
+        }
+        end = range.end();
+    }
+    Ok(())
+}
+
+fn header(program_headers: u16) -> Vec<u8> {
+    let mut out = Vec::with_capacity(usize::from(HEADER_LEN));
+    out.extend_from_slice(MAGIC);
+    // Class, byte order, version, System V ABI.
+    out.extend([CLASS_64, LITTLE_ENDIAN, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    out.extend(ET_CORE.to_le_bytes());
+    out.extend(EM_X86_64.to_le_bytes());
+    out.extend(1_u32.to_le_bytes());
+    // Entry point, offsets of program and section headers, flags.
+    out.extend([0, u64::from(HEADER_LEN), 0].iter().flat_map(|word| word.to_le_bytes()));
+    out.extend(0_u32.to_le_bytes());
+    for half in [HEADER_LEN, PROGRAM_HEADER_LEN, program_headers, 0, 0, 0] {
+        out.extend(half.to_le_bytes());
+    }
+    out
+}
+
+/// Notes have no address and lie on 4 bytes; memory lies on pages and may be used in any way.
+fn put_program_header(out: &mut Vec<u8>, kind: u32, offset: u64, range: MemoryRange) {
+    let (flags, memory_len, alignment) = match kind {
+        PT_LOAD => (READ_WRITE_EXECUTE, range.len, PAGE_SIZE),
+        _ => (0, 0, 4),
+    };
+    out.extend(kind.to_le_bytes());
+    out.extend(flags.to_le_bytes());
+    let words = [offset, range.start, range.start, range.len, memory_len, alignment];
+    out.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+}

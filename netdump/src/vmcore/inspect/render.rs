@@ -1,0 +1,295 @@
+//! The text of an [`Inspection`] for a terminal: one block a subject, facts at a glance. Texts of the guest are printed
+//! without control characters.
+
+use std::fmt::{self, Display, Write as _};
+
+use super::{Inspection, RangeFacts};
+use crate::vmcore::cpu::{Activity, CpuState, Registers};
+
+/// Ranges and CPUs that are listed before the rest is only counted. JSON has them all.
+const MAX_LISTED: usize = 64;
+/// Width of the left column.
+const LABEL: usize = 9;
+
+impl Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.path.display())?;
+        self.file(f)?;
+        self.panic(f)?;
+        self.guest(f)?;
+        self.dump(f)?;
+        self.memory(f)?;
+        self.cpus(f)?;
+        self.environment(f)?;
+        self.problems.iter().try_for_each(|problem| line(f, "Problem", problem))
+    }
+}
+
+impl Inspection {
+    fn file(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        line(f, "Core", self.kind)?;
+        let length = format!("{} ({} bytes)", bytes_text(self.length), self.length);
+        match self.length.checked_sub(self.expected_length) {
+            Some(0) => line(f, "", length),
+            Some(more) => line(f, "", format!("{length}, {more} bytes MORE than its headers say")),
+            None => {
+                let lost = self.expected_length - self.length;
+                line(
+                    f,
+                    "",
+                    format!("{length}, CUT: {} ({lost} bytes) are missing at its end", bytes_text(lost)),
+                )
+            }
+        }
+    }
+
+    fn panic(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let panic = &self.panic;
+        let facts = [
+            panic.cpu.map(|cpu| format!("on CPU {cpu}")),
+            panic.source.as_ref().map(|source| format!("noticed by {}", plain(source))),
+            panic.time.map(|time| format!("at {}", utc(time))),
+        ];
+        let facts: Vec<String> = facts.into_iter().flatten().collect();
+        if panic.text.is_none() && facts.is_empty() {
+            return Ok(());
+        }
+        line(f, "Panic", panic.text.as_deref().map_or_else(|| "(no text)".to_owned(), plain))?;
+        if facts.is_empty() { Ok(()) } else { line(f, "", facts.join(", ")) }
+    }
+
+    fn guest(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let guest = &self.guest;
+        let name = guest.host_name.as_ref().map(|name| format!("\"{}\"", plain(name)));
+        let system: Vec<String> = guest.os.iter().chain(&guest.release).map(|text| plain(text)).collect();
+        let system = (!system.is_empty()).then(|| system.join(" "));
+        let first: Vec<String> = system.into_iter().chain(name).collect();
+        let version = guest.version.iter().flat_map(|text| text.lines()).map(plain);
+        let lines = (!first.is_empty()).then(|| first.join(", ")).into_iter().chain(version);
+        labelled(f, "Guest", lines)
+    }
+
+    fn dump(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(info) = &self.info else { return Ok(()) };
+        let said = |label: &str, value: &Option<String>| {
+            value.as_ref().map(|value| format!("{label}{}", plain(value)))
+        };
+        let header: Vec<String> = [
+            said("header parity: ", &info.parity),
+            said("", &info.architecture),
+            info.dump_length.map(|length| format!("{length} bytes")),
+            said("compression ", &info.compression),
+            said("host name ", &info.host_name),
+            said("at ", &info.dump_time),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let ended =
+            said("", &info.ending).unwrap_or_else(|| "the server does not say how it ended".to_owned());
+        let from = said("from ", &info.dump_from).into_iter().chain([ended]).collect::<Vec<_>>().join(": ");
+        labelled(f, "Dump", [from, header.join(", ")].into_iter().filter(|text| !text.is_empty()))
+    }
+
+    fn memory(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sum = |of: fn(&RangeFacts) -> u64| bytes_text(self.memory.iter().map(of).sum());
+        let total = format!(
+            "{} in {} range{}, {} stored",
+            sum(|range| range.len),
+            self.memory.len(),
+            if self.memory.len() == 1 { "" } else { "s" },
+            sum(|range| range.stored)
+        );
+        line(f, "Memory", total)?;
+        for range in self.memory.iter().take(MAX_LISTED) {
+            let (start, last) = (range.start, range.start.saturating_add(range.len - 1));
+            let (len, stored) = (bytes_text(range.len), bytes_text(range.stored));
+            line(f, "", format!("{start:#014x} to {last:#014x} {len:>12} {stored:>12} stored"))?;
+        }
+        rest(f, self.memory.len(), "range")
+    }
+
+    fn cpus(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        line(f, "CPUs", self.cpus.len())?;
+        for cpu in self.cpus.iter().take(MAX_LISTED) {
+            let panicked = self.panic.cpu == Some(cpu.index);
+            let mark = if panicked { ", PANICKED" } else { "" };
+            line(f, "", format!("CPU {}: {}{mark}", cpu.index, activity_text(cpu)))?;
+            let Some(registers) = &cpu.registers else { continue };
+            let shown = if panicked || self.cpus.len() == 1 { all(registers) } else { main(registers) };
+            for row in shown.chunks(4) {
+                let cells: Vec<String> =
+                    row.iter().map(|(name, value)| format!("{name:>6} {value:016x}")).collect();
+                line(f, "", cells.join(" "))?;
+            }
+        }
+        rest(f, self.cpus.len(), "CPU")
+    }
+
+    fn environment(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(environment) = &self.guest.environment else { return Ok(()) };
+        let count = environment.len();
+        line(f, "Kenv", format!("{count} variable{}", if count == 1 { "" } else { "s" }))?;
+        environment
+            .iter()
+            .try_for_each(|(name, value)| line(f, "", format!("{}=\"{}\"", plain(name), plain(value))))
+    }
+}
+
+/// A number of bytes as a human reads it: "4.0 KiB", "1.5 GiB".
+pub fn bytes_text(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    let unit = usize::try_from(bytes.ilog2() / 10).expect("a u64 has 64 bits") - 1;
+    let shift = 10 * (unit + 1);
+    // Tenths, rounded to the nearest, in integers: a float has not enough digits for exact sizes.
+    let tenths = (u128::from(bytes) * 10 + (1 << (shift - 1))) >> shift;
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+/// Registers that tell where a CPU is.
+fn main(r: &Registers) -> Vec<(&'static str, u64)> {
+    vec![("rip", r.rip), ("rsp", r.rsp), ("rbp", r.rbp), ("cr3", r.cr3)]
+}
+
+fn all(r: &Registers) -> Vec<(&'static str, u64)> {
+    let mut shown = vec![
+        ("rip", r.rip),
+        ("rsp", r.rsp),
+        ("rbp", r.rbp),
+        ("rflags", r.rflags),
+        ("rax", r.rax),
+        ("rbx", r.rbx),
+        ("rcx", r.rcx),
+        ("rdx", r.rdx),
+        ("rsi", r.rsi),
+        ("rdi", r.rdi),
+        ("r8", r.r8),
+        ("r9", r.r9),
+        ("r10", r.r10),
+        ("r11", r.r11),
+        ("r12", r.r12),
+        ("r13", r.r13),
+        ("r14", r.r14),
+        ("r15", r.r15),
+        ("cs", r.cs.selector.into()),
+        ("ss", r.ss.selector.into()),
+        ("cr0", r.cr0),
+        ("cr2", r.cr2),
+        ("cr3", r.cr3),
+        ("cr4", r.cr4),
+        ("efer", r.efer),
+        ("fsbase", r.fs.base),
+        ("gsbase", r.gs.base),
+    ];
+    shown.extend(r.msr(crate::vmcore::cpu::MSR_KERNEL_GS_BASE).map(|base| ("kgs", base)));
+    shown
+}
+
+fn activity_text(cpu: &CpuState) -> &'static str {
+    match cpu.activity {
+        Activity::Running => "running",
+        Activity::Halted => "halted",
+        Activity::NotStarted => "not started by the guest",
+        Activity::NotStopped => "did not stop, nothing is known of it",
+    }
+}
+
+fn line(f: &mut fmt::Formatter<'_>, label: &str, text: impl Display) -> fmt::Result {
+    writeln!(f, "{label:<LABEL$} {text}")
+}
+
+fn labelled(f: &mut fmt::Formatter<'_>, label: &str, lines: impl Iterator<Item = String>) -> fmt::Result {
+    for (index, text) in lines.enumerate() {
+        line(f, if index == 0 { label } else { "" }, text)?;
+    }
+    Ok(())
+}
+
+fn rest(f: &mut fmt::Formatter<'_>, count: usize, what: &str) -> fmt::Result {
+    match count.saturating_sub(MAX_LISTED) {
+        0 => Ok(()),
+        1 => line(f, "", format!("and 1 more {what}")),
+        more => line(f, "", format!("and {more} more {what}s")),
+    }
+}
+
+/// A guest's text without anything that a terminal would obey.
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.trim_end().chars() {
+        if character.is_control() {
+            write!(out, "{}", character.escape_default()).expect("writing to a String cannot fail");
+        } else {
+            out.push(character);
+        }
+    }
+    out
+}
+
+/// Seconds since 1970 as "2026-01-31 12:00:00 UTC".
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
+/// Year, month and day of the day number `days` since 1970-01-01, in the Gregorian calendar.
+fn civil(days: u64) -> (u64, u64, u64) {
+    // Count from 1600-03-01: a 400-year cycle begins there, and the leap day is the last of its year.
+    let days = days.saturating_add(135_080);
+    let (cycle, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day_of_month = day - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (1600 + 400 * cycle + year + carry, month, day_of_month)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_to_tenths() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (640 << 10, "640.0 KiB"),
+            ((1 << 30) + (1 << 29), "1.5 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes_text(bytes), text);
+        }
+    }
+
+    #[test]
+    fn seconds_become_dates() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (951_868_800, "2000-03-01 00:00:00 UTC"),
+            (1_767_225_599, "2025-12-31 23:59:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(utc(seconds), text);
+        }
+        assert!(utc(u64::MAX).ends_with("UTC"));
+    }
+
+    #[test]
+    fn guest_text_cannot_command_the_terminal() {
+        assert_eq!(plain("a\x1b[2Jb\u{9b}c\n"), "a\\u{1b}[2Jb\\u{9b}c");
+    }
+}

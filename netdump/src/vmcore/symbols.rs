@@ -1,0 +1,169 @@
+//! The symbols and the load map of an ELF64 kernel: where its variables are, in virtual and physical addresses.
+//!
+//! The file is hostile: the number of symbols, the length of a name and the sum of all names are bounded, and no
+//! field of it is trusted with an index or a size.
+
+use std::collections::HashMap;
+
+use object::elf::{FileHeader64, PT_LOAD, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_SECTION};
+use object::read::elf::{FileHeader, ProgramHeader, Sym, SymbolTable};
+use object::{Endianness, FileKind};
+use thiserror::Error;
+
+/// Most symbols that are taken; Linux and FreeBSD kernels have 60,000 to 250,000.
+const MAX_SYMBOLS: usize = 1 << 20;
+/// Longer names are left out: nothing that is looked up here is that long.
+const MAX_NAME: usize = 512;
+/// Most bytes of all names together. Names may overlap in the file, so its length is no bound.
+const MAX_NAMES: usize = 64 << 20;
+/// Most PT_LOAD segments that are taken; kernels have 2 to 10.
+const MAX_SEGMENTS: usize = 1024;
+
+/// Why a kernel's symbols could not be read.
+#[derive(Debug, Error)]
+pub enum SymbolsError {
+    /// Another format, or a 32-bit or big-endian file.
+    #[error("the kernel is not a little-endian ELF64 file")]
+    NotElf64,
+    /// Tables that lie outside the file or contradict themselves.
+    #[error("the ELF headers of the kernel are damaged")]
+    Damaged(#[source] object::read::Error),
+    /// More symbols than any kernel has.
+    #[error("the kernel's symbol table has {0} entries, more than the {MAX_SYMBOLS} that are read")]
+    TooMany(usize),
+    /// More bytes of names than any kernel has.
+    #[error("the names of the kernel's symbols exceed {MAX_NAMES} bytes")]
+    NamesTooLong,
+}
+
+/// Symbols and load map of one kernel image.
+#[derive(Debug, Clone, Default)]
+pub struct KernelSymbols {
+    symbols: HashMap<Box<str>, Symbol>,
+    segments: Vec<Segment>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Symbol {
+    address: u64,
+    size: u64,
+    local: bool,
+}
+
+/// One PT_LOAD: `len` bytes of memory at `virtual_start`, loaded at `physical_start`.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    virtual_start: u64,
+    physical_start: u64,
+    len: u64,
+}
+
+impl KernelSymbols {
+    /// Reads `.symtab` and the program headers of an ELF64 file. A stripped image gives an empty table.
+    ///
+    /// Of several symbols of one name a global one is kept, else the first.
+    pub fn parse(bytes: &[u8]) -> Result<Self, SymbolsError> {
+        if !matches!(FileKind::parse(bytes), Ok(FileKind::Elf64)) {
+            return Err(SymbolsError::NotElf64);
+        }
+        let header = FileHeader64::<Endianness>::parse(bytes).map_err(SymbolsError::Damaged)?;
+        let endian = header.endian().map_err(|_| SymbolsError::NotElf64)?;
+        if endian != Endianness::Little {
+            return Err(SymbolsError::NotElf64);
+        }
+        let sections = header.sections(endian, bytes).map_err(SymbolsError::Damaged)?;
+        let table = sections.symbols(endian, bytes, SHT_SYMTAB).map_err(SymbolsError::Damaged)?;
+        Ok(Self { symbols: symbols(endian, &table)?, segments: segments(endian, header, bytes)? })
+    }
+
+    /// Virtual address of a symbol (its value, for absolute symbols such as FreeBSD's `kernbase`).
+    pub fn address(&self, name: &str) -> Option<u64> {
+        self.symbols.get(name).map(|symbol| symbol.address)
+    }
+
+    /// Size in bytes of what the symbol names; 0 when the image does not say.
+    pub fn size(&self, name: &str) -> Option<u64> {
+        self.symbols.get(name).map(|symbol| symbol.size)
+    }
+
+    /// Where the image asks to be loaded in physical memory the byte that it calls `virtual_address`.
+    ///
+    /// A boot loader may have put a relocatable kernel elsewhere; then this is not where it is.
+    pub fn physical(&self, virtual_address: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let offset = virtual_address.checked_sub(segment.virtual_start)?;
+            if offset >= segment.len {
+                return None;
+            }
+            segment.physical_start.checked_add(offset)
+        })
+    }
+
+    /// Whether there are no symbols at all, as in a stripped image.
+    pub fn is_empty(&self) -> bool {
+        self.symbols.is_empty()
+    }
+
+    /// How many names are known.
+    pub fn len(&self) -> usize {
+        self.symbols.len()
+    }
+}
+
+fn symbols(
+    endian: Endianness,
+    table: &SymbolTable<'_, FileHeader64<Endianness>>,
+) -> Result<HashMap<Box<str>, Symbol>, SymbolsError> {
+    if table.len() > MAX_SYMBOLS {
+        return Err(SymbolsError::TooMany(table.len()));
+    }
+    let mut symbols: HashMap<Box<str>, Symbol> = HashMap::new();
+    let mut names = 0;
+    for entry in table.iter() {
+        let nameless = matches!(entry.st_type(), STT_SECTION | STT_FILE);
+        if nameless || entry.st_name(endian) == 0 || entry.st_shndx(endian) == SHN_UNDEF {
+            continue;
+        }
+        // A name outside the string table or not in UTF-8 is no name that anybody looks up.
+        let Ok(name) = table.symbol_name(endian, entry) else { continue };
+        let Ok(name) = std::str::from_utf8(name) else { continue };
+        if name.is_empty() || name.len() > MAX_NAME {
+            continue;
+        }
+        let symbol = Symbol {
+            address: entry.st_value(endian),
+            size: entry.st_size(endian),
+            local: entry.st_bind() == STB_LOCAL,
+        };
+        if let Some(known) = symbols.get_mut(name) {
+            if known.local && !symbol.local {
+                *known = symbol;
+            }
+            continue;
+        }
+        names += name.len();
+        if names > MAX_NAMES {
+            return Err(SymbolsError::NamesTooLong);
+        }
+        symbols.insert(name.into(), symbol);
+    }
+    Ok(symbols)
+}
+
+fn segments(
+    endian: Endianness,
+    header: &FileHeader64<Endianness>,
+    bytes: &[u8],
+) -> Result<Vec<Segment>, SymbolsError> {
+    let headers = header.program_headers(endian, bytes).map_err(SymbolsError::Damaged)?;
+    Ok(headers
+        .iter()
+        .filter(|header| header.p_type(endian) == PT_LOAD && header.p_memsz(endian) > 0)
+        .take(MAX_SEGMENTS)
+        .map(|header| Segment {
+            virtual_start: header.p_vaddr(endian),
+            physical_start: header.p_paddr(endian),
+            len: header.p_memsz(endian),
+        })
+        .collect())
+}

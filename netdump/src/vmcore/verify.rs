@@ -1,0 +1,408 @@
+//! Whether a core is whole: what its headers promise, what the server beside it says, and what the sender sent.
+//!
+//! Each question is one [`Check`] with one sentence. Content can only be proven against the sender's report, which
+//! holds a hash of the bytes as they were sent; without it a core can be well-formed and still hold wrong bytes.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::core_file::CoreFile;
+use super::info::{self, InfoFile};
+use super::inspect::bytes_text;
+use super::memory::PhysicalMemory;
+use super::open::{Core, OpenError, Piece, PieceContent, open};
+use crate::report::{DumpReport, Outcome};
+
+/// Bytes that are hashed in one go.
+const CHUNK: usize = 1 << 20;
+/// Ranges that a sentence names before it says how many more there are.
+const SHOWN_RANGES: usize = 4;
+/// Words in a file's name that say that the core is not whole.
+const TELLING_NAMES: [&str; 2] = ["incomplete", "partial"];
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// As it must be.
+    Pass,
+    /// Not so.
+    Fail,
+    /// Nothing to hold it against.
+    NotApplicable,
+}
+
+/// One question and its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at, in a word or two.
+    pub name: &'static str,
+    /// How it came out.
+    pub finding: Finding,
+    /// What was found, in one sentence.
+    pub text: String,
+}
+
+/// All checks of one core.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// The checks in the order in which they were made.
+    pub checks: Vec<Check>,
+}
+
+impl Verdict {
+    /// Whether nothing speaks against the core and something for it: its structure, or its content.
+    pub fn whole(&self) -> bool {
+        let found = |finding| move |check: &Check| check.finding == finding;
+        let proves =
+            |check: &Check| check.finding == Finding::Pass && [STRUCTURE, CONTENT].contains(&check.name);
+        !self.checks.iter().any(found(Finding::Fail)) && self.checks.iter().any(proves)
+    }
+
+    /// Whether the content was held against the hash in a report.
+    pub fn is_content_proven(&self) -> bool {
+        self.checks.iter().any(|check| check.name == CONTENT && check.finding == Finding::Pass)
+    }
+
+    fn add(&mut self, name: &'static str, finding: Finding, text: impl Into<String>) {
+        self.checks.push(Check { name, finding, text: text.into() });
+    }
+
+    fn judge(&mut self, name: &'static str, result: Result<String, String>) {
+        match result {
+            Ok(text) => self.add(name, Finding::Pass, text),
+            Err(text) => self.add(name, Finding::Fail, text),
+        }
+    }
+}
+
+const STRUCTURE: &str = "structure";
+const CONTENT: &str = "content";
+
+impl fmt::Display for Verdict {
+    /// A line for each check, then the verdict.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for check in &self.checks {
+            let mark = match check.finding {
+                Finding::Pass => "ok",
+                Finding::Fail => "FAIL",
+                Finding::NotApplicable => "-",
+            };
+            writeln!(f, "{mark:>4}  {:<10} {}", check.name, check.text)?;
+        }
+        f.write_str(match (self.whole(), self.is_content_proven()) {
+            (true, true) => "The core is whole: its content is what the sender sent.",
+            (true, false) => {
+                "The core is well-formed; without the sender's report its content could not be checked."
+            }
+            (false, _) => "The core is NOT whole.",
+        })
+    }
+}
+
+/// Checks a core, and its content if there is a report of the dump.
+///
+/// `progress` is called now and then with the bytes hashed so far and the bytes in all.
+pub fn verify(path: &Path, report: Option<&DumpReport>, progress: &mut dyn FnMut(u64, u64)) -> Verdict {
+    let mut verdict = Verdict { checks: Vec::new() };
+    let core = open(path);
+    match &core {
+        Ok(core) => check_core(&mut verdict, core),
+        Err(error @ OpenError::Unsupported(_)) => {
+            verdict.add(STRUCTURE, Finding::NotApplicable, sentence(error))
+        }
+        Err(error) => verdict.add(STRUCTURE, Finding::Fail, sentence(error)),
+    }
+    let file = match core {
+        Ok(core) => Ok(core.into_file()),
+        Err(_) => CoreFile::open(path),
+    };
+    if let Ok(file) = &file {
+        check_holes(&mut verdict, file, report);
+    }
+    check_name(&mut verdict, path);
+    check_info(&mut verdict, path, file.as_ref().ok());
+    match (report, file) {
+        (Some(report), Ok(file)) => check_report(&mut verdict, &file, report, progress),
+        (None, Ok(_)) => {
+            verdict.add(
+                CONTENT,
+                Finding::NotApplicable,
+                "no report of the sender to check the content against",
+            );
+        }
+        // That it cannot be opened has been said.
+        (_, Err(_)) => {}
+    }
+    verdict
+}
+
+fn check_core(verdict: &mut Verdict, core: &Core) {
+    verdict.judge(STRUCTURE, structure(core));
+    verdict.judge("length", length(core));
+    verdict.judge("notes", notes(core));
+}
+
+/// The pieces lie in the file in the order of their headers, none on another; memory is in ascending order.
+fn structure(core: &Core) -> Result<String, String> {
+    let mut before: Option<&Piece> = None;
+    for piece in core.pieces().iter().filter(|piece| piece.len > 0) {
+        if let Some(before) = before.filter(|before| piece.offset < before.end()) {
+            return Err(format!(
+                "{} at offset {:#x} begins before the end of {} at {:#x}",
+                piece.content,
+                piece.offset,
+                before.content,
+                before.end()
+            ));
+        }
+        before = Some(piece);
+    }
+    let memory = core.pieces().iter().filter_map(|piece| match piece.content {
+        PieceContent::Memory(range) => Some(range),
+        _ => None,
+    });
+    let mut end = 0;
+    for range in memory {
+        if range.start < end {
+            return Err(format!(
+                "memory at {:#x} is listed behind memory that ends at {end:#x}",
+                range.start
+            ));
+        }
+        end = range.end();
+    }
+    let ranges = core.ranges();
+    let total: u64 = ranges.iter().map(|range| range.len).sum();
+    Ok(format!("{}, {} of memory in {}", core.kind(), bytes_text(total), counted(ranges.len(), "range")))
+}
+
+fn length(core: &Core) -> Result<String, String> {
+    let (is, should) = (core.file().length(), core.expected_length());
+    let lost = || {
+        let first = core.pieces().iter().filter(|piece| piece.end() > is).min_by_key(|piece| piece.offset);
+        first.map_or_else(String::new, |piece| format!("; the first that lacks bytes is {}", piece.content))
+    };
+    match is.cmp(&should) {
+        std::cmp::Ordering::Equal => Ok(format!("{is} bytes, as the headers say")),
+        std::cmp::Ordering::Less => Err(format!(
+            "the file ends at offset {is:#x}, {} before the end at {should:#x}{}",
+            counted_bytes(should - is),
+            lost()
+        )),
+        std::cmp::Ordering::Greater => {
+            Err(format!("{} too many, from offset {should:#x} on", counted_bytes(is - should)))
+        }
+    }
+}
+
+fn notes(core: &Core) -> Result<String, String> {
+    match core.problems() {
+        [] => Ok(format!("{} described", counted(core.cpus().len(), "CPU"))),
+        [only] => Err(only.to_string()),
+        [first, rest @ ..] => Err(format!("{first}, and {}", counted(rest.len(), "more problem"))),
+    }
+}
+
+fn check_name(verdict: &mut Verdict, path: &Path) {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if let Some(word) = TELLING_NAMES.iter().find(|word| name.contains(**word)) {
+        verdict.add("name", Finding::Fail, format!("the server named the file {word}"));
+    }
+}
+
+fn check_info(verdict: &mut Verdict, path: &Path, file: Option<&CoreFile>) {
+    const NAME: &str = "info";
+    let Some(info_path) = info::beside(path) else {
+        verdict.add(NAME, Finding::NotApplicable, "no info file of a server beside the core");
+        return;
+    };
+    let info = match InfoFile::read(&info_path) {
+        Ok(info) => info,
+        Err(error) => {
+            verdict.add(NAME, Finding::Fail, format!("{} cannot be read: {error}", info_path.display()));
+            return;
+        }
+    };
+    verdict.judge(NAME, judge_info(&info, file.map(CoreFile::length)));
+}
+
+fn judge_info(info: &InfoFile, length: Option<u64>) -> Result<String, String> {
+    let said = |text: &Option<String>| text.clone().unwrap_or_else(|| "nothing".to_owned());
+    if !info.is_complete() {
+        return Err(format!("the server says of the end of the dump: {}", said(&info.ending)));
+    }
+    if info.parity.as_deref() != Some("Pass") {
+        return Err(format!("the server says of the header's parity: {}", said(&info.parity)));
+    }
+    match (info.dump_length, length) {
+        (Some(dump_length), Some(length)) if dump_length != length => {
+            Err(format!("the header announced {dump_length} bytes, the file has {length}"))
+        }
+        (None, _) => Err("the server does not say how long the dump is".to_owned()),
+        _ => Ok("the server has the whole dump, the header's parity and length are right".to_owned()),
+    }
+}
+
+fn check_report(
+    verdict: &mut Verdict,
+    file: &CoreFile,
+    report: &DumpReport,
+    progress: &mut dyn FnMut(u64, u64),
+) {
+    verdict.judge("outcome", outcome(report));
+    if file.length() != report.length {
+        let text = format!("the sender sent {} bytes, the file has {}", report.length, file.length());
+        verdict.add(CONTENT, Finding::Fail, text);
+        return;
+    }
+    let Some(sent) = &report.blake3 else {
+        let text = "the report holds no hash of the content, as not all of it was sent";
+        verdict.add(CONTENT, Finding::NotApplicable, text);
+        return;
+    };
+    verdict.judge(
+        CONTENT,
+        match hash(file, progress) {
+            Ok(found) if found.to_hex().as_str().eq_ignore_ascii_case(sent) => {
+                Ok(format!("BLAKE3 {} is that of the bytes sent", found.to_hex()))
+            }
+            Ok(found) => Err(format!("BLAKE3 {} is not that of the bytes sent, {sent}", found.to_hex())),
+            Err(error) => Err(format!("the file cannot be read to its end: {error}")),
+        },
+    );
+}
+
+fn outcome(report: &DumpReport) -> Result<String, String> {
+    let reason = report.reason.as_deref().unwrap_or("no reason given");
+    let missing: Vec<Range<u64>> = report.missing.iter().map(|&(start, end)| start..end).collect();
+    let not_acknowledged = ranges_text("; not acknowledged: ", &missing, missing.len());
+    match report.outcome {
+        Outcome::Failed => Err(format!("the sender gave up: {reason}{}", not_acknowledged)),
+        _ if !missing.is_empty() => Err(format!("the server did not acknowledge all{not_acknowledged}")),
+        Outcome::Complete => Ok("the server acknowledged everything".to_owned()),
+        Outcome::Unconfirmed => Ok(format!("the server acknowledged everything but the end ({reason})")),
+    }
+}
+
+/// BLAKE3 of the whole file. Holes are hashed as zeros without being read.
+fn hash(file: &CoreFile, progress: &mut dyn FnMut(u64, u64)) -> io::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buf = vec![0; CHUNK];
+    let zeros = vec![0; CHUNK];
+    let mut at = 0;
+    let mut data = file.next_data(0);
+    while at < file.length() {
+        let (end, is_data) = match &data {
+            Some(run) if run.start <= at => (run.end, true),
+            Some(run) => (run.start, false),
+            None => (file.length(), false),
+        };
+        let len = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
+        if is_data {
+            file.read(at, &mut buf[..len])?;
+            hasher.update(&buf[..len]);
+        } else {
+            hasher.update(&zeros[..len]);
+        }
+        at += len as u64;
+        if at == end {
+            data = file.next_data(at);
+        }
+        progress(at, file.length());
+    }
+    Ok(hasher.finalize())
+}
+
+/// The parts of a file that were never written.
+struct Holes {
+    count: usize,
+    total: u64,
+    first: Vec<Range<u64>>,
+}
+
+impl Holes {
+    fn of(file: &CoreFile) -> Self {
+        let mut holes = Self { count: 0, total: 0, first: Vec::new() };
+        let mut at = 0;
+        while at < file.length() {
+            let data = file.next_data(at).unwrap_or(file.length()..file.length());
+            if data.start > at {
+                holes.add(at..data.start);
+            }
+            at = data.end;
+        }
+        holes
+    }
+
+    fn add(&mut self, hole: Range<u64>) {
+        self.count += 1;
+        self.total += hole.end - hole.start;
+        if self.first.len() < SHOWN_RANGES {
+            self.first.push(hole);
+        }
+    }
+}
+
+fn check_holes(verdict: &mut Verdict, file: &CoreFile, report: Option<&DumpReport>) {
+    let holes = Holes::of(file);
+    if holes.count == 0 {
+        verdict.add("holes", Finding::Pass, "none");
+        return;
+    }
+    let text = format!(
+        "{} in {} that read as zeros{}",
+        bytes_text(holes.total),
+        counted(holes.count, "hole"),
+        ranges_text(": ", &holes.first, holes.count)
+    );
+    match report {
+        Some(report) => {
+            let untouched = bytes_text(report.bytes_untouched);
+            verdict.add("holes", Finding::Pass, format!("{text}; the sender left out {untouched} of zeros"));
+        }
+        None => verdict.add(
+            "holes",
+            Finding::NotApplicable,
+            format!("{text}; only the sender's report can tell whether the guest had zeros there"),
+        ),
+    }
+}
+
+/// `before` and the ranges, of which there are `count` in all; nothing when there are none.
+fn ranges_text(before: &str, first: &[Range<u64>], count: usize) -> String {
+    if first.is_empty() {
+        return String::new();
+    }
+    let shown: Vec<String> = first
+        .iter()
+        .take(SHOWN_RANGES)
+        .map(|range| format!("{:#x} to {:#x}", range.start, range.end))
+        .collect();
+    let more = if count > shown.len() { format!(" and {} more", count - shown.len()) } else { String::new() };
+    format!("{before}{}{more}", shown.join(", "))
+}
+
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+fn counted_bytes(count: u64) -> String {
+    if count == 1 { "1 byte".to_owned() } else { format!("{count} bytes") }
+}
+
+/// An error with its causes, as one sentence.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

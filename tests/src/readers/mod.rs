@@ -1,0 +1,4 @@
+//! Readers of stored dumps that share nothing with the product: own offsets, own types, written from the formats'
+//! descriptions. They are for tests, so anything odd is an error.
+
+pub mod elf;
