@@ -1,0 +1,3 @@
+//! What the guest sees beside its processors and its RAM: one device a file.
+
+pub mod virtio;

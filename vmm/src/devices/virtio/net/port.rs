@@ -1,0 +1,666 @@
+//! Frames between the rings of a virtio-net device and its tap, both ways, without a copy.
+//!
+//! Whoever owns the [`Port`] moves the frames: the device's worker thread while the guest runs, the dumper while it
+//! stands in for the guest's driver. Nothing here waits.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use thiserror::Error;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::VolatileSlice;
+
+use super::header::{self, Checksums, NetHeader};
+use super::sniff::{SNIFFED, source_address};
+use super::{RX, TX};
+use crate::devices::virtio::Notifier;
+use crate::devices::virtio::chain::{Direction, collect};
+use crate::memory::GuestMemory;
+use crate::sys::iovec::{Source, Target};
+use crate::sys::tap::{Tap, VNET_HEADER_LEN};
+
+/// Shortest frame: an Ethernet header.
+const MIN_FRAME: usize = 14;
+/// Longest frame: an Ethernet header, a VLAN tag and the longest IP packet.
+const MAX_FRAME: usize = 14 + 4 + 65_535;
+/// Most chains handled in one go, so that neither direction, nor a request to stop, waits for long.
+const BURST: usize = 256;
+
+/// The rings themselves are impossible; the device cannot go on until its driver resets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum RingError {
+    /// The available ring claims more chains than it has room for, or the ring is not in guest memory.
+    #[error("the available ring makes no sense")]
+    Available,
+    /// A chain starts outside the descriptor table.
+    #[error("a chain starts at descriptor {head}, of {size}")]
+    Head {
+        /// Where it starts.
+        head: u16,
+        /// Number of descriptors.
+        size: u16,
+    },
+    /// The used ring is not in guest memory.
+    #[error("the used ring cannot be written")]
+    Used,
+}
+
+/// Why [`Port::transmit`] or [`Port::receive`] came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// The driver has no more buffers there; it will notify when it has.
+    NoBuffers,
+    /// No more frames in the tap.
+    NoFrames,
+    /// There is more to do, but others want their turn.
+    Turn,
+    /// The tap gives no frames any more: it was removed.
+    TapGone,
+}
+
+/// What became of frames since the device was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Sent by the driver and taken by the tap.
+    pub sent: u64,
+    /// Given to the driver.
+    pub received: u64,
+    /// Refused by the tap, or too long for the driver's buffer.
+    pub dropped: u64,
+    /// Chains that hold no frame, or no room for one.
+    pub malformed: u64,
+}
+
+/// What is known of the frames that passed, for others to look at meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    sent: AtomicU64,
+    received: AtomicU64,
+    dropped: AtomicU64,
+    malformed: AtomicU64,
+    /// The address that the guest last sent from; zero when there was none.
+    ipv4: AtomicU32,
+}
+
+impl Seen {
+    pub(super) fn counts(&self) -> Counts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            sent: load(&self.sent),
+            received: load(&self.received),
+            dropped: load(&self.dropped),
+            malformed: load(&self.malformed),
+        }
+    }
+
+    pub(super) fn ipv4(&self) -> Option<Ipv4Addr> {
+        let address = Ipv4Addr::from_bits(self.ipv4.load(Ordering::Relaxed));
+        (!address.is_unspecified()).then_some(address)
+    }
+}
+
+/// The rings and the tap.
+#[derive(Debug)]
+pub struct Port {
+    memory: GuestMemory,
+    rx: Queue,
+    tx: Queue,
+    wire: Wire,
+    notifier: Arc<Notifier>,
+}
+
+/// The side of the port that is not rings.
+#[derive(Debug)]
+struct Wire {
+    tap: Arc<Tap>,
+    checksums: Checksums,
+    seen: Arc<Seen>,
+}
+
+impl Port {
+    pub(super) fn new(
+        memory: GuestMemory,
+        rx: Queue,
+        tx: Queue,
+        tap: Arc<Tap>,
+        checksums: Checksums,
+        seen: Arc<Seen>,
+        notifier: Arc<Notifier>,
+    ) -> Self {
+        Self { memory, rx, tx, wire: Wire { tap, checksums, seen }, notifier }
+    }
+
+    /// The tap at the far side.
+    pub fn tap(&self) -> &Arc<Tap> {
+        &self.wire.tap
+    }
+
+    pub(super) fn notifier(&self) -> &Notifier {
+        &self.notifier
+    }
+
+    /// Sends what the driver has queued. Chains that hold no proper frame are used up and counted.
+    pub fn transmit(&mut self) -> Result<Pause, RingError> {
+        let Self { memory, tx, wire, notifier, .. } = self;
+        let mut slices = Vec::new();
+        walk(tx, TX, memory, notifier, |chain| {
+            match collect(chain, memory, Direction::ToDevice, VNET_HEADER_LEN + MAX_FRAME, &mut slices) {
+                Ok(len) => wire.send(&slices, len),
+                Err(_) => count(&wire.seen.malformed),
+            }
+            Step::Use(0)
+        })
+    }
+
+    /// Takes frames from the tap into the buffers that the driver has queued. Chains without proper room are used up
+    /// and counted.
+    pub fn receive(&mut self) -> Result<Pause, RingError> {
+        let Self { memory, rx, wire, notifier, .. } = self;
+        let mut slices = Vec::new();
+        walk(rx, RX, memory, notifier, |chain| {
+            match collect(chain, memory, Direction::ToDriver, usize::MAX, &mut slices) {
+                Ok(len) if len >= VNET_HEADER_LEN + MIN_FRAME => wire.receive(&slices, len),
+                Ok(_) | Err(_) => {
+                    count(&wire.seen.malformed);
+                    Step::Use(0)
+                }
+            }
+        })
+    }
+}
+
+/// What to do with a chain after a look at it.
+enum Step {
+    /// Give it back to the driver with that many bytes written.
+    Use(u32),
+    /// Keep it for the next frame.
+    Keep,
+    /// Keep it and stop.
+    Stop(Pause),
+}
+
+/// Takes chains from a queue one after the other, at most a burst, and tells the driver if it wants to know.
+///
+/// The driver need not notify while chains are being taken; it must once the queue was seen empty.
+fn walk<'m>(
+    queue: &mut Queue,
+    index: u16,
+    memory: &'m GuestMemory,
+    notifier: &Notifier,
+    mut step: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Step,
+) -> Result<Pause, RingError> {
+    if !queue.ready() {
+        return Ok(Pause::NoBuffers);
+    }
+    let used_before = queue.next_used();
+    let mut pause = Pause::Turn;
+    queue.disable_notification(memory).map_err(|_| RingError::Used)?;
+    for _ in 0..BURST {
+        let at = queue.next_avail();
+        let next = queue.iter(memory).map_err(|_| RingError::Available)?.next();
+        let Some(chain) = next else {
+            if queue.enable_notification(memory).map_err(|_| RingError::Used)? {
+                continue;
+            }
+            pause = Pause::NoBuffers;
+            break;
+        };
+        let head = chain.head_index();
+        if head >= queue.size() {
+            return Err(RingError::Head { head, size: queue.size() });
+        }
+        match step(chain) {
+            Step::Use(len) => queue.add_used(memory, head, len).map_err(|_| RingError::Used)?,
+            Step::Keep => queue.set_next_avail(at),
+            Step::Stop(why) => {
+                queue.set_next_avail(at);
+                pause = why;
+                break;
+            }
+        }
+    }
+    if queue.next_used() != used_before
+        && queue.needs_notification(memory).map_err(|_| RingError::Available)?
+    {
+        notifier.used(index);
+    }
+    Ok(pause)
+}
+
+impl Wire {
+    /// Sends the frame of `len` bytes, header included, that lies in `slices`.
+    ///
+    /// The driver may still be writing there. What is judged is therefore copied first, and the header that goes out
+    /// is rebuilt from the copy.
+    fn send(&self, slices: &[VolatileSlice<'_>], len: usize) {
+        let mut start = [0; VNET_HEADER_LEN + SNIFFED];
+        let copied = copy_from(slices, &mut start);
+        let (header, frame) = start.split_first_chunk::<VNET_HEADER_LEN>().expect("start holds a header");
+        let frame_len = len.saturating_sub(VNET_HEADER_LEN);
+        let checked = header::sanitize(*header, frame_len, self.checksums);
+        let Some(header) = checked.filter(|_| frame_len >= MIN_FRAME) else {
+            return count(&self.seen.malformed);
+        };
+        let sniffed = frame.get(..copied.saturating_sub(VNET_HEADER_LEN)).unwrap_or_default();
+        if let Some(address) = source_address(sniffed) {
+            self.seen.ipv4.store(address.to_bits(), Ordering::Relaxed);
+        }
+        let mut pieces = Vec::with_capacity(1 + slices.len());
+        pieces.push(Source::from(&header[..]));
+        pieces.extend(behind(VNET_HEADER_LEN, slices).map(Source::from));
+        match self.tap.send(&pieces) {
+            Ok(()) => count(&self.seen.sent),
+            Err(_) => count(&self.seen.dropped),
+        }
+    }
+
+    /// Takes a frame into `slices`, which have room for `room` bytes, header included.
+    fn receive(&self, slices: &[VolatileSlice<'_>], room: usize) -> Step {
+        // The tap's header is not the driver's: it may say what was not negotiated, and lacks num_buffers.
+        let mut header: NetHeader = header::PLAIN;
+        let mut surplus = [0];
+        let mut pieces = Vec::with_capacity(2 + slices.len());
+        pieces.push(Target::from(&mut header[..]));
+        pieces.extend(behind(VNET_HEADER_LEN, slices).map(Target::from));
+        pieces.push(Target::from(&mut surplus[..]));
+        let len = match self.tap.receive(&mut pieces) {
+            Ok(Some(len)) => len,
+            Ok(None) => return Step::Stop(Pause::NoFrames),
+            Err(_) => return Step::Stop(Pause::TapGone),
+        };
+        match u32::try_from(len) {
+            Ok(used) if len <= room => {
+                copy_to(&header::RECEIVED, slices);
+                count(&self.seen.received);
+                Step::Use(used)
+            }
+            _ => {
+                count(&self.seen.dropped);
+                Step::Keep
+            }
+        }
+    }
+}
+
+/// Copies the first bytes of `slices`; how many there were.
+fn copy_from(slices: &[VolatileSlice<'_>], mut to: &mut [u8]) -> usize {
+    let mut copied = 0;
+    for slice in slices {
+        let len = slice.copy_to(to);
+        copied += len;
+        to = to.split_at_mut(len).1;
+        if to.is_empty() {
+            break;
+        }
+    }
+    copied
+}
+
+/// Copies `from` to the first bytes of `slices`, which are at least as long.
+fn copy_to(mut from: &[u8], slices: &[VolatileSlice<'_>]) {
+    for slice in slices {
+        let (now, later) = from.split_at(slice.len().min(from.len()));
+        slice.copy_from(now);
+        from = later;
+        if from.is_empty() {
+            break;
+        }
+    }
+}
+
+/// What of `slices` lies behind their first `skip` bytes.
+fn behind<'m>(mut skip: usize, slices: &[VolatileSlice<'m>]) -> impl Iterator<Item = VolatileSlice<'m>> {
+    slices.iter().filter_map(move |slice| {
+        let rest = slice.offset(skip.min(slice.len())).ok()?;
+        skip = skip.saturating_sub(slice.len());
+        (!rest.is_empty()).then_some(rest)
+    })
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+    use virtio_queue::desc::split::Descriptor;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::super::header::needs_checksum;
+    use super::*;
+    use crate::devices::virtio::Interrupt;
+    use crate::devices::virtio::driver::{Buffer, DriverRing};
+    use crate::sys::tap::fake;
+
+    const RX_RING: u64 = 0x1000;
+    const TX_RING: u64 = 0x2000;
+    const DATA: u64 = 0x4000;
+    const RAM: usize = 0x40000;
+    const SIZE: u16 = 16;
+
+    /// Counts interrupts by queue.
+    #[derive(Debug, Default)]
+    struct Bells([AtomicU64; 2]);
+
+    impl Interrupt for Arc<Bells> {
+        fn used(&self, queue: u16) {
+            self.0[usize::from(queue)].fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn config_changed(&self) {}
+    }
+
+    struct Bench {
+        memory: GuestMemory,
+        rx: DriverRing,
+        tx: DriverRing,
+        port: Port,
+        host: UnixDatagram,
+        seen: Arc<Seen>,
+        bells: Arc<Bells>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let memory = GuestMemory::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
+            let rx = DriverRing::new(memory.clone(), GuestAddress(RX_RING), SIZE);
+            let tx = DriverRing::new(memory.clone(), GuestAddress(TX_RING), SIZE);
+            let (tap, host) = fake::tap();
+            let (seen, bells) = (Arc::<Seen>::default(), Arc::<Bells>::default());
+            let notifier = Arc::new(Notifier::new(Box::new(bells.clone())));
+            let port = Port::new(
+                memory.clone(),
+                rx.queue(),
+                tx.queue(),
+                Arc::new(tap),
+                Checksums::ByDevice,
+                seen.clone(),
+                notifier,
+            );
+            Self { memory, rx, tx, port, host, seen, bells }
+        }
+
+        /// Writes descriptor `index` of the ring at `ring` as a driver should not.
+        fn descriptor(&self, ring: u64, index: u64, address: u64, len: u32, flags: u32, next: u16) {
+            let descriptor = Descriptor::new(address, len, flags.try_into().unwrap(), next);
+            self.memory.write_obj(descriptor, GuestAddress(ring + 16 * index)).unwrap();
+        }
+
+        fn publish_tx(&mut self, head: u16, header: NetHeader, frame: &[u8]) {
+            self.memory.write_slice(&[&header[..], frame].concat(), GuestAddress(DATA)).unwrap();
+            let len = u32::try_from(VNET_HEADER_LEN + frame.len()).unwrap();
+            self.tx.describe(head, &[Buffer::Read(DATA, len)]);
+            self.tx.publish(head);
+        }
+
+        /// What the host has got, header included.
+        fn out(&self) -> Option<Vec<u8>> {
+            let mut frame = vec![0; 0x20000];
+            let len = self.host.recv(&mut frame).ok()?;
+            frame.truncate(len);
+            Some(frame)
+        }
+
+        fn arrive(&self, frame: &[u8]) {
+            self.host.send(&[&[2; VNET_HEADER_LEN][..], frame].concat()).unwrap();
+        }
+
+        /// The TX chain that starts at descriptor 0 is refused, and given back.
+        fn assert_malformed(&mut self, what: &str) {
+            self.tx.publish(0);
+            assert_eq!(self.port.transmit(), Ok(Pause::NoBuffers), "{what}");
+            assert_eq!(self.tx.reclaim(), Some((0, 0)), "{what}");
+            assert_eq!(self.out(), None, "{what}");
+            assert_eq!(self.seen.counts(), Counts { malformed: 1, ..Counts::default() }, "{what}");
+        }
+    }
+
+    fn frame(len: usize) -> Vec<u8> {
+        (0..=250).cycle().take(len).collect()
+    }
+
+    #[test]
+    fn a_frame_goes_out_behind_a_header_of_ours() {
+        let mut bench = Bench::new();
+        let noisy = [0xfe, 0, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
+        bench.publish_tx(3, noisy, &frame(60));
+        assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers));
+        assert_eq!(bench.out().unwrap(), [&header::PLAIN[..], &frame(60)].concat());
+        assert_eq!(bench.tx.reclaim(), Some((3, 0)));
+        assert_eq!(bench.bells.0[1].load(Ordering::Relaxed), 1);
+        assert_eq!(bench.seen.counts().sent, 1);
+    }
+
+    #[test]
+    fn a_frame_in_many_pieces_goes_out_whole() {
+        let mut bench = Bench::new();
+        let all = [&needs_checksum(34, 6)[..], &frame(100)].concat();
+        bench.memory.write_slice(&all, GuestAddress(DATA)).unwrap();
+        let pieces = [(0, 5), (5, 0), (5, 8), (13, 40), (53, 59)];
+        let chain = pieces.map(|(at, len)| Buffer::Read(DATA + at, len));
+        bench.tx.describe(2, &chain);
+        bench.tx.publish(2);
+        assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers));
+        assert_eq!(bench.out().unwrap(), all);
+    }
+
+    #[test]
+    fn frames_through_an_indirect_table_go_out() {
+        let mut bench = Bench::new();
+        bench.memory.write_slice(&[&header::PLAIN[..], &frame(60)].concat(), GuestAddress(DATA)).unwrap();
+        let table = 0x3000;
+        bench.descriptor(table, 0, DATA, 12, VRING_DESC_F_NEXT, 1);
+        bench.descriptor(table, 1, DATA + 12, 60, 0, 0);
+        bench.descriptor(TX_RING, 0, table, 32, VRING_DESC_F_INDIRECT, 0);
+        bench.tx.publish(0);
+        assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers));
+        assert_eq!(bench.out().unwrap()[12..], frame(60));
+    }
+
+    #[test]
+    fn frames_and_headers_that_make_no_sense_are_dropped() {
+        let mut gso = header::PLAIN;
+        gso[1] = 1;
+        let long = frame(MAX_FRAME + 1);
+        for (header, frame) in [
+            (header::PLAIN, &frame(13)[..]),
+            (header::PLAIN, &[]),
+            (needs_checksum(34, 6), &frame(41)),
+            (gso, &frame(60)),
+            (header::PLAIN, &long),
+        ] {
+            let mut bench = Bench::new();
+            bench.publish_tx(0, header, frame);
+            assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers));
+            assert_eq!(bench.out(), None);
+            assert_eq!(bench.tx.reclaim(), Some((0, 0)));
+            assert_eq!(bench.seen.counts(), Counts { malformed: 1, ..Counts::default() });
+        }
+    }
+
+    #[test]
+    fn hostile_chains_are_dropped() {
+        const NEXT: u32 = VRING_DESC_F_NEXT;
+        const INDIRECT: u32 = VRING_DESC_F_INDIRECT;
+        let table = 0x3000;
+        type Write = (u64, u64, u64, u32, u32, u16);
+        let cases: [(&str, &[Write]); 14] = [
+            ("loops to itself", &[(TX_RING, 0, DATA, 100, NEXT, 0)]),
+            ("loops in a circle", &[(TX_RING, 0, DATA, 9, NEXT, 1), (TX_RING, 1, DATA, 9, NEXT, 0)]),
+            ("leads out of the table", &[(TX_RING, 0, DATA, 100, NEXT, SIZE)]),
+            ("lies behind memory", &[(TX_RING, 0, RAM as u64, 100, 0, 0)]),
+            ("reaches behind memory", &[(TX_RING, 0, RAM as u64 - 50, 100, 0, 0)]),
+            ("wraps around", &[(TX_RING, 0, u64::MAX - 10, 100, 0, 0)]),
+            ("is far too long", &[(TX_RING, 0, 0, u32::MAX, 0, 0)]),
+            ("overflows", &[(TX_RING, 0, 0, u32::MAX, NEXT, 1), (TX_RING, 1, 0, u32::MAX, 0, 0)]),
+            ("is empty", &[(TX_RING, 0, DATA, 0, 0, 0)]),
+            ("is for writing", &[(TX_RING, 0, DATA, 100, VRING_DESC_F_WRITE, 0)]),
+            ("has a table of odd length", &[(TX_RING, 0, table, 17, INDIRECT, 0)]),
+            ("has a table outside memory", &[(TX_RING, 0, RAM as u64, 32, INDIRECT, 0)]),
+            ("nests tables", &[(TX_RING, 0, table, 32, INDIRECT, 0), (table, 0, table, 32, INDIRECT, 0)]),
+            ("has an endless table", &[(TX_RING, 0, table, 16, INDIRECT, 0), (table, 0, DATA, 9, NEXT, 0)]),
+        ];
+        for (what, writes) in cases {
+            let mut bench = Bench::new();
+            for &(ring, index, address, len, flags, next) in writes {
+                bench.descriptor(ring, index, address, len, flags, next);
+            }
+            bench.assert_malformed(what);
+        }
+    }
+
+    #[test]
+    fn a_table_of_too_many_buffers_is_dropped() {
+        let mut bench = Bench::new();
+        let entries = u16::try_from(RAM / 2 / 16).unwrap();
+        for index in 0..entries {
+            bench.descriptor(RAM as u64 / 2, index.into(), DATA, 1, VRING_DESC_F_NEXT, index + 1);
+        }
+        bench.descriptor(TX_RING, 0, RAM as u64 / 2, u32::from(entries) * 16, VRING_DESC_F_INDIRECT, 0);
+        bench.assert_malformed("too many buffers");
+    }
+
+    #[test]
+    fn an_available_index_too_far_ahead_breaks_the_ring() {
+        for ahead in [SIZE + 1, 0x8000, u16::MAX] {
+            let mut bench = Bench::new();
+            for ring in [TX_RING, RX_RING] {
+                let index = ring + 16 * u64::from(SIZE) + 2;
+                bench.memory.write_obj(ahead.to_le(), GuestAddress(index)).unwrap();
+            }
+            assert_eq!(bench.port.transmit(), Err(RingError::Available));
+            bench.arrive(&frame(60));
+            assert_eq!(bench.port.receive(), Err(RingError::Available));
+        }
+    }
+
+    #[test]
+    fn a_chain_that_starts_outside_the_table_breaks_the_ring() {
+        let mut bench = Bench::new();
+        bench.tx.publish(SIZE);
+        assert_eq!(bench.port.transmit(), Err(RingError::Head { head: SIZE, size: SIZE }));
+        bench.rx.publish(u16::MAX);
+        assert_eq!(bench.port.receive(), Err(RingError::Head { head: u16::MAX, size: SIZE }));
+    }
+
+    #[test]
+    fn a_driver_that_publishes_for_ever_gets_its_turn_and_no_more() {
+        let mut bench = Bench::new();
+        // The rings are one, and the used index is one ahead: each chain used makes another one available.
+        let rings = bench.tx.queue().state();
+        bench.port.tx.try_set_avail_ring_address(GuestAddress(rings.used_ring)).unwrap();
+        bench.port.tx.set_next_used(1);
+        bench.memory.write_obj(1u16.to_le(), GuestAddress(rings.used_ring + 2)).unwrap();
+        assert_eq!(bench.port.transmit(), Ok(Pause::Turn));
+    }
+
+    #[test]
+    fn frames_arrive_in_the_drivers_buffers_behind_a_clean_header() {
+        let mut bench = Bench::new();
+        bench.rx.describe(
+            4,
+            &[Buffer::Write(DATA, 7), Buffer::Write(DATA + 7, 0), Buffer::Write(DATA + 7, 2000)],
+        );
+        bench.rx.publish(4);
+        bench.arrive(&frame(1514));
+        bench.arrive(&frame(60));
+        assert_eq!(bench.port.receive(), Ok(Pause::NoBuffers));
+        assert_eq!(bench.rx.reclaim(), Some((4, 1526)));
+        let mut got = vec![0; 1526];
+        bench.memory.read_slice(&mut got, GuestAddress(DATA)).unwrap();
+        assert_eq!(got, [&header::RECEIVED[..], &frame(1514)].concat());
+        assert_eq!(bench.bells.0[0].load(Ordering::Relaxed), 1);
+
+        bench.rx.describe(4, &[Buffer::Write(DATA, 2000)]);
+        bench.rx.publish(4);
+        bench.rx.describe(8, &[Buffer::Write(DATA + 2000, 2000)]);
+        bench.rx.publish(8);
+        assert_eq!(bench.port.receive(), Ok(Pause::NoFrames));
+        assert_eq!(bench.rx.reclaim(), Some((4, 72)));
+        bench.arrive(&frame(61));
+        assert_eq!(bench.port.receive(), Ok(Pause::NoBuffers));
+        assert_eq!(bench.rx.reclaim(), Some((8, 73)), "an unused buffer stays the next one");
+        assert_eq!(bench.seen.counts(), Counts { received: 3, ..Counts::default() });
+    }
+
+    #[test]
+    fn a_frame_longer_than_the_buffer_is_dropped_and_writes_no_byte_behind_it() {
+        let mut bench = Bench::new();
+        bench.rx.describe(0, &[Buffer::Write(DATA, 12 + 60)]);
+        bench.rx.publish(0);
+        bench.arrive(&frame(61));
+        assert_eq!(bench.port.receive(), Ok(Pause::NoFrames));
+        assert_eq!(bench.rx.reclaim(), None);
+        assert_eq!(bench.memory.read_obj::<u64>(GuestAddress(DATA + 72)).unwrap(), 0);
+        bench.arrive(&frame(60));
+        assert_eq!(bench.port.receive(), Ok(Pause::NoBuffers));
+        assert_eq!(bench.rx.reclaim(), Some((0, 72)));
+        assert_eq!(bench.seen.counts(), Counts { received: 1, dropped: 1, ..Counts::default() });
+    }
+
+    #[test]
+    fn buffers_that_cannot_take_a_frame_are_given_back() {
+        let mut bench = Bench::new();
+        let bad = [
+            vec![Buffer::Read(DATA, 2000)],
+            vec![Buffer::Write(DATA, 25)],
+            vec![Buffer::Write(RAM as u64 - 10, 2000)],
+            vec![Buffer::Write(DATA, 2000), Buffer::Read(DATA, 1)],
+        ];
+        for (head, chain) in (0..).step_by(2).zip(&bad) {
+            bench.rx.describe(head, chain);
+            bench.rx.publish(head);
+        }
+        bench.rx.describe(8, &[Buffer::Write(DATA, 2000)]);
+        bench.rx.publish(8);
+        bench.arrive(&frame(60));
+        assert_eq!(bench.port.receive(), Ok(Pause::NoBuffers));
+        let used: Vec<_> = std::iter::from_fn(|| bench.rx.reclaim()).collect();
+        assert_eq!(used, [(0, 0), (2, 0), (4, 0), (6, 0), (8, 72)]);
+        assert_eq!(bench.seen.counts(), Counts { received: 1, malformed: 4, ..Counts::default() });
+    }
+
+    #[test]
+    fn the_guests_address_is_remembered() {
+        let mut bench = Bench::new();
+        let mut packet = frame(60);
+        packet[12..15].copy_from_slice(&[8, 0, 0x45]);
+        packet[26..30].copy_from_slice(&[10, 1, 2, 3]);
+        bench.publish_tx(0, header::PLAIN, &packet);
+        bench.publish_tx(1, header::PLAIN, &frame(60));
+        assert_eq!(bench.seen.ipv4(), None);
+        bench.port.transmit().unwrap();
+        assert_eq!(bench.seen.ipv4(), None, "the second frame lies where the first was");
+        bench.publish_tx(2, header::PLAIN, &packet);
+        bench.port.transmit().unwrap();
+        assert_eq!(bench.seen.ipv4(), Some(Ipv4Addr::new(10, 1, 2, 3)));
+        bench.publish_tx(3, header::PLAIN, &frame(60));
+        bench.port.transmit().unwrap();
+        assert_eq!(bench.seen.ipv4(), Some(Ipv4Addr::new(10, 1, 2, 3)));
+    }
+
+    #[test]
+    fn queues_that_the_driver_did_not_set_up_are_left_alone() {
+        let mut bench = Bench::new();
+        bench.port.rx = Queue::default();
+        bench.port.tx = Queue::default();
+        assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers));
+        assert_eq!(bench.port.receive(), Ok(Pause::NoBuffers));
+    }
+
+    #[test]
+    fn a_tap_that_is_gone_ends_receiving_only() {
+        let mut bench = Bench::new();
+        bench.port.wire.tap = Arc::new(fake::gone());
+        bench.rx.describe(0, &[Buffer::Write(DATA, 2000)]);
+        bench.rx.publish(0);
+        bench.publish_tx(0, header::PLAIN, &frame(60));
+        assert_eq!(bench.port.receive(), Ok(Pause::TapGone));
+        assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers));
+        assert_eq!(bench.seen.counts(), Counts { dropped: 1, ..Counts::default() });
+    }
+}
