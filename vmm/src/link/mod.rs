@@ -1,6 +1,7 @@
 //! The links that a dump can travel over: which one the operator chose, its check before the guest starts, and its
 //! opening when the guest is stopped.
 
+mod open;
 mod tap;
 mod virtqueue;
 
@@ -12,6 +13,8 @@ use netdump::link::{Link, LinkError};
 use netdump::wire::MacAddr;
 use thiserror::Error;
 
+pub use self::open::OpenError;
+pub(crate) use self::open::OpenLink;
 pub use self::tap::TapLink;
 pub use self::virtqueue::VirtqueueLink;
 use crate::devices::virtio::net::Net;
