@@ -149,6 +149,7 @@ fn existing(name: &InterfaceName) -> Result<Tap, LinkError> {
     }
     Tap::open(name.clone()).map_err(|error| match error {
         TapError::NoDriver { .. } => bad("/dev/net/tun is missing; load the kernel's tun module"),
+        TapError::NoAccess { .. } => bad("there is no permission to open /dev/net/tun"),
         TapError::MayNotCreate { .. } => bad("there is no such interface"),
         TapError::NotOurs { .. } => {
             bad("it belongs to another user; use it as its owner or with CAP_NET_ADMIN")
