@@ -25,7 +25,7 @@ fn text_tells_everything_at_a_glance() {
         "FreeBSD 14.1-RELEASE, \"vm1\"",
         "root@builder:/usr/obj",
         "from vm1 [10.0.0.2]: Dump complete",
-        "header parity: Pass",
+        "header parity Pass",
         "908.0 KiB in 3 ranges",
         "0x000100000000 to 0x000100003fff",
         "CPU 1: halted, PANICKED",

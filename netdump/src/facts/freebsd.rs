@@ -65,14 +65,18 @@ fn panic_text(kernel: &KernelMemory<'_>) -> Option<String> {
     text(&kernel.read_string(address, MAX_PANIC_TEXT)?)
 }
 
-/// `prison0.pr_hostname`. The kernel has no constant for its offset, but the end of the structure has been the same in
-/// all versions read.
+/// `prison0.pr_hostname`, or the array `hostname` that kernels without jails' own names have.
+///
+/// The kernel has no constant for the offset in `prison0`, but the end of the structure has been the same in all
+/// versions read; a name that cannot be one tells that it is not any more.
 fn host_name(kernel: &KernelMemory<'_>, symbols: &KernelSymbols) -> Option<String> {
-    let from_start = symbols.size("prison0")?.checked_sub(HOST_NAME_FROM_END)?;
-    let address = symbols.address("prison0")?.checked_add(from_start)?;
-    let name = kernel.read_string(address, MAX_HOST_NAME)?;
-    let plausible = name.iter().all(u8::is_ascii_graphic);
-    text(&name).filter(|_| plausible)
+    let in_prison = || {
+        let from_start = symbols.size("prison0")?.checked_sub(HOST_NAME_FROM_END)?;
+        let address = symbols.address("prison0")?.checked_add(from_start)?;
+        text(&kernel.read_string(address, MAX_HOST_NAME)?)
+    };
+    let plausible = |name: &String| name.len() < MAX_HOST_NAME && name.chars().all(|c| c.is_ascii_graphic());
+    in_prison().filter(plausible).or_else(|| kernel.array_text("hostname").filter(plausible))
 }
 
 /// As the guest last set it: `kenvp[]` once it is in force, the boot loader's and the compiled-in blocks before that

@@ -74,6 +74,10 @@ pub fn inspect(path: &Path, symbols: Option<&KernelSymbols>) -> Result<Inspectio
         Some(symbols) => complete(facts::gather(&core, Some(symbols)), &notes.facts),
         None => notes.facts.clone(),
     };
+    let info = info::beside(path).and_then(|path| InfoFile::read(&path).ok());
+    let texts =
+        [&guest.panic_text, &notes.panic_text, &info.as_ref().and_then(|info| info.panic_string.clone())];
+    let text = texts.into_iter().find_map(Clone::clone);
     Ok(Inspection {
         path: path.to_owned(),
         format: core.format(),
@@ -83,11 +87,11 @@ pub fn inspect(path: &Path, symbols: Option<&KernelSymbols>) -> Result<Inspectio
         panic: PanicFacts {
             cpu: notes.panic_cpu,
             source: notes.panic_source.clone(),
-            text: guest.panic_text.clone().or_else(|| notes.panic_text.clone()),
+            text,
             time: notes.panic_time,
         },
         guest,
-        info: info::beside(path).and_then(|path| InfoFile::read(&path).ok()),
+        info,
         memory: core.ranges().iter().map(|range| range_facts(&core, range)).collect(),
         cpus: core.cpus().to_vec(),
         problems: core.problems().iter().map(ToString::to_string).collect(),
