@@ -26,37 +26,34 @@ const LINK: &[&str] = &[
     "-Clink-arg=-Wl,--build-id=none",
     "-Clink-arg=-Wl,-z,max-page-size=4096",
     "-Clink-arg=-Wl,-z,norelro",
+    "-Clink-arg=-T",
 ];
 
 fn main() {
     for input in ["build.rs", "guest.ld", "guests", "src/contract.rs"] {
         println!("cargo::rerun-if-changed={input}");
     }
+    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
+    let out = PathBuf::from(variable("OUT_DIR"));
     let target = variable("TARGET");
     assert!(
         target.starts_with("x86_64-") && target.contains("-linux-"),
         "guests are built for x86_64 Linux targets only, not for {target}"
     );
-    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
-    let out = PathBuf::from(variable("OUT_DIR"));
 
     let runtime = out.join("librt.rlib");
-    compile(
-        &root.join("guests/rt/lib.rs"),
-        &runtime,
-        &["--crate-type=rlib".into(), "--crate-name=rt".into()],
-    );
-    let mut link: Vec<String> = LINK.iter().map(|&argument| argument.into()).collect();
-    link.push(format!("-Clink-arg=-Wl,-T,{}", root.join("guest.ld").display()));
-    link.push(format!("--extern=rt={}", runtime.display()));
+    let mut command = compiler(&root, &target);
+    run(command.args(["--crate-type=rlib", "--crate-name=rt"]), &root.join("guests/rt/lib.rs"), &runtime);
 
     let mut table = String::from("&[\n");
     for source in guests(&root.join("guests")) {
         let name = source.file_stem().and_then(|stem| stem.to_str()).expect("a guest's file name is text");
         let image = out.join(format!("{name}.elf"));
-        link.push(format!("--crate-name={}", name.replace('-', "_")));
-        compile(&source, &image, &link);
-        link.pop();
+        let mut command = compiler(&root, &target);
+        command.arg(format!("--crate-name={}", name.replace('-', "_")));
+        command.arg(format!("--extern=rt={}", runtime.display()));
+        command.args(LINK).arg(format!("-Clink-arg={}", root.join("guest.ld").display()));
+        run(&mut command, &source, &image);
         let about = about(&source);
         table +=
             &format!("    Guest {{ name: {name:?}, about: {about:?}, elf: include_bytes!({image:?}) }},\n");
@@ -81,19 +78,21 @@ fn about(source: &Path) -> String {
     lines.collect::<Vec<_>>().join(" ")
 }
 
-fn compile(source: &Path, output: &Path, arguments: &[String]) {
+/// The compiler with what every part of a guest needs.
+fn compiler(root: &Path, target: &str) -> Command {
     let mut command = Command::new(variable("RUSTC"));
-    command
-        .args(CODE)
-        .args(arguments)
-        .arg("--target")
-        .arg(variable("TARGET"))
-        .arg("-o")
-        .arg(output)
-        .arg(source);
+    command.args(CODE).arg(format!("--target={target}"));
+    // A guest that reports its own bug names the place in the source, not that on the machine that built it.
+    command.arg(format!("--remap-path-prefix={}=guest-images", root.display()));
     if let Ok(linker) = env::var("RUSTC_LINKER") {
         command.arg(format!("-Clinker={linker}"));
     }
+    command
+}
+
+/// Compiles a source; what the compiler warns of becomes cargo's warnings.
+fn run(command: &mut Command, source: &Path, output: &Path) {
+    command.arg(source).arg("-o").arg(output);
     let result = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     let messages = String::from_utf8_lossy(&result.stderr);
     assert!(result.status.success(), "{command:?} failed:\n{messages}");

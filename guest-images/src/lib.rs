@@ -199,6 +199,18 @@ mod tests {
     }
 
     #[test]
+    fn only_the_console_panic_can_print_what_a_console_watcher_looks_for() {
+        let holds =
+            |guest: &Guest, text: &str| guest.elf.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+        for guest in ALL {
+            let expected = guest.name == "console-panic";
+            for text in ["panic: ", "Kernel panic - not syncing"] {
+                assert_eq!(holds(guest, text), expected, "{} {text:?}", guest.name);
+            }
+        }
+    }
+
+    #[test]
     fn images_are_written_to_a_folder_that_is_made() {
         let parent = tempfile::tempdir().unwrap();
         let files = write_all(&parent.path().join("made/here")).unwrap();

@@ -1,4 +1,5 @@
-//! Statics that change. There are no locks: only the first CPU uses them, but for the few that say otherwise.
+//! Statics that change. There are no locks: only the first CPU changes them, and the others read only what no longer
+//! changes.
 
 use core::cell::UnsafeCell;
 
@@ -6,7 +7,7 @@ use core::cell::UnsafeCell;
 #[repr(transparent)]
 pub struct Global<T>(UnsafeCell<T>);
 
-// SAFETY: only the first CPU touches a `Global`, without interrupts; the others never get a reference to one.
+// SAFETY: one CPU at a time changes a `Global`, without interrupts, and no reference to what is inside is ever made.
 unsafe impl<T> Sync for Global<T> {}
 
 impl<T> Global<T> {
@@ -29,7 +30,7 @@ impl<T> Global<T> {
 impl<T: Copy> Global<T> {
     /// Its value.
     pub fn read(&self) -> T {
-        // SAFETY: the pointer is that of a live static, and nobody else uses it (see the type).
+        // SAFETY: the pointer is that of a live static, and nobody changes it meanwhile (see above).
         unsafe { self.0.get().read_volatile() }
     }
 
@@ -43,15 +44,18 @@ impl<T: Copy> Global<T> {
 impl<T: Copy, const N: usize> Global<[T; N]> {
     /// Element `index`.
     pub fn at(&self, index: usize) -> T {
-        assert!(index < N);
-        // SAFETY: inside the array, and nobody else uses it (see the type).
-        unsafe { self.0.get().cast::<T>().add(index).read_volatile() }
+        // SAFETY: inside the array, and nobody changes it meanwhile (see above).
+        unsafe { self.element(index).read_volatile() }
     }
 
     /// Sets element `index`.
     pub fn set(&self, index: usize, value: T) {
-        assert!(index < N);
         // SAFETY: as for `at`.
-        unsafe { self.0.get().cast::<T>().add(index).write_volatile(value) }
+        unsafe { self.element(index).write_volatile(value) }
+    }
+
+    fn element(&self, index: usize) -> *mut T {
+        assert!(index < N, "element {index} of {N}");
+        self.0.get().cast::<T>().wrapping_add(index)
     }
 }

@@ -11,6 +11,7 @@ use crate::{kenv, println, start_info::StartInfo};
 const MAPPED: u64 = DIRECTORIES as u64 * GIB;
 const GIB: u64 = 1 << 30;
 const DIRECTORIES: usize = 128;
+const LARGE: u64 = 2 << 20;
 /// Present, writable, user; and with it a 2 MiB page.
 const TABLE: u64 = 0x7;
 const LARGE_PAGE: u64 = 0x87;
@@ -21,14 +22,14 @@ const DEVICE_GIB: u64 = 3;
 
 const MAX_RAM_RANGES: usize = 16;
 
-static RAM: Global<[(u64, u64); MAX_RAM_RANGES]> = Global::new([(0, 0); MAX_RAM_RANGES]);
+static RAM: Global<[[u64; 2]; MAX_RAM_RANGES]> = Global::new([[0; 2]; MAX_RAM_RANGES]);
 
 /// One page directory for each GiB; written before it is linked.
 #[unsafe(link_section = ".bss.scratch.directories")]
-static PAGE_DIRECTORIES: Directories = Directories(Global::new([[0; 512]; DIRECTORIES]));
+static PAGE_DIRECTORIES: Directories = Directories(Global::new([0; 512 * DIRECTORIES]));
 
 #[repr(align(4096))]
-struct Directories(Global<[[u64; 512]; DIRECTORIES]>);
+struct Directories(Global<[u64; 512 * DIRECTORIES]>);
 
 unsafe extern "C" {
     /// The third level of the page tables, made by `entry.s`.
@@ -40,37 +41,41 @@ unsafe extern "C" {
 /// What was filled, for the host: magic "FILLMAP1", seed, number of ranges, then start and length of each.
 #[repr(C)]
 pub struct FillMap {
-    magic: u64,
-    seed: u64,
-    count: u64,
-    ranges: [(u64, u64); FILL_MAP_RANGES],
+    magic: Global<u64>,
+    seed: Global<u64>,
+    count: Global<u64>,
+    ranges: Global<[[u64; 2]; FILL_MAP_RANGES]>,
 }
 
 /// The one fill map.
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
-pub static fill_map: Global<FillMap> =
-    Global::new(FillMap { magic: 0, seed: 0, count: 0, ranges: [(0, 0); FILL_MAP_RANGES] });
+pub static fill_map: FillMap = FillMap {
+    magic: Global::new(0),
+    seed: Global::new(0),
+    count: Global::new(0),
+    ranges: Global::new([[0; 2]; FILL_MAP_RANGES]),
+};
 
 /// Notes and maps all RAM of the start information.
 pub(crate) fn init(start_info: &StartInfo) {
     for (i, range) in start_info.ram().take(MAX_RAM_RANGES).enumerate() {
         map(&range);
-        RAM.set(i, (range.start, range.end.min(MAPPED)));
+        RAM.set(i, [range.start, range.end.min(MAPPED)]);
     }
 }
 
 /// The ranges of RAM, as the VMM ordered them.
 pub fn ram() -> impl Iterator<Item = Range<u64>> {
-    (0..MAX_RAM_RANGES).map(|i| RAM.at(i)).take_while(|range| range.1 != 0).map(|(start, end)| start..end)
+    (0..MAX_RAM_RANGES).map(|i| RAM.at(i)).take_while(|range| range[1] != 0).map(|[start, end]| start..end)
 }
 
 /// Maps the 2 MiB around a device's registers, uncached.
 pub fn map_device(address: u64) {
     assert!(address / GIB == DEVICE_GIB, "a device at {address:#x}");
-    let page = address & !(2 * 1024 * 1024 - 1);
+    let page = address & !(LARGE - 1);
     // SAFETY: `entry.s` defines the table, and only this function changes it from here on.
-    unsafe { last_gib.set((page % GIB >> 21) as usize, page | LARGE_PAGE | UNCACHED) };
+    unsafe { last_gib.set((page % GIB / LARGE) as usize, page | LARGE_PAGE | UNCACHED) };
 }
 
 /// Maps what `entry.s` has not mapped of `range`, a whole GiB at a time.
@@ -79,13 +84,11 @@ fn map(range: &Range<u64>) {
         if gib == 0 || gib == DEVICE_GIB {
             continue;
         }
-        let directory = PAGE_DIRECTORIES.0.address() + gib * PAGE;
+        let first = gib as usize * 512;
         for i in 0..512 {
-            // SAFETY: inside the directory of this GiB, which nothing else writes.
-            unsafe {
-                (directory as *mut u64).add(i).write_volatile(gib * GIB + ((i as u64) << 21) | LARGE_PAGE)
-            };
+            PAGE_DIRECTORIES.0.set(first + i, (gib * GIB + i as u64 * LARGE) | LARGE_PAGE);
         }
+        let directory = PAGE_DIRECTORIES.0.address() + gib * PAGE;
         // SAFETY: `entry.s` defines the table; the entry was not present or held the same value.
         unsafe { page_pointers.set(gib as usize, directory | TABLE) };
     }
@@ -115,29 +118,20 @@ pub fn fill_sparse() {
 
 fn begin_fill() -> u64 {
     let seed = kenv::number("seed", contract::DEFAULT_SEED);
-    let map = fill_map.pointer();
-    // SAFETY: the static's own fields; only the first CPU is here.
-    unsafe {
-        (&raw mut (*map).magic).write_volatile(FILL_MAP_MAGIC);
-        (&raw mut (*map).seed).write_volatile(seed);
-        (&raw mut (*map).count).write_volatile(0);
-    }
+    fill_map.count.write(0);
+    fill_map.seed.write(seed);
+    fill_map.magic.write(FILL_MAP_MAGIC);
     seed
 }
 
 fn fill_range(seed: u64, range: Range<u64>) {
-    let words = (range.end - range.start) / 8;
+    let length = range.end - range.start;
     // SAFETY: RAM above the image and above all boot structures that is ours alone, and mapped.
-    let memory = unsafe { slice::from_raw_parts_mut(range.start as *mut u64, words as usize) };
+    let memory = unsafe { slice::from_raw_parts_mut(range.start as *mut u64, (length / 8) as usize) };
     for (word, address) in memory.iter_mut().zip((range.start..).step_by(8)) {
         *word = contract::pattern(seed, address);
     }
-    let map = fill_map.pointer();
-    // SAFETY: the static's own fields; the index is checked.
-    unsafe {
-        let count = (*map).count as usize;
-        assert!(count < FILL_MAP_RANGES, "too many filled ranges");
-        (&raw mut (*map).ranges[count]).write_volatile((range.start, range.end - range.start));
-        (&raw mut (*map).count).write_volatile(count as u64 + 1);
-    }
+    let count = fill_map.count.read();
+    fill_map.ranges.set(count as usize, [range.start, length]);
+    fill_map.count.write(count + 1);
 }

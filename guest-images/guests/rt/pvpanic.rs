@@ -17,10 +17,10 @@ pub fn signal(text: fmt::Arguments<'_>) -> ! {
     signal_from(0, PANICKED)
 }
 
-/// Sets `panicstr` and prints the text, in a line that looks like no kernel's panic.
+/// Sets `panicstr` and prints the text, in a line that no console watcher takes for a kernel's panic.
 pub fn announce(text: fmt::Arguments<'_>) {
     symbols::set_panic_text(text);
-    println!("signalling pvpanic: {text}");
+    println!("telling pvpanic \"{text}\"");
 }
 
 /// Panics as [`signal`] does, with the environment's `text` or else `default`, after the environment's `after`.

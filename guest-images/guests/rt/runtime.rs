@@ -85,7 +85,9 @@ unsafe extern "C" fn memset(to: *mut u8, byte: i32, length: usize) -> *mut u8 {
 unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, length: usize) -> i32 {
     for i in 0..length {
         // SAFETY: the caller's promise.
-        let (l, r) = unsafe { (left.add(i).read(), right.add(i).read()) };
+        let l = unsafe { left.wrapping_add(i).read() };
+        // SAFETY: the caller's promise.
+        let r = unsafe { right.wrapping_add(i).read() };
         if l != r {
             return i32::from(l) - i32::from(r);
         }

@@ -26,12 +26,10 @@ static WORK: AtomicUsize = AtomicUsize::new(0);
 /// milliseconds. Returns a bit for each CPU that runs, the first among them.
 pub fn start(wanted: u32, patience: u64, work: fn(u32) -> !) -> u32 {
     WORK.store(work as usize, Ordering::SeqCst);
-    // SAFETY: the trampoline's bytes to a page of low RAM that nothing else uses.
-    unsafe {
-        let start = &raw const trampoline_start;
-        let length = (&raw const trampoline_end).offset_from_unsigned(start);
-        ptr::copy_nonoverlapping(start, TRAMPOLINE as *mut u8, length);
-    }
+    let start = &raw const trampoline_start;
+    let length = (&raw const trampoline_end).addr() - start.addr();
+    // SAFETY: the trampoline's bytes, to a page of low RAM that nothing else uses.
+    unsafe { ptr::copy_nonoverlapping(start, TRAMPOLINE as *mut u8, length) };
     command(INIT);
     time::wait(1);
     command(STARTUP | (TRAMPOLINE >> 12) as u32);

@@ -15,7 +15,7 @@ const RING_3_GATE: u64 = 0xee;
 
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
-static idt: Global<[(u64, u64); VECTORS]> = Global::new([(0, 0); VECTORS]);
+static idt: Global<[[u64; 2]; VECTORS]> = Global::new([[0; 2]; VECTORS]);
 
 /// What `entry.s` notes: vector, error code, RIP, CR2.
 #[unsafe(no_mangle)]
@@ -36,8 +36,9 @@ pub(crate) fn install() {
     idt.set(BREAKPOINT, gate(enter_ring_0 as *const () as u64, RING_3_GATE));
 }
 
-fn gate(handler: u64, kind: u64) -> (u64, u64) {
-    (handler & 0xffff | CODE64 << 16 | kind << 40 | (handler >> 16 & 0xffff) << 48, handler >> 32)
+fn gate(handler: u64, kind: u64) -> [u64; 2] {
+    let (low, middle, high) = (handler & 0xffff, (handler >> 16) & 0xffff, handler >> 32);
+    [low | (CODE64 << 16) | (kind << 40) | (middle << 48), high]
 }
 
 /// Where `entry.s` goes on after an exception, in ring 3.

@@ -134,6 +134,15 @@ impl Rings {
         self.claim(index.wrapping_add(1));
     }
 
+    /// Offers as many chains as there is room for, the device's unused ones among them: the one in place `place` of the
+    /// ring begins at descriptor `head(place)`, whatever that is.
+    pub fn offer_all(&self, head: impl Fn(u16) -> u16) {
+        for place in 0..QUEUE_SIZE {
+            self.available.set(usize::from(place), head(place));
+        }
+        self.claim(self.returned().wrapping_add(QUEUE_SIZE));
+    }
+
     /// Number of chains offered so far, modulo 2^16.
     pub fn offered(&self) -> u16 {
         self.available_index.read()

@@ -50,7 +50,8 @@ pub enum Attempt {
 pub struct Transmit {
     /// What it is.
     pub sending: Sending,
-    /// Offset and length of the core's bytes that follow the frame's own; only when [`ClientConfig::gather`] is set.
+    /// Offset and length of the core's bytes that follow the frame's own; only when
+    /// [`ClientConfig::gather`](super::ClientConfig::gather) is set.
     pub body: Option<(u64, usize)>,
 }
 

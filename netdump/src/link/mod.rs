@@ -1,6 +1,13 @@
 //! Whole Ethernet frames out and in: the [`Link`] that a dump travels over, and what can be wrapped around any link.
 
+pub mod pcap;
+pub mod pipe;
+pub mod udp;
+
 use std::time::Duration;
+
+pub use pcap::PcapWriter;
+pub use udp::UdpLink;
 
 use crate::wire::MacAddr;
 
@@ -53,7 +60,8 @@ pub trait Link {
     fn mac(&self) -> MacAddr;
 
     /// Whether frames may end in guest memory ([`Frame::guest`]) and leave their UDP checksum to the device. The
-    /// checksum field then holds the sum of the pseudo header, as `VIRTIO_NET_HDR_F_NEEDS_CSUM` wants it.
+    /// checksum field of every UDP frame, also of one without such an end, then holds the sum of the pseudo header, as
+    /// `VIRTIO_NET_HDR_F_NEEDS_CSUM` wants it. Frames received are always whole.
     fn gathers(&self) -> bool {
         false
     }

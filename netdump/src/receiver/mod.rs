@@ -12,6 +12,8 @@
 #![warn(clippy::indexing_slicing)]
 
 pub mod disk;
+pub mod embedded;
+pub mod host;
 mod info;
 pub mod names;
 pub mod path;
@@ -26,6 +28,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use disk::{DiskStore, StoredDump};
+pub use embedded::EmbeddedLink;
+pub use host::{Host, HostConfig};
 pub use names::HostNames;
 use session::{Ended, HeraldAgain, News, Session, Step};
 pub use store::{DumpStore, MemoryStore, NewDump, OpenDump, StoreError};

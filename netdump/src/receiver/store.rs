@@ -20,7 +20,7 @@ pub struct NewDump {
 /// Keeps dumps.
 pub trait DumpStore {
     /// One dump being written.
-    type Dump: OpenDump<Stored = Self::Stored>;
+    type Dump: OpenDump<Stored = Self::Stored> + std::fmt::Debug;
     /// What there is to say of a dump that ended: where it is.
     type Stored: Clone + std::fmt::Debug;
 

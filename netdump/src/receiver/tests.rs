@@ -168,7 +168,7 @@ fn repeated_herald_before_data_is_acknowledged_again() {
     let mut bench = bench();
     let to = bench.open();
     assert_eq!(bench.herald(PEER), Ok(vec![1]));
-    assert_eq!(bench.wait(5.0), []);
+    assert_eq!(bench.wait(5.0), [0_u32; 0]);
     assert_eq!(bench.herald(PEER), Ok(vec![1]));
     assert_eq!(bench.opened(), 1);
     assert_eq!(bench.data(to, 2, 0, b"x"), Ok(vec![2]));
@@ -251,7 +251,7 @@ fn repeated_messages_after_the_end_are_acknowledged_again_and_change_nothing() {
     bench.send(to, PEER, MessageKind::Kdh, 4, 0, &header).unwrap();
     assert_eq!(bench.finish(to, 5), Ok(vec![5]));
     for _ in 0..3 {
-        assert_eq!(bench.wait(4.0), []);
+        assert_eq!(bench.wait(4.0), [0_u32; 0]);
         assert_eq!(bench.finish(to, 5), Ok(vec![5]));
         assert_eq!(bench.data(to, 2, 0, b"xyz"), Ok(vec![2]));
         assert_eq!(bench.send(to, PEER, MessageKind::EkcdKey, 3, 0, b"key"), Ok(vec![3]));
@@ -513,7 +513,7 @@ fn finished_is_acknowledged_only_when_the_commit_is_done() {
     let to = bench.open();
     bench.data(to, 2, 0, b"abc").unwrap();
     assert_eq!(bench.finish(to, 3), Ok(vec![]));
-    assert_eq!(bench.wait(1.0), []);
+    assert_eq!(bench.wait(1.0), [0_u32; 0]);
     assert_eq!(bench.finish(to, 3), Ok(vec![]));
     assert_eq!(bench.data(to, 2, 0, b"abc"), Ok(vec![2]));
     assert_eq!(bench.herald(PEER), Err(Ignored::LateHerald));
@@ -530,7 +530,7 @@ fn finished_is_not_acknowledged_when_the_commit_fails() {
     let to = bench.open();
     bench.data(to, 2, 0, b"abc").unwrap();
     assert_eq!(bench.finish(to, 3), Ok(vec![]));
-    assert_eq!(bench.wait(1.0), []);
+    assert_eq!(bench.wait(1.0), [0_u32; 0]);
     assert_eq!(bench.finish(to, 3), Err(Ignored::AfterTheEnd));
     let [(ending, _, stored)] = bench.ends()[..] else { panic!() };
     assert_eq!((ending.is_complete(), stored.as_ref().unwrap()), (false, &false));
