@@ -137,6 +137,16 @@ fn texts_of_the_kernel_are_read() {
 }
 
 #[test]
+fn panic_text_without_end_is_cut() {
+    let mut guest = guest();
+    set(&mut guest, "panicstr", HEAP_VA);
+    guest.write(HEAP, &[b'x'; 8192]);
+    assert_eq!(facts::gather(&guest, Some(&symbols())).panic_text, Some("x".repeat(256)));
+    set(&mut guest, "panicstr", 0xdead_0000_0000);
+    assert_eq!(facts::gather(&guest, Some(&symbols())).panic_text, None);
+}
+
+#[test]
 fn host_name_may_have_an_array_of_its_own() {
     let kernel = kernel().symbol("hostname", BASE + DATA + 0x500, 256);
     let symbols = KernelSymbols::parse(&kernel.image()).unwrap();

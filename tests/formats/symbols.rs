@@ -16,6 +16,19 @@ fn kernel() -> FakeKernel {
 }
 
 #[test]
+fn variables_of_every_built_guest_are_found() {
+    for guest in guest_images::ALL {
+        let symbols = KernelSymbols::parse(guest.elf).unwrap();
+        for name in ["kenvp", "dynamic_kenv", "md_envp", "kern_envp", "panicstr", "hostname", "version"] {
+            let known = guest.symbol(name).unwrap();
+            assert_eq!(symbols.address(name), Some(known.address), "{} {name}", guest.name);
+            assert_eq!(symbols.size(name), Some(known.size), "{} {name}", guest.name);
+            assert_eq!(symbols.physical(known.address), Some(known.address), "{} {name}", guest.name);
+        }
+    }
+}
+
+#[test]
 fn addresses_and_sizes_are_found() {
     let symbols = KernelSymbols::parse(&kernel().image()).unwrap();
     assert_eq!(symbols.address("panicstr"), Some(0xffff_ffff_8020_1000));

@@ -13,7 +13,7 @@ const MAX_VARIABLE: usize = 4096;
 /// Most variables and bytes of a block that a boot loader passed. Loaders pass some hundred variables.
 const MAX_STATIC_VARIABLES: usize = 4096;
 const MAX_STATIC_BLOCK: usize = 256 << 10;
-/// Size of the static buffer that `panicstr` points at.
+/// Size of the static buffer that `panicstr` points at; a longer text is cut.
 const MAX_PANIC_TEXT: usize = 256;
 /// `struct prison` ends with hostname[256], domainname[256], hostuuid[64], osrelease[32].
 const HOST_NAME_FROM_END: u64 = 608;
@@ -62,7 +62,7 @@ fn kernel_tables(memory: &dyn PhysicalMemory, symbols: &KernelSymbols) -> Option
 /// The formatted message: `panicstr` points at it once the kernel has panicked.
 fn panic_text(kernel: &KernelMemory<'_>) -> Option<String> {
     let address = kernel.pointer("panicstr").filter(|&address| address != 0)?;
-    text(&kernel.read_string(address, MAX_PANIC_TEXT)?)
+    text(&kernel.read_cut_string(address, MAX_PANIC_TEXT)?)
 }
 
 /// `prison0.pr_hostname`, or the array `hostname` that kernels without jails' own names have.
