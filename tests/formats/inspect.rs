@@ -80,4 +80,5 @@ fn cut_core_is_said_to_be_cut() {
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 5000).unwrap();
     let text = inspect(&path, None).unwrap().to_string();
     assert!(text.contains("CUT: 4.9 KiB (5000 bytes) are missing"), "{text}");
+    assert!(text.contains("16.0 KiB     11.1 KiB stored"), "{text}");
 }

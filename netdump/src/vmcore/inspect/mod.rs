@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::cpu::CpuState;
 use super::info::{self, InfoFile};
-use super::memory::{MemoryRange, PhysicalMemory};
-use super::open::{Core, OpenError, open};
+use super::memory::PhysicalMemory;
+use super::open::{OpenError, open};
 use super::symbols::KernelSymbols;
 use crate::facts::{self, GuestFacts};
 pub use render::bytes_text;
@@ -61,7 +61,8 @@ pub struct RangeFacts {
     pub start: u64,
     /// Its length in bytes.
     pub len: u64,
-    /// Bytes of it that are stored in the file; the rest was never touched by the guest, or is zeros.
+    /// Bytes of it that are stored in the file. The rest was never touched by the guest or is zeros, unless the file
+    /// was cut.
     pub stored: u64,
 }
 
@@ -92,7 +93,10 @@ pub fn inspect(path: &Path, symbols: Option<&KernelSymbols>) -> Result<Inspectio
         },
         guest,
         info,
-        memory: core.ranges().iter().map(|range| range_facts(&core, range)).collect(),
+        memory: core
+            .stored()
+            .map(|(range, stored)| RangeFacts { start: range.start, len: range.len, stored })
+            .collect(),
         cpus: core.cpus().to_vec(),
         problems: core.problems().iter().map(ToString::to_string).collect(),
     })
@@ -109,15 +113,4 @@ fn complete(found: GuestFacts, noted: &GuestFacts) -> GuestFacts {
         panic_text: found.panic_text.or(noted.panic_text),
         environment: found.environment.or(noted.environment),
     }
-}
-
-fn range_facts(core: &Core, range: &MemoryRange) -> RangeFacts {
-    let mut stored = 0;
-    let mut address = range.start;
-    while address < range.end() {
-        let Some(run) = core.next_touched(address) else { break };
-        stored += run.end - run.start;
-        address = run.end;
-    }
-    RangeFacts { start: range.start, len: range.len, stored }
 }
