@@ -1,7 +1,7 @@
 //! Running the programs of this workspace as their users do: built binaries, arguments, pipes, exit codes.
 
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -160,8 +160,14 @@ impl Collector {
         let mine = text.clone();
         let thread = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            while let Ok(len @ 1..) = pipe.read(&mut buffer) {
-                mine.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..len]);
+            loop {
+                match pipe.read(&mut buffer) {
+                    Ok(len @ 1..) => {
+                        mine.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..len]);
+                    }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    _ => return,
+                }
             }
         });
         Self { text, thread: Some(thread) }

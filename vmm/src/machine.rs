@@ -120,6 +120,8 @@ pub fn run(
                 machine.after_panic(host.vm.on_panic, ExitStatus::NotDumped)
             }
             End::Reset if host.vm.on_reset == OnReset::Exit => return Ok(ExitStatus::PoweredOff),
+            // A guest that resets faster than signals are looked at must not outrun them.
+            End::Reset if signals.stop_requested().is_some() => return Ok(ExitStatus::PoweredOff),
             End::Reset => Verdict::BootAgain,
             End::Panic(panic) => {
                 let nic = nic.as_ref();
@@ -127,7 +129,8 @@ pub fn run(
                     PanicEnding { host, signals: &signals, observer, nic, route: route.as_ref() };
                 let status = ending.dump(&mut machine, &panic)?;
                 // Whoever interrupted the dump wants the VMM to end, not the guest to boot again.
-                let policy = if signals.stop_requested().is_some() { OnPanic::Exit } else { host.vm.on_panic };
+                let policy =
+                    if signals.stop_requested().is_some() { OnPanic::Exit } else { host.vm.on_panic };
                 machine.after_panic(policy, status)
             }
         };
