@@ -5,6 +5,7 @@
 //! listens; [`machine`] decides.
 #![deny(unsafe_code)]
 
+mod aftermath;
 pub mod boot;
 pub mod bus;
 pub mod config;
@@ -18,6 +19,7 @@ pub mod machine;
 pub mod memory;
 pub mod nic;
 pub mod panic;
+mod platform;
 pub mod report;
 mod signals;
 pub mod sys;

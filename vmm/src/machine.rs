@@ -1,43 +1,33 @@
 //! The whole: builds the machine in order, runs its event loop, and turns a panic into a dump. The only file that knows
 //! everyone; it holds lists, not details.
 
-use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use netdump::facts::{self, GuestFacts};
 use netdump::link::LinkError;
-use netdump::vmcore::{CoreNotes, PhysicalMemory};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use thiserror::Error;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::aftermath::{Aftermath, ReportError};
 use crate::boot::{self, BootError, KernelImage};
-use crate::bus::{Bus, BusDevice, BusError};
-use crate::config::{DumpConfig, OnPanic, OnReset, Target, VmConfig, Wishes};
+use crate::bus::{Bus, BusError};
+use crate::config::{DumpConfig, OnPanic, OnReset, VmConfig};
 use crate::console::{Console, ConsoleOutput};
-use crate::devices::serial::{self, Line, SerialPort};
-use crate::devices::{i8042, reset, sleep};
-use crate::dump::{self, Dumped, Job};
-use crate::events::{self, EventQueue, EventSender, MachineEvent, PanicEvent};
+use crate::devices::serial::SerialPort;
+use crate::events::{self, EventQueue, MachineEvent, PanicEvent};
 use crate::input::Input;
 use crate::link::TapRoute;
-use crate::memory::{self, GuestMemory};
+use crate::memory;
 use crate::nic::Nic;
 use crate::panic::{Places, REQUEST, Wakeup};
-use crate::report::{
-    Event, ExitStatus, GuestReport, Observer, PanicReport, PanicSeen, PauseReport, TargetReport, memory_of,
-};
+use crate::platform::{Platform, PlatformError};
+use crate::report::{Event, ExitStatus, Observer};
 use crate::signals::Signals;
 use crate::sys::tap::TapError;
-use crate::vm::{PausedGuest, VcpuEnvironment, Vm, VmBuilder, VmError};
-use crate::x86_64::layout;
-
-/// How long vCPUs get to stop. One that needs longer is blocked in this process, not in the guest.
-const PAUSE_DEADLINE: Duration = Duration::from_secs(2);
+use crate::vm::{VcpuEnvironment, Vm, VmBuilder, VmError};
 
 /// Why the VMM itself failed.
 #[derive(Debug, Error)]
@@ -49,8 +39,10 @@ pub enum MachineError {
     Memory(#[from] memory::MemoryError),
     #[error(transparent)]
     Boot(#[from] BootError),
-    #[error("building the machine")]
-    Bus(#[from] BusError),
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    #[error("arming the panic sources")]
+    Source(#[from] BusError),
     #[error(transparent)]
     Tap(#[from] TapError),
     #[error(transparent)]
@@ -63,12 +55,8 @@ pub enum MachineError {
     },
     #[error("vCPU {vcpu} cannot be run: {reason}")]
     Vcpu { vcpu: u32, reason: String },
-    #[error("writing the report to {path}")]
-    Report {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Report(#[from] ReportError),
 }
 
 fn os(doing: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
@@ -125,9 +113,8 @@ pub fn run(
             End::Reset => Verdict::BootAgain,
             End::Panic(panic) => {
                 let nic = nic.as_ref();
-                let mut ending =
-                    PanicEnding { host, signals: &signals, observer, nic, route: route.as_ref() };
-                let status = ending.dump(&mut machine, &panic)?;
+                let mut ending = Aftermath { host, signals: &signals, observer, nic, route: route.as_ref() };
+                let status = ending.dump(&mut machine.vm, &panic)?;
                 // Whoever interrupted the dump wants the VMM to end, not the guest to boot again.
                 let policy =
                     if signals.stop_requested().is_some() { OnPanic::Exit } else { host.vm.on_panic };
@@ -184,22 +171,22 @@ impl Machine {
         let entry = boot::load(host.image, &host.vm.handover, &memory)?;
         let vm = VmBuilder::new(memory.clone())?;
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
-        let mut parts = Parts { ports: Bus::new(), mmio: Bus::new(), vm, sender };
+        let mut platform = Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender };
         let (mut watchers, mut exits, mut wakeups) = (Vec::new(), Vec::new(), Vec::new());
         for source in &host.vm.sources {
             source.arm(&mut Places {
-                ports: &mut parts.ports,
+                ports: &mut platform.ports,
                 console: &mut watchers,
                 exits: &mut exits,
                 wakeups: &mut wakeups,
                 options: host.vm.source_options,
-                events: &parts.sender,
+                events: &platform.events,
             })?;
         }
         let console = Console::new(output, watchers);
-        let serial = parts.add_platform(console.clone())?;
+        let serial = platform.add_devices(console.clone())?;
         if let Some(nic) = nic {
-            parts.add_nic(nic, &memory)?;
+            platform.add_nic(nic, &memory)?;
         }
         let protocol = boot::protocol_for(host.image)?.name();
         observer.event(&Event::Booting {
@@ -209,13 +196,13 @@ impl Machine {
             protocol,
         });
         let environment = VcpuEnvironment {
-            ports: Arc::new(parts.ports),
-            mmio: Arc::new(parts.mmio),
+            ports: Arc::new(platform.ports),
+            mmio: Arc::new(platform.mmio),
             exit_hooks: Arc::new(exits),
-            events: parts.sender,
+            events: platform.events,
         };
         let started = Instant::now();
-        let vm = parts.vm.start(host.vm.cpus, &entry, &environment)?;
+        let vm = platform.vm.start(host.vm.cpus, &entry, &environment)?;
         Ok(Self { vm, events, console, serial, wakeups, started, ask_console_at: None, crash_loaded: false })
     }
 
@@ -337,190 +324,4 @@ fn request(detail: &str) -> PanicEvent {
         detail: detail.to_owned(),
         survivable: false,
     }
-}
-
-/// A machine that is being built.
-struct Parts {
-    ports: Bus,
-    mmio: Bus,
-    vm: VmBuilder,
-    sender: EventSender,
-}
-
-impl Parts {
-    /// The devices that every machine has.
-    fn add_platform(&mut self, console: Console) -> Result<Arc<Mutex<SerialPort>>, MachineError> {
-        let line = Line(Arc::new(self.interrupt(layout::COM1_IRQ)?));
-        let serial = Arc::new(Mutex::new(SerialPort::new(line, console)));
-        self.ports.insert("com1", layout::COM1, serial::LEN, serial.clone())?;
-        let sender = self.sender.clone();
-        self.add_port("i8042", layout::I8042, i8042::LEN, i8042::I8042::new(sender.clone()))?;
-        self.add_port("reset", layout::RESET_CONTROL, reset::LEN, reset::ResetControl::new(sender.clone()))?;
-        self.add_port("sleep", layout::SLEEP_CONTROL, sleep::LEN, sleep::SleepControl::new(sender))?;
-        Ok(serial)
-    }
-
-    fn add_port(
-        &mut self,
-        name: &'static str,
-        base: u64,
-        len: u64,
-        device: impl BusDevice + 'static,
-    ) -> Result<(), BusError> {
-        self.ports.insert(name, base, len, Arc::new(Mutex::new(device)))
-    }
-
-    fn add_nic(&mut self, nic: &mut Nic, memory: &GuestMemory) -> Result<(), MachineError> {
-        let interrupt = self.interrupt(layout::VIRTIO_MMIO_IRQ)?;
-        let device = nic.plug(memory.clone(), interrupt);
-        self.mmio.insert("virtio-net", layout::VIRTIO_MMIO, layout::VIRTIO_MMIO_LEN, device)?;
-        Ok(())
-    }
-
-    fn interrupt(&self, irq: u32) -> Result<EventFd, MachineError> {
-        let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(os("creating an interrupt line"))?;
-        self.vm.connect_irq(&line, irq)?;
-        Ok(line)
-    }
-}
-
-/// From the panic to the report.
-struct PanicEnding<'a> {
-    host: &'a Host<'a>,
-    signals: &'a Signals,
-    observer: &'a mut dyn Observer,
-    nic: Option<&'a Nic>,
-    route: Option<&'a TapRoute>,
-}
-
-impl PanicEnding<'_> {
-    fn dump(&mut self, machine: &mut Machine, panic: &PanicEvent) -> Result<ExitStatus, MachineError> {
-        let time = SystemTime::now();
-        let guest = machine.vm.pause(PAUSE_DEADLINE);
-        // After the vCPUs: a driver that runs could start the device again.
-        if let Some(nic) = self.nic {
-            nic.stop();
-        }
-        let facts = facts::gather(&guest, Some(self.host.image.symbols()));
-        let seen = seen(panic, &facts, time);
-        self.observer.event(&Event::Panic { seen: &seen });
-        let pause = PauseReport {
-            microseconds: micros(guest.stopped_at().saturating_duration_since(panic.at)),
-            not_stopped: guest.not_stopped(),
-        };
-        self.observer.event(&Event::Paused { pause: &pause });
-        let sent = self.host.dump.enabled.then(|| self.send(&guest, &seen, &facts, time));
-        let status =
-            sent.as_ref().map_or(ExitStatus::NotDumped, |sent| ExitStatus::of(sent.1.report.outcome));
-        let report = self.report(&guest, seen, pause, facts, sent, status);
-        self.observer.event(&Event::Dumped { report: &report });
-        self.write(&report)?;
-        Ok(status)
-    }
-
-    fn send(
-        &mut self,
-        guest: &PausedGuest<'_>,
-        seen: &PanicSeen,
-        facts: &GuestFacts,
-        time: SystemTime,
-    ) -> (TargetReport, Dumped) {
-        let config = self.host.dump;
-        let target = config.target(&Wishes {
-            environment: facts.environment.as_deref().unwrap_or(&self.host.vm.handover.environment),
-            seen: self.nic.and_then(Nic::last_ipv4),
-            has_tap: self.nic.is_some(),
-        });
-        let target_report = report_target(&target);
-        let notes = CoreNotes {
-            panic_cpu: seen.vcpu,
-            panic_source: Some(seen.source.to_owned()),
-            panic_text: seen.text.clone(),
-            panic_time: Some(seen.time),
-            facts: facts.clone(),
-        };
-        let host_name = facts.host_name.clone().unwrap_or_else(|| config.name.clone());
-        let route = self.route.filter(|_| target.link == config.link_for(config.server, self.nic.is_some()));
-        let job = Job { config, target: &target, notes, host_name, time, route, nic: self.nic };
-        let (signals, observer) = (self.signals, &mut *self.observer);
-        let mut announced = false;
-        let dumped = dump::run(&job, guest, &mut |progress| {
-            if !std::mem::replace(&mut announced, true) {
-                observer.event(&Event::Dumping { target: &target_report, length: progress.total });
-            }
-            observer.progress(progress);
-            match signals.stop_requested() {
-                Some(signal) => ControlFlow::Break(format!("interrupted by {}", signal.as_str())),
-                None => ControlFlow::Continue(()),
-            }
-        });
-        self.observer.dump_ended(&dumped.report);
-        (target_report, dumped)
-    }
-
-    fn report(
-        &self,
-        guest: &PausedGuest<'_>,
-        panic: PanicSeen,
-        pause: PauseReport,
-        facts: GuestFacts,
-        sent: Option<(TargetReport, Dumped)>,
-        status: ExitStatus,
-    ) -> PanicReport {
-        let (target, dumped) = sent.unzip();
-        let (dump, core) = dumped.map(|dumped| (dumped.report, dumped.core)).unzip();
-        PanicReport {
-            image: self.host.image.path().display().to_string(),
-            panic,
-            pause,
-            guest: GuestReport {
-                os: facts.os,
-                version: facts.version,
-                host_name: facts.host_name.unwrap_or_else(|| self.host.dump.name.clone()),
-                environment: facts.environment.unwrap_or_else(|| self.host.vm.handover.environment.clone()),
-            },
-            memory: memory_of(guest.ranges()),
-            cpus: guest.cpus().to_vec(),
-            target,
-            dump,
-            core: core.flatten(),
-            exit_code: status.code(),
-        }
-    }
-
-    /// Writes the report aside and renames it: whoever waits for the file never sees half of it.
-    fn write(&self, report: &PanicReport) -> Result<(), MachineError> {
-        let Some(path) = &self.host.report else { return Ok(()) };
-        let aside = path.with_added_extension("partial");
-        let json = serde_json::to_vec_pretty(report).expect("a report is plain data");
-        std::fs::write(&aside, json)
-            .and_then(|()| std::fs::rename(&aside, path))
-            .map_err(|source| MachineError::Report { path: path.clone(), source })
-    }
-}
-
-fn seen(panic: &PanicEvent, facts: &GuestFacts, time: SystemTime) -> PanicSeen {
-    PanicSeen {
-        source: panic.source,
-        vcpu: panic.vcpu,
-        // What the kernel formatted says more than its line on the console, which may be cut.
-        text: facts.panic_text.clone().or_else(|| panic.text.clone()),
-        detail: panic.detail.clone(),
-        time: time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
-    }
-}
-
-fn report_target(target: &Target) -> TargetReport {
-    TargetReport {
-        link: target.link.to_string(),
-        server: target.server.map(|server| server.to_string()),
-        client: target.client.map(|client| client.to_string()),
-        gateway: target.gateway.map(|gateway| gateway.to_string()),
-        path: target.path.clone(),
-        refused: target.refused.clone(),
-    }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
