@@ -330,7 +330,7 @@ impl Holes {
         let mut holes = Self { count: 0, total: 0, first: Vec::new() };
         let mut at = 0;
         while at < file.length() {
-            let data = file.next_data(at).unwrap_or(file.length()..file.length());
+            let data = file.next_data(at).unwrap_or_else(|| file.length()..file.length());
             if data.start > at {
                 holes.add(at..data.start);
             }
