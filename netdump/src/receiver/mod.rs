@@ -14,6 +14,7 @@
 pub mod disk;
 pub mod embedded;
 pub mod host;
+mod ignored;
 mod info;
 pub mod names;
 pub mod path;
@@ -30,12 +31,13 @@ use std::time::{Duration, Instant};
 pub use disk::{DiskStore, StoredDump};
 pub use embedded::EmbeddedLink;
 pub use host::{Host, HostConfig};
+pub use ignored::Ignored;
 pub use names::HostNames;
 use session::{Ended, HeraldAgain, News, Session};
 pub use store::{DumpStore, MemoryStore, NewDump, OpenDump, StoreError};
 pub use summary::{Cause, DumpSummary, Ending, HeaderSeen};
 
-use crate::wire::message::{ACK_LEN, MessageError};
+use crate::wire::message::ACK_LEN;
 use crate::wire::{Ack, Message, MessageKind};
 use path::DumpPath;
 
@@ -43,9 +45,10 @@ use path::DumpPath;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(u64);
 
-impl std::fmt::Display for SessionId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+impl SessionId {
+    /// How many sessions were opened before this one.
+    pub fn number(self) -> u64 {
+        self.0
     }
 }
 
@@ -139,68 +142,6 @@ pub enum ReceiverEvent<T> {
         /// The session.
         session: SessionId,
     },
-}
-
-/// Why a datagram changed nothing and was not acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Ignored {
-    /// Not a message.
-    #[error(transparent)]
-    Malformed(#[from] MessageError),
-    /// Something else than a HERALD at the well-known port.
-    #[error("a message other than a HERALD at the herald port")]
-    NotAHerald,
-    /// The session is forgotten.
-    #[error("no such session")]
-    NoSession,
-    /// The session belongs to another client.
-    #[error("from another address or port than the session's client")]
-    Stranger,
-    /// A HERALD in the middle of a dump, or soon after one: perhaps a late duplicate. A client that has begun anew
-    /// repeats it, and gets a new session when the old one has been silent for 2 seconds.
-    #[error("a HERALD for a dump that is running")]
-    LateHerald,
-    /// A KDH of less than 512 bytes, or not from its beginning.
-    #[error("a dump header that is not whole")]
-    HeaderInParts,
-    /// An offset beyond what a file, or the key block, can have.
-    #[error("an offset beyond the limit")]
-    OffsetTooLarge,
-    /// See [`ReceiverConfig::max_ranges`].
-    #[error("too many separate ranges")]
-    TooManyRanges,
-    /// See [`ReceiverConfig::max_sessions`].
-    #[error("too many sessions")]
-    TooManySessions,
-    /// The store refused the dump.
-    #[error("the dump cannot be stored")]
-    NotStored,
-    /// The receiver is being stopped.
-    #[error("the receiver is being stopped")]
-    Stopping,
-    /// Something new after the dump's end.
-    #[error("something new after the end of the dump")]
-    AfterTheEnd,
-}
-
-impl Ignored {
-    /// A short name for counters.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Malformed(_) => "malformed",
-            Self::NotAHerald => "not_a_herald",
-            Self::NoSession => "no_session",
-            Self::Stranger => "stranger",
-            Self::LateHerald => "late_herald",
-            Self::HeaderInParts => "header_in_parts",
-            Self::OffsetTooLarge => "offset_too_large",
-            Self::TooManyRanges => "too_many_ranges",
-            Self::TooManySessions => "too_many_sessions",
-            Self::NotStored => "not_stored",
-            Self::Stopping => "stopping",
-            Self::AfterTheEnd => "after_the_end",
-        }
-    }
 }
 
 /// The receiver.
