@@ -99,8 +99,8 @@ fn a_guest_that_resets_boots_again_until_the_vmm_is_stopped() {
     needs_kvm!();
     let bench = Bench::new("reboot-loop");
     let vmm = bench.start(&[]);
-    vmm.wait_until("three boots", || true);
-    vmm.wait_for_stdout("boot", 3);
+    vmm.wait_for_stderr("booting");
+    vmm.wait_for_stdout("about to reset", 3);
     vmm.signal(Signal::SIGTERM);
     assert_code(&vmm.wait(), 0);
 }

@@ -1,5 +1,6 @@
 //! `vmm run`: options into configuration. What clap can refuse by itself (exit code 2) it does, by the types' parsers.
 
+use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,7 +62,7 @@ pub(crate) struct RunOptions {
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     cpus: u8,
     /// Kernel command line.
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
     /// Variable of the kernel environment; may be given again.
     #[arg(long = "kernel-env", visible_alias = "kenv", value_name = "NAME=VALUE", value_parser = variable)]
@@ -257,15 +258,20 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
     }
 }
 
-/// Finds out before the guest starts, not after it panicked, that a file cannot be written.
+/// Finds out before the guest starts, not after it panicked, that a file cannot be written. What was not there is not
+/// left behind: whoever waits for the report waits for a whole one.
 fn check_outputs(options: &RunOptions) -> anyhow::Result<()> {
     for (option, path) in [("--report", &options.output.report), ("--pcap", &options.netdump.pcap)] {
         let Some(path) = path else { continue };
-        std::fs::OpenOptions::new()
+        let was_there = path.exists();
+        OpenOptions::new()
             .append(true)
             .create(true)
             .open(path)
             .with_context(|| format!("{option} {} cannot be written", path.display()))?;
+        if !was_there {
+            std::fs::remove_file(path).with_context(|| format!("removing {} again", path.display()))?;
+        }
     }
     Ok(())
 }

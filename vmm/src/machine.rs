@@ -126,7 +126,9 @@ pub fn run(
                 let mut ending =
                     PanicEnding { host, signals: &signals, observer, nic, route: route.as_ref() };
                 let status = ending.dump(&mut machine, &panic)?;
-                machine.after_panic(host.vm.on_panic, status)
+                // Whoever interrupted the dump wants the VMM to end, not the guest to boot again.
+                let policy = if signals.stop_requested().is_some() { OnPanic::Exit } else { host.vm.on_panic };
+                machine.after_panic(policy, status)
             }
         };
         match verdict {

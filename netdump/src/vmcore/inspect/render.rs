@@ -75,7 +75,8 @@ impl Inspection {
             value.as_ref().map(|value| format!("{label}{}", plain(value)))
         };
         let header: Vec<String> = [
-            said("header parity: ", &info.parity),
+            said("missing ", &info.missing),
+            said("header parity ", &info.parity),
             said("", &info.architecture),
             info.dump_length.map(|length| format!("{length} bytes")),
             said("compression ", &info.compression),

@@ -5,10 +5,10 @@
 //!
 //! | name | type | descriptor |
 //! |---|---|---|
-//! | `CORE` | `NT_PRSTATUS` 1 | per CPU in CPU order: general registers ([`prstatus`]) |
+//! | `CORE` | `NT_PRSTATUS` 1 | per CPU in CPU order: general registers (`prstatus.rs`) |
 //! | `LINUX` | `NT_X86_XSTATE` 0x202 | behind the PRSTATUS of each CPU whose XSAVE area is known |
-//! | `QEMU` | 0 | per CPU in CPU order: control registers and descriptor tables too ([`qemu`]) |
-//! | `NETDUMP` | 0x4e455444 | once: lines of `key=value` ([`text`]) |
+//! | `QEMU` | 0 | per CPU in CPU order: control registers and descriptor tables too (`qemu.rs`) |
+//! | `NETDUMP` | 0x4e455444 | once: lines of `key=value` (`text.rs`) |
 
 mod prstatus;
 mod qemu;
