@@ -310,6 +310,7 @@ fn the_dumper_takes_over_from_a_guest_that_left_wild_rings() {
         }
         guest.net.lock().unwrap().notify(TX);
 
+        guest.net.lock().unwrap().stop();
         let rings_now = || {
             let mut bytes = vec![0; 0x2_0000];
             guest.memory.read_slice(&mut bytes, GuestAddress(0x1_0000)).unwrap();

@@ -644,6 +644,22 @@ mod tests {
     }
 
     #[test]
+    fn a_driver_that_names_its_event_is_interrupted_there_and_asked_to_notify_when_empty() {
+        let mut bench = Bench::new();
+        bench.port.tx.set_event_idx(true);
+        let used_event = TX_RING + 16 * u64::from(SIZE) + 4 + 2 * u64::from(SIZE);
+        bench.memory.write_obj(2u16.to_le(), GuestAddress(used_event)).unwrap();
+        let avail_event = bench.tx.queue().used_ring() + 4 + 8 * u64::from(SIZE);
+        for sent in 1..=4u16 {
+            bench.publish_tx(sent, header::PLAIN, &frame(60));
+            assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers));
+            assert_eq!(bench.bells.0[1].load(Ordering::Relaxed), u64::from(sent >= 3), "after {sent}");
+            let asked: u16 = bench.memory.read_obj(GuestAddress(avail_event)).unwrap();
+            assert_eq!(u16::from_le(asked), sent);
+        }
+    }
+
+    #[test]
     fn queues_that_the_driver_did_not_set_up_are_left_alone() {
         let mut bench = Bench::new();
         bench.port.rx = Queue::default();
