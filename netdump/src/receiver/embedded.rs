@@ -87,11 +87,11 @@ impl Link for EmbeddedLink {
         debug_assert!(frame.guest.is_none(), "this link does not gather");
         // What the receiver ignores it counts; on a wire it would be lost.
         let _ = self.host.handle_frame(Instant::now(), frame.bytes);
-        self.take_events();
         Ok(Sent::Yes)
     }
 
     fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+        // What was sent since is stored here, many messages in one write.
         if self.host.poll_transmit(frame) {
             return Ok(true);
         }
@@ -100,11 +100,11 @@ impl Link for EmbeddedLink {
             let now = Instant::now();
             if self.host.poll_timeout().is_some_and(|due| due <= now) {
                 self.host.handle_timeout(now);
-                self.take_events();
             }
             if self.host.poll_transmit(frame) {
                 return Ok(true);
             }
+            self.take_events();
             if now >= until {
                 return Ok(false);
             }

@@ -3,9 +3,9 @@
 //! It is compatible with FreeBSD's client and with netdumpd's files, and unlike netdumpd it acknowledges a message only
 //! after the store has taken its bytes, FINISHED only after the dump is on stable storage.
 //!
-//! Law: any number of `handle_*` calls, then drain [`Receiver::poll_event`] (a new session needs its socket before its
-//! first ack can be sent), then drain [`Receiver::poll_transmit`], then wait for a datagram or
-//! [`Receiver::poll_timeout`].
+//! Law: any number of `handle_*` calls, the more at a time the longer the writes to the store; then drain
+//! [`Receiver::poll_event`] (a new session needs its socket before its first ack can be sent) and
+//! [`Receiver::poll_transmit`] until both are empty; then wait for a datagram or [`Receiver::poll_timeout`].
 //!
 //! Clients are told apart by address and port, and by which of our addresses they speak to. A client's session is
 //! opened by a HERALD to the well-known port and has a port of its own, on the address that the HERALD was sent to.
@@ -22,7 +22,7 @@ mod session;
 pub mod store;
 pub mod summary;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ pub use disk::{DiskStore, StoredDump};
 pub use embedded::EmbeddedLink;
 pub use host::{Host, HostConfig};
 pub use names::HostNames;
-use session::{Ended, HeraldAgain, News, Session, Step};
+use session::{Ended, HeraldAgain, News, Session};
 pub use store::{DumpStore, MemoryStore, NewDump, OpenDump, StoreError};
 pub use summary::{Cause, DumpSummary, Ending, HeaderSeen};
 
@@ -210,6 +210,8 @@ pub struct Receiver<S: DumpStore> {
     store: S,
     sessions: BTreeMap<SessionId, Session<S::Dump>>,
     next_session: u64,
+    /// Sessions that may have something to store or to acknowledge.
+    busy: BTreeSet<SessionId>,
     stopping: bool,
     replies: VecDeque<Reply>,
     events: VecDeque<ReceiverEvent<S::Stored>>,
@@ -224,6 +226,7 @@ impl<S: DumpStore> Receiver<S> {
             store,
             sessions: BTreeMap::new(),
             next_session: 0,
+            busy: BTreeSet::new(),
             stopping: false,
             replies: VecDeque::new(),
             events: VecDeque::new(),
@@ -256,8 +259,8 @@ impl<S: DumpStore> Receiver<S> {
         for id in due {
             let Some(session) = self.sessions.get_mut(&id) else { continue };
             if session.is_open() {
-                let step = session.handle_timeout(now, self.config.timeout);
-                self.follow(id, step);
+                let news = session.handle_timeout(now, self.config.timeout);
+                self.follow(id, news);
             } else {
                 self.close(id);
             }
@@ -269,8 +272,11 @@ impl<S: DumpStore> Receiver<S> {
         self.sessions.values().map(|session| session.deadline(&self.config)).min()
     }
 
-    /// The next ack to send.
+    /// The next ack to send. Before the first one, what was received since is stored: that can end sessions.
     pub fn poll_transmit(&mut self) -> Option<Reply> {
+        if self.replies.is_empty() {
+            self.store();
+        }
         self.replies.pop_front()
     }
 
@@ -282,8 +288,8 @@ impl<S: DumpStore> Receiver<S> {
     /// Ends one dump before its time, such as when no socket can be had for it.
     pub fn abandon(&mut self, now: Instant, session: SessionId, cause: Cause) {
         let Some(known) = self.sessions.get_mut(&session) else { return };
-        let step = known.abandon(now, cause);
-        self.follow(session, step);
+        let news = known.abandon(now, cause);
+        self.follow(session, news);
     }
 
     /// Ends all dumps and opens no more. Commits under way go on: see [`Self::is_settled`].
@@ -332,7 +338,7 @@ impl<S: DumpStore> Receiver<S> {
         };
         match session.herald_again(now, message.sequence, &request) {
             HeraldAgain::Repeated => {
-                self.acknowledge(id, from, message.sequence);
+                self.follow(id, None);
                 Ok(())
             }
             HeraldAgain::Doubtful => {
@@ -369,7 +375,7 @@ impl<S: DumpStore> Receiver<S> {
         let (local, peer) = (request.local, request.peer);
         self.sessions.insert(id, Session::new(now, request, sequence, dump, &self.config));
         self.events.push_back(ReceiverEvent::Opened { session: id, local, peer });
-        self.acknowledge(id, peer, sequence);
+        self.follow(id, None);
         Ok(())
     }
 
@@ -385,17 +391,16 @@ impl<S: DumpStore> Receiver<S> {
             return Err(Ignored::Stranger);
         }
         let parsed = Message::parse(bytes).map_err(Ignored::from);
-        let step = parsed.and_then(|message| session.handle(now, &message));
-        let step = step.inspect_err(|_| session.count_ignored())?;
-        self.follow(id, step);
+        let handled = parsed.and_then(|message| session.handle(now, &message));
+        let news = handled.inspect_err(|_| session.count_ignored())?;
+        self.follow(id, news);
         Ok(())
     }
 
-    fn follow(&mut self, session: SessionId, step: Step<S::Stored>) {
-        if let (Some(sequence), Some(known)) = (step.ack, self.sessions.get(&session)) {
-            self.acknowledge(session, known.request().peer, sequence);
-        }
-        match step.news {
+    /// Does what follows when a session was touched.
+    fn follow(&mut self, session: SessionId, news: Option<News<S::Stored>>) {
+        self.busy.insert(session);
+        match news {
             Some(News::Header(header)) => self.events.push_back(ReceiverEvent::Header { session, header }),
             Some(News::Ended(Ended { ending, summary, stored })) => {
                 self.events.push_back(ReceiverEvent::Ended { session, ending, summary, stored });
@@ -404,8 +409,19 @@ impl<S: DumpStore> Receiver<S> {
         }
     }
 
-    fn acknowledge(&mut self, session: SessionId, to: SocketAddrV4, sequence: u32) {
-        self.replies.push_back(Reply { session, to, bytes: Ack(sequence).to_bytes() });
+    /// Stores what was gathered and collects the acks.
+    fn store(&mut self) {
+        while let Some(id) = self.busy.pop_first() {
+            let Some(session) = self.sessions.get_mut(&id) else { continue };
+            let failed = session.flush();
+            let to = session.request().peer;
+            let acks = session.take_acks();
+            let reply = |sequence| Reply { session: id, to, bytes: Ack(sequence).to_bytes() };
+            self.replies.extend(acks.map(reply));
+            if failed.is_some() {
+                self.follow(id, failed);
+            }
+        }
     }
 
     fn close(&mut self, session: SessionId) {

@@ -346,7 +346,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct Bells([AtomicU64; 2]);
 
-    impl Interrupt for Arc<Bells> {
+    impl Interrupt for Bells {
         fn used(&self, queue: u16) {
             self.0[usize::from(queue)].fetch_add(1, Ordering::Relaxed);
         }
@@ -371,7 +371,7 @@ mod tests {
             let tx = DriverRing::new(memory.clone(), GuestAddress(TX_RING), SIZE);
             let (tap, host) = fake::tap();
             let (seen, bells) = (Arc::<Seen>::default(), Arc::<Bells>::default());
-            let notifier = Arc::new(Notifier::new(Box::new(bells.clone())));
+            let notifier = Arc::new(Notifier::new(bells.clone()));
             let port = Port::new(
                 memory.clone(),
                 rx.queue(),
