@@ -190,7 +190,7 @@ impl Mount {
         if mount.is_ok_and(|output| output.status.success()) {
             return Some(Self(at.to_owned()));
         }
-        println!("SKIPPED: this test needs the right to mount a tmpfs");
+        println!("SKIPPED mount: this test needs the right to mount a tmpfs");
         None
     }
 }

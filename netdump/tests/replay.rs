@@ -112,13 +112,13 @@ fn capture() -> Option<Vec<u8>> {
     let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures"));
     let path = std::env::var_os("NETDUMP_FIXTURES").map_or_else(beside, PathBuf::from).join(CAPTURE);
     if !path.exists() {
-        println!("SKIPPED: no {CAPTURE}; set NETDUMP_FIXTURES to its directory");
+        println!("SKIPPED fixtures: no {CAPTURE}; set NETDUMP_FIXTURES to its directory");
         return None;
     }
     match Command::new("xz").arg("-dc").arg(&path).output() {
         Ok(output) if output.status.success() => Some(output.stdout),
         _ => {
-            println!("SKIPPED: {CAPTURE} needs xz to be unpacked");
+            println!("SKIPPED xz: {CAPTURE} needs it to be unpacked");
             None
         }
     }

@@ -107,7 +107,7 @@ fn sparse_file_of_enormous_length_costs_nothing() {
     let offset = u64::from_le_bytes(head[header + 8..header + 16].try_into().unwrap());
     let sized = std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(offset + (1 << 43));
     if let Err(error) = sized {
-        println!("SKIPPED: the file system takes no file of 8 TiB: {error}");
+        println!("SKIPPED large-files: the file system takes no file of 8 TiB: {error}");
         return;
     }
     use_file(&path);

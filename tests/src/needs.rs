@@ -5,6 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Something that not every machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,12 +24,16 @@ pub enum Need {
     Readelf,
     /// Unpacker of the recorded session.
     Xz,
+    /// The right to mount a tmpfs.
+    Mount,
+    /// A file system that takes sparse files of 8 TiB for temporary files.
+    LargeFiles,
     /// Recorded sessions and cores of real FreeBSD kernels.
     Fixtures,
 }
 
 /// Every need with its name in `SKIPPED` lines.
-const NAMES: [(&str, Need); 8] = [
+const NAMES: [(&str, Need); 10] = [
     ("kvm", Need::Kvm),
     ("network", Need::Network),
     ("root", Need::Root),
@@ -36,6 +41,8 @@ const NAMES: [(&str, Need); 8] = [
     ("gdb", Need::Gdb),
     ("readelf", Need::Readelf),
     ("xz", Need::Xz),
+    ("mount", Need::Mount),
+    ("large-files", Need::LargeFiles),
     ("fixtures", Need::Fixtures),
 ];
 
@@ -61,6 +68,8 @@ impl Need {
             Self::Gdb => has_program("gdb"),
             Self::Readelf => has_program("readelf"),
             Self::Xz => has_program("xz"),
+            Self::Mount => may_mount(),
+            Self::LargeFiles => tempfile::tempfile().is_ok_and(|file| file.set_len(1 << 43).is_ok()),
             Self::Fixtures => fixtures().is_some(),
         }
     }
@@ -79,6 +88,13 @@ impl Need {
 pub fn has_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
+fn may_mount() -> bool {
+    let Ok(folder) = tempfile::tempdir() else { return false };
+    let succeeds = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+    succeeds(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(folder.path()))
+        && succeeds(Command::new("umount").arg(folder.path()))
 }
 
 /// The folder of recorded sessions and cores: beside the repository, or where `NETDUMP_FIXTURES` says.

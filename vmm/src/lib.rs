@@ -1,6 +1,6 @@
 //! A minimal KVM virtual machine monitor that dumps a panicked guest's memory.
 //!
-//! Calls point one way: `main` > [`machine`] > {[`boot`], [`devices`], [`panic`], [`dump`], [`link`], [`vm`], [`vcpu`]} >
+//! Calls point one way: `main` > [`machine`] > {[`boot`], [`devices`], [`mod@panic`], [`dump`], [`link`], [`vm`], [`vcpu`]} >
 //! {[`bus`], [`memory`], [`x86_64`]} > `sys`. Devices and panic sources report through [`events`] and never know who
 //! listens; [`machine`] decides.
 #![deny(unsafe_code)]

@@ -1,4 +1,4 @@
-//! One virtual CPU: the thread that runs it ([`Vcpu`]) and the controller's end of it ([`VcpuHandle`]).
+//! One virtual CPU: the thread that runs it (`Vcpu`) and the controller's end of it (`VcpuHandle`).
 //!
 //! A vCPU thread never pauses the machine and never waits for another vCPU: it would wait for itself. What it cannot
 //! go on from it reports, then it waits for its next command.

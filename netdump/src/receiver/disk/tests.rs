@@ -285,7 +285,7 @@ impl SmallDisk {
         if mounted.is_ok_and(|output| output.status.success()) {
             return Some(Self(dir));
         }
-        println!("SKIPPED: a full disk needs the right to mount a tmpfs");
+        println!("SKIPPED mount: a full disk needs the right to mount a tmpfs");
         None
     }
 }
