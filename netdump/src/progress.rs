@@ -94,6 +94,13 @@ impl Reporter {
         }
     }
 
+    /// Ends without a word, for a caller that tells of the dump's end itself.
+    pub fn clear(self) {
+        if let Kind::Bar(bar) = &self.kind {
+            bar.finish_and_clear();
+        }
+    }
+
     fn is_news(&mut self, progress: &Progress) -> bool {
         let tenths = (progress.done.saturating_mul(10)).checked_div(progress.total).unwrap_or(0);
         let news = self.phase != Some(progress.phase) || tenths > self.tenths;
