@@ -3,3 +3,4 @@
 pub mod fake_guest;
 pub mod fake_kernel;
 pub mod readers;
+pub mod simnet;
