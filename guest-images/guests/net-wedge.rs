@@ -9,8 +9,9 @@
 //! - `wedge`: the state it leaves, see [`Wedge`] (default `none`: queues in good order).
 //! - `settle` (default 20): milliseconds between the last notification and the panic.
 //!
-//! Memory: the pattern in the first 32 MiB (or `fill`) from 16 MiB up, which no descriptor points at; `panicstr` points
-//! at the text. Without a device where it should be it panics all the same, and the text says so.
+//! Memory: the pattern in the first 32 MiB (or `fill`) from 16 MiB up, which no descriptor points at, but for the last 64
+//! bytes of RAM with `wedge=wild`; `panicstr` points at the text. Without a device where it should be the guest panics
+//! all the same, and the text says so.
 #![no_std]
 #![no_main]
 

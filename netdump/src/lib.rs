@@ -19,6 +19,7 @@
 //! and events come out. [`drive`] is the one loop here that sleeps or reads a clock.
 #![forbid(unsafe_code)]
 
+mod calendar;
 pub mod client;
 pub mod drive;
 pub mod facts;

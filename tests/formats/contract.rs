@@ -1,7 +1,12 @@
-//! What every format owes, whatever it is.
+//! What every format and every kind of guest owes, whatever it is.
 
+use std::collections::BTreeSet;
+
+use harness::fake_guest::FakeGuest;
+use harness::fake_kernel::FakeKernel;
 use netdump::ReadAt;
-use netdump::vmcore::{ALL, PhysicalMemory};
+use netdump::facts;
+use netdump::vmcore::{ALL, KernelSymbols, PhysicalMemory, Registers};
 
 use super::{guest, notes};
 
@@ -39,4 +44,33 @@ fn every_format_plans_without_reading_memory_and_reads_its_own_cores() {
             assert_eq!(page[..], expected, "{} {address:#x}", format.name());
         }
     }
+}
+
+#[test]
+fn every_kind_of_guest_bears_memory_full_of_noise() {
+    let names =
+        "kenvp md_envp kern_envp dynamic_kenv KPML4phys panicstr version ostype osrelease prison0 hostname";
+    let kernel = FakeKernel::default().segment(0, 0, 0x10_0000);
+    let kernel = (0..).zip(names.split_whitespace()).fold(kernel, |kernel, (index, name)| {
+        let address = 0x1000 * (1 + index);
+        kernel.symbol(name, address, 1000)
+    });
+    let symbols = KernelSymbols::parse(&kernel.image()).unwrap();
+    for seed in 0..20 {
+        let paged = Registers { cr0: 1 << 31, efer: 1 << 10, cr3: seed << 12, ..Registers::default() };
+        let guest = FakeGuest::new(seed).ram(0, 0x10_0000).unreadable(0x8000..0x9000).cpu_with(paged);
+        for os in facts::ALL {
+            for symbols in [None, Some(&symbols), Some(&KernelSymbols::default())] {
+                os.recognise(&guest, symbols);
+                os.facts(&guest, symbols);
+            }
+        }
+    }
+}
+
+#[test]
+fn kinds_of_guest_have_names_and_the_last_takes_everything() {
+    let names: BTreeSet<_> = facts::ALL.iter().map(|os| os.name()).collect();
+    assert_eq!(names.len(), facts::ALL.len());
+    assert!(facts::ALL.last().unwrap().recognise(&FakeGuest::new(0), None));
 }

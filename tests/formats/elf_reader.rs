@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
+use harness::fake_guest::FakeGuest;
 use harness::readers::elf::{ElfCore, Load};
+use netdump::facts::GuestFacts;
 use netdump::vmcore::cpu::Msr;
 use netdump::vmcore::{
-    Activity, CpuState, MemoryError, MemoryRange, OpenError, PhysicalMemory, PieceContent, open,
+    Activity, CoreNotes, CpuState, MemoryError, MemoryRange, OpenError, PhysicalMemory, PieceContent, open,
 };
+use proptest::prelude::*;
 
 use super::{all_bytes, guest, notes, plan, stored};
 
@@ -64,6 +67,33 @@ fn own_note_is_text_that_a_human_can_read() {
     assert_eq!(text["cpu.0.efer"], format!("{:#x}", registers.efer));
     assert_eq!(text["cpu.0.dr3"], format!("{:#x}", registers.dr[3]));
     assert_eq!(text["cpu.0.msr.0x10"], format!("{:#x}", registers.msr(0x10).unwrap()));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_text_survives_the_note(
+        text: String,
+        source: Option<String>,
+        environment: Option<Vec<(String, String)>>,
+        lines in "[\\PC\\n\\r\\\\=\\x00\\x7f\\u{85}]{0,40}",
+    ) {
+        let facts = GuestFacts { version: Some(lines), environment, ..GuestFacts::default() };
+        let notes = CoreNotes { panic_text: Some(text), panic_source: source, facts, ..CoreNotes::default() };
+        let guest = FakeGuest::new(1).ram(0, 0x1000);
+        let core = open_bytes(&all_bytes(&plan(&guest, &notes))).unwrap();
+        prop_assert_eq!(core.problems(), []);
+        prop_assert_eq!(core.notes(), &notes);
+    }
+}
+
+#[test]
+fn overlong_text_is_cut_between_characters() {
+    let notes = CoreNotes { panic_text: Some("x".to_owned() + &"ü".repeat(5000)), ..CoreNotes::default() };
+    let guest = FakeGuest::new(1).ram(0, 0x1000);
+    let core = open_bytes(&all_bytes(&plan(&guest, &notes))).unwrap();
+    assert_eq!(core.notes().panic_text, Some("x".to_owned() + &"ü".repeat(4095)));
 }
 
 #[test]

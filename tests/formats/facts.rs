@@ -137,6 +137,30 @@ fn texts_of_the_kernel_are_read() {
 }
 
 #[test]
+fn panic_text_without_end_is_cut() {
+    let mut guest = guest();
+    set(&mut guest, "panicstr", HEAP_VA);
+    guest.write(HEAP, &[b'x'; 8192]);
+    assert_eq!(facts::gather(&guest, Some(&symbols())).panic_text, Some("x".repeat(256)));
+    set(&mut guest, "panicstr", 0xdead_0000_0000);
+    assert_eq!(facts::gather(&guest, Some(&symbols())).panic_text, None);
+}
+
+#[test]
+fn host_name_may_have_an_array_of_its_own() {
+    let kernel = kernel().symbol("hostname", BASE + DATA + 0x500, 256);
+    let symbols = KernelSymbols::parse(&kernel.image()).unwrap();
+    let mut guest = guest();
+    guest.write(DATA + 0x500, b"vm2\0");
+    assert_eq!(facts::gather(&guest, Some(&symbols)).host_name.as_deref(), Some("vm2"));
+    // What lies in prison0 is no name.
+    guest.write(DATA + 0x100 + 392, b"\x01\x02\0");
+    assert_eq!(facts::gather(&guest, Some(&symbols)).host_name.as_deref(), Some("vm2"));
+    guest.write(DATA + 0x100 + 392, b"vm1\0");
+    assert_eq!(facts::gather(&guest, Some(&symbols)).host_name.as_deref(), Some("vm1"));
+}
+
+#[test]
 fn tables_of_another_cpu_serve_when_the_first_lacks_the_kernel() {
     let user_tables = Registers { cr0: 1 << 31, efer: 1 << 10, cr3: HEAP, ..Registers::default() };
     let reset = Registers { cr0: 0x6000_0010, ..Registers::default() };

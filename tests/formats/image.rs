@@ -1,7 +1,7 @@
 //! What a planned core says of itself while it is sent.
 
 use harness::fake_guest::FakeGuest;
-use netdump::vmcore::{CoreNotes, DumpImage};
+use netdump::vmcore::{CoreNotes, DumpImage, MemoryRange};
 use netdump::{ReadAt, ReadError};
 
 use super::{guest, plan};
@@ -39,6 +39,28 @@ fn what_is_not_listed_reads_as_zeros() {
     let mut bytes = vec![0xaa; 0x2_0000];
     image.read_at(gap, &mut bytes).unwrap();
     assert!(bytes.iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn parts_of_one_range_are_listed_apart() {
+    let guest = FakeGuest::new(1).untouched_ram(0, 0x4000).touched(0x2000..0x4000);
+    let mut image = DumpImage::new(&guest);
+    for start in [0x0000, 0x3000, 0x1000, 0x2000] {
+        image.push_guest(MemoryRange { start, len: 0x1000 });
+    }
+    image.push_zeros(0x1000);
+    image.push_bytes(b"end".to_vec());
+    assert_eq!(image.next_data(0), Some(0x1000..0x2000));
+    assert_eq!(image.next_data(0x2000), Some(0x3000..0x4000));
+    assert_eq!(image.next_data(0x4000), Some(0x5000..0x5003));
+    let mut bytes = vec![0xaa; 0x5003];
+    image.read_at(0, &mut bytes).unwrap();
+    let touched = [0x1000..0x2000, 0x3000..0x4000].map(|range| bytes[range].to_vec());
+    let expected = [0x3000_u64, 0x2000]
+        .map(|start| (start..start + 0x1000).map(|at| guest.byte(at)).collect::<Vec<_>>());
+    assert_eq!(touched, expected);
+    assert!(bytes[..0x1000].iter().chain(&bytes[0x2000..0x3000]).all(|&byte| byte == 0));
+    assert_eq!(bytes[0x4fff..], *b"\0end");
 }
 
 #[test]

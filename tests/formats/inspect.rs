@@ -25,7 +25,7 @@ fn text_tells_everything_at_a_glance() {
         "FreeBSD 14.1-RELEASE, \"vm1\"",
         "root@builder:/usr/obj",
         "from vm1 [10.0.0.2]: Dump complete",
-        "header parity: Pass",
+        "header parity Pass",
         "908.0 KiB in 3 ranges",
         "0x000100000000 to 0x000100003fff",
         "CPU 1: halted, PANICKED",
@@ -80,4 +80,5 @@ fn cut_core_is_said_to_be_cut() {
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 5000).unwrap();
     let text = inspect(&path, None).unwrap().to_string();
     assert!(text.contains("CUT: 4.9 KiB (5000 bytes) are missing"), "{text}");
+    assert!(text.contains("16.0 KiB     11.1 KiB stored"), "{text}");
 }

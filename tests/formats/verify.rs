@@ -175,6 +175,7 @@ fn every_verdict_of_the_server_is_heard() {
     let length = fs::metadata(&path).unwrap().len();
     for (text, expected) in [
         (info(length, "Pass", "Dump incomplete: client timed out"), "client timed out"),
+        (info(length, "Pass", "  Missing: 2 ranges, 8192B\nDump incomplete: x"), "missing: 2 ranges, 8192B"),
         (info(length, "Fail", "Dump complete"), "parity: Fail"),
         (info(length + 1, "Pass", "Dump complete"), "announced"),
         (String::new(), "nothing"),
@@ -188,9 +189,14 @@ fn every_verdict_of_the_server_is_heard() {
 #[test]
 fn name_that_says_incomplete_is_believed() {
     let (path, directory) = stored();
-    let incomplete = directory.path().join("vmcore.vm1.0.incomplete");
-    fs::rename(path, &incomplete).unwrap();
-    failure(&check(&incomplete, None), "name");
+    for name in ["vmcore.vm1.0.incomplete", "vmcore.vm1.0.partial"] {
+        let incomplete = directory.path().join(name);
+        fs::copy(&path, &incomplete).unwrap();
+        failure(&check(&incomplete, None), "name");
+    }
+    let host = directory.path().join("vmcore.partial-incomplete.0");
+    fs::rename(&path, &host).unwrap();
+    assert!(check(&host, None).whole());
 }
 
 #[test]

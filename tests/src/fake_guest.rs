@@ -100,6 +100,28 @@ impl FakeGuest {
         if self.is_touched(address) { content(self.seed, address) } else { 0 }
     }
 
+    /// [`Self::byte`] for many bytes, page by page.
+    fn fill(&self, address: u64, buf: &mut [u8]) {
+        let mut address = address;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let inside = usize::try_from(address % PAGE).expect("small");
+            let (piece, behind) = rest.split_at_mut(rest.len().min(4096 - inside));
+            if let Some(page) = self.written.get(&(address / PAGE * PAGE)) {
+                piece.copy_from_slice(&page[inside..inside + piece.len()]);
+            } else if self.is_touched(address) {
+                piece
+                    .iter_mut()
+                    .zip(address..)
+                    .for_each(|(byte, address)| *byte = content(self.seed, address));
+            } else {
+                piece.fill(0);
+            }
+            address += piece.len() as u64;
+            rest = behind;
+        }
+    }
+
     /// What a core must hold for an address: the byte, or 0 where it cannot be read.
     pub fn byte_in_core(&self, address: u64) -> u8 {
         if self.unreadable.iter().any(|range| range.contains(&address)) { 0 } else { self.byte(address) }
@@ -135,9 +157,7 @@ impl PhysicalMemory for FakeGuest {
         if !self.is_touched(address) {
             self.untouched_reads.fetch_add(1, Ordering::Relaxed);
         }
-        for (byte, address) in buf.iter_mut().zip(address..) {
-            *byte = self.byte(address);
-        }
+        self.fill(address, buf);
         Ok(())
     }
 

@@ -1,6 +1,9 @@
-//! The test bench.
+//! The test bench: fakes, independent readers and what the test binaries share. Nothing here is linked into the product.
 
 pub mod fake_guest;
 pub mod fake_kernel;
+pub mod guests;
+pub mod needs;
+pub mod programs;
 pub mod readers;
 pub mod simnet;

@@ -1,8 +1,28 @@
 //! A minimal KVM virtual machine monitor that dumps a panicked guest's memory.
+//!
+//! Calls point one way: `main` > [`machine`] > {[`boot`], [`devices`], [`panic`], [`dump`], [`link`], [`vm`], [`vcpu`]} >
+//! {[`bus`], [`memory`], [`x86_64`]} > `sys`. Devices and panic sources report through [`events`] and never know who
+//! listens; [`machine`] decides.
 #![deny(unsafe_code)]
 
+mod aftermath;
+pub mod boot;
 pub mod bus;
+pub mod config;
+pub mod console;
 pub mod devices;
+pub mod dump;
+pub mod events;
+mod input;
 pub mod link;
+pub mod machine;
 pub mod memory;
+pub mod nic;
+pub mod panic;
+mod platform;
+pub mod report;
+mod signals;
 pub mod sys;
+pub mod vcpu;
+pub mod vm;
+pub mod x86_64;

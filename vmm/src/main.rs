@@ -1,2 +1,36 @@
-//! The `vmm` command.
-fn main() {}
+//! The `vmm` command: arguments, tracing, exit codes. The only place that prints an error with its causes.
+
+mod cli;
+mod demo;
+mod show;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// The VMM failed.
+const FAILED: u8 = 1;
+
+fn main() -> ExitCode {
+    // clap prints usage errors itself and exits with 2.
+    let arguments = cli::Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(EnvFilter::try_from_env("VMM_LOG").unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_target(false)
+        .init();
+    let done = match arguments.command {
+        cli::Command::Run(options) => cli::run(*options),
+        cli::Command::Demo(options) => demo::run(&options),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("vmm: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}

@@ -50,7 +50,8 @@ pub static kenvp: Global<u64> = Global::new(0);
 #[allow(non_upper_case_globals)]
 pub static dynamic_kenv: Global<i32> = Global::new(0);
 
-static COMPILED_IN: Global<[u8; 64]> = Global::new([0; 64]);
+const COMPILED_IN_SIZE: usize = 64;
+static COMPILED_IN: Global<[u8; COMPILED_IN_SIZE]> = Global::new([0; COMPILED_IN_SIZE]);
 static COMMAND_LINE: Global<[u8; BLOCK]> = Global::new([0; BLOCK]);
 static STRINGS: Global<[u64; MAX_STRINGS + 1]> = Global::new([0; MAX_STRINGS + 1]);
 static HEAP_BYTES: Global<[u8; HEAP]> = Global::new([0; HEAP]);
@@ -95,24 +96,24 @@ pub fn value(name: &str) -> Option<&'static str> {
     if dynamic_kenv.read() != 0 { strings().find_map(matching) } else { static_strings().find_map(matching) }
 }
 
-/// Value of a variable as a number, decimal or hexadecimal with `0x`; `default` when it is absent or no number.
+/// Value of a variable as a number, decimal or hexadecimal with `0x`; `default` when it is absent.
 pub fn number(name: &str, default: u64) -> u64 {
-    value(name).and_then(parse).unwrap_or(default)
+    let Some(text) = value(name) else { return default };
+    parse(text).unwrap_or_else(|| panic!("{name}={text} is no number"))
 }
 
-/// Value of a variable as a number of bytes, with `K`, `M` or `G` behind it, or `all`.
+/// Value of a variable as a number of bytes, with `K`, `M` or `G` behind it, or `all`; `default` when it is absent.
 pub fn size(name: &str, default: u64) -> u64 {
     let Some(text) = value(name) else { return default };
     if text == "all" {
         return u64::MAX;
     }
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K') => (&text[..text.len() - 1], 10),
-        Some(b'M') => (&text[..text.len() - 1], 20),
-        Some(b'G') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    parse(digits).map_or(default, |number| number << shift)
+    let with_unit = |unit: char, shift: u32| Some(parse(text.strip_suffix(unit)?)? << shift);
+    parse(text)
+        .or_else(|| with_unit('K', 10))
+        .or_else(|| with_unit('M', 20))
+        .or_else(|| with_unit('G', 30))
+        .unwrap_or_else(|| panic!("{name}={text} is no size"))
 }
 
 /// Value of a variable as a text, with a space for each `_`: a command line cannot hold one in a value.
@@ -136,37 +137,23 @@ pub fn choice<T: Copy>(name: &str, choices: &[(&str, T)]) -> T {
     }
 }
 
-/// Copies the static environment to `kenvp` and zeroes it. A name that comes again gets `_1`, `_2` and so on.
+/// Copies the static environment to `kenvp` and zeroes it. A name that comes again gets the first of `_1`, `_2` and so
+/// on that makes it new.
 pub fn make_dynamic() {
-    let mut count = 0;
-    for string in static_strings() {
-        let Some((name, value)) = string.split_once('=') else { continue };
-        let taken = |number: usize| {
-            strings().any(|other| match other.split_once('=') {
-                Some((other, _)) if number == 0 => other == name,
-                Some((other, _)) => {
-                    other.strip_prefix(name).and_then(|rest| rest.strip_prefix('_')).and_then(parse)
-                        == Some(number as u64)
-                }
-                None => false,
-            })
+    let pairs = static_strings().filter_map(|string| string.split_once('='));
+    for (place, (name, value)) in pairs.take(MAX_STRINGS).enumerate() {
+        let is_new = |number: &u64| !strings().any(|other| is_named(other, name, *number));
+        let number = (0..=MAX_STRINGS as u64).find(is_new).expect("fewer strings than numbers");
+        let string = match number {
+            0 => allocate(format_args!("{name}={value}")),
+            _ => allocate(format_args!("{name}_{number}={value}")),
         };
-        let number = (0..MAX_STRINGS).find(|&number| !taken(number)).expect("fewer strings than numbers");
-        if count < MAX_STRINGS {
-            let string = if number == 0 {
-                allocate(format_args!("{name}={value}"))
-            } else {
-                allocate(format_args!("{name}_{number}={value}"))
-            };
-            STRINGS.set(count, string);
-            count += 1;
-            kenvp.write(STRINGS.address());
-        }
+        STRINGS.set(place, string);
     }
     for i in 0..BLOCK {
         COMMAND_LINE.set(i, 0);
     }
-    for i in 0..64 {
+    for i in 0..COMPILED_IN_SIZE {
         COMPILED_IN.set(i, 0);
     }
     kenvp.write(STRINGS.address());
@@ -176,11 +163,18 @@ pub fn make_dynamic() {
 /// Sets a variable of the dynamic environment.
 pub fn set(name: &str, value: &str) {
     assert!(dynamic_kenv.read() != 0, "the environment is not dynamic yet");
-    let place = strings()
-        .position(|string| string.split_once('=').is_some_and(|(other, _)| other == name))
-        .unwrap_or_else(|| strings().count());
+    let place = strings().position(|string| is_named(string, name, 0)).unwrap_or_else(|| strings().count());
     assert!(place < MAX_STRINGS, "the environment is full");
     STRINGS.set(place, allocate(format_args!("{name}={value}")));
+}
+
+/// Whether a string is a value of `name`, or with a number other than 0 of `name_NUMBER`.
+fn is_named(string: &str, name: &str, number: u64) -> bool {
+    let rest = string.split_once('=').and_then(|(full, _)| full.strip_prefix(name));
+    match number {
+        0 => rest == Some(""),
+        _ => rest.and_then(|rest| rest.strip_prefix('_')).and_then(parse) == Some(number),
+    }
 }
 
 /// The strings of the dynamic environment.
@@ -192,9 +186,9 @@ fn strings() -> impl Iterator<Item = &'static str> {
 fn static_strings() -> impl Iterator<Item = &'static str> {
     [md_envp.read(), kern_envp.read()].into_iter().flat_map(|mut address| {
         core::iter::from_fn(move || {
-            let string = string_at(address);
-            address += string.len() as u64 + 1;
-            (!string.is_empty()).then_some(string)
+            let bytes = bytes_at(address);
+            address += bytes.len() as u64 + 1;
+            (!bytes.is_empty()).then(|| as_text(bytes))
         })
     })
 }
@@ -208,14 +202,19 @@ fn allocate(text: core::fmt::Arguments<'_>) -> u64 {
     HEAP_BYTES.address() + start as u64
 }
 
-/// The NUL-terminated string at an address, up to what is not UTF-8.
+/// The NUL-terminated string at an address.
 fn string_at(address: u64) -> &'static str {
+    as_text(bytes_at(address))
+}
+
+fn bytes_at(address: u64) -> &'static [u8] {
     // SAFETY: every address here is that of a NUL-terminated part of a static of this module.
-    let bytes = unsafe { CStr::from_ptr(address as *const _) }.to_bytes();
-    match core::str::from_utf8(bytes) {
-        Ok(text) => text,
-        Err(error) => core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or(""),
-    }
+    unsafe { CStr::from_ptr(address as *const _) }.to_bytes()
+}
+
+/// The text up to what is not UTF-8.
+fn as_text(bytes: &[u8]) -> &str {
+    bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid())
 }
 
 /// A number, decimal or hexadecimal with `0x`.

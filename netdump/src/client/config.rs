@@ -197,7 +197,7 @@ impl ClientConfig {
 }
 
 /// A stock server ignores a path that breaks these rules and files the dump elsewhere, so they are enforced here.
-fn check_path(path: &str, payload_limit: usize) -> Result<(), ConfigError> {
+pub fn check_path(path: &str, payload_limit: usize) -> Result<(), ConfigError> {
     let limit = payload_limit.min(MAX_PATH) - 1;
     if path.len() > limit {
         return Err(ConfigError::PathLong { len: path.len(), limit });

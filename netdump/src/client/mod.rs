@@ -27,7 +27,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-pub use config::{ClientConfig, ConfigError, DumpPlan, MIN_MTU};
+pub use config::{ClientConfig, ConfigError, DumpPlan, MIN_MTU, check_path};
 pub use ignored::{Ignored, IgnoredCounts};
 pub use neighbor::NextHop;
 pub use outgoing::{Attempt, PAYLOAD_AT, Sending, Transmit};

@@ -13,7 +13,7 @@ const MAX_VARIABLE: usize = 4096;
 /// Most variables and bytes of a block that a boot loader passed. Loaders pass some hundred variables.
 const MAX_STATIC_VARIABLES: usize = 4096;
 const MAX_STATIC_BLOCK: usize = 256 << 10;
-/// Size of the static buffer that `panicstr` points at.
+/// Size of the static buffer that `panicstr` points at; a longer text is cut.
 const MAX_PANIC_TEXT: usize = 256;
 /// `struct prison` ends with hostname[256], domainname[256], hostuuid[64], osrelease[32].
 const HOST_NAME_FROM_END: u64 = 608;
@@ -62,17 +62,21 @@ fn kernel_tables(memory: &dyn PhysicalMemory, symbols: &KernelSymbols) -> Option
 /// The formatted message: `panicstr` points at it once the kernel has panicked.
 fn panic_text(kernel: &KernelMemory<'_>) -> Option<String> {
     let address = kernel.pointer("panicstr").filter(|&address| address != 0)?;
-    text(&kernel.read_string(address, MAX_PANIC_TEXT)?)
+    text(&kernel.read_cut_string(address, MAX_PANIC_TEXT)?)
 }
 
-/// `prison0.pr_hostname`. The kernel has no constant for its offset, but the end of the structure has been the same in
-/// all versions read.
+/// `prison0.pr_hostname`, or the array `hostname` that kernels without jails' own names have.
+///
+/// The kernel has no constant for the offset in `prison0`, but the end of the structure has been the same in all
+/// versions read; a name that cannot be one tells that it is not any more.
 fn host_name(kernel: &KernelMemory<'_>, symbols: &KernelSymbols) -> Option<String> {
-    let from_start = symbols.size("prison0")?.checked_sub(HOST_NAME_FROM_END)?;
-    let address = symbols.address("prison0")?.checked_add(from_start)?;
-    let name = kernel.read_string(address, MAX_HOST_NAME)?;
-    let plausible = name.iter().all(u8::is_ascii_graphic);
-    text(&name).filter(|_| plausible)
+    let in_prison = || {
+        let from_start = symbols.size("prison0")?.checked_sub(HOST_NAME_FROM_END)?;
+        let address = symbols.address("prison0")?.checked_add(from_start)?;
+        text(&kernel.read_string(address, MAX_HOST_NAME)?)
+    };
+    let plausible = |name: &String| name.len() < MAX_HOST_NAME && name.chars().all(|c| c.is_ascii_graphic());
+    in_prison().filter(plausible).or_else(|| kernel.array_text("hostname").filter(plausible))
 }
 
 /// As the guest last set it: `kenvp[]` once it is in force, the boot loader's and the compiled-in blocks before that

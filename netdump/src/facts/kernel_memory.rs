@@ -53,8 +53,13 @@ impl<'m> KernelMemory<'m> {
         Some(u64::from_le_bytes(bytes))
     }
 
-    /// The bytes before the NUL of a string of at most `max` bytes; `None` when it is longer or not readable.
+    /// The bytes before the NUL of a string; `None` when it has none among its first `max` bytes or is not readable.
     pub(super) fn read_string(&self, address: u64, max: usize) -> Option<Vec<u8>> {
+        self.read_cut_string(address, max).filter(|text| text.len() < max)
+    }
+
+    /// The bytes before the NUL of a string, at most `max`; `None` when it is not readable.
+    pub(super) fn read_cut_string(&self, address: u64, max: usize) -> Option<Vec<u8>> {
         let mut text = Vec::new();
         while text.len() < max {
             let at = address.checked_add(text.len() as u64)?;
@@ -62,11 +67,11 @@ impl<'m> KernelMemory<'m> {
             self.read(at, &mut piece)?;
             if let Some(end) = piece.iter().position(|&byte| byte == 0) {
                 text.extend_from_slice(&piece[..end]);
-                return Some(text);
+                break;
             }
             text.append(&mut piece);
         }
-        None
+        Some(text)
     }
 
     /// The value of a pointer variable.

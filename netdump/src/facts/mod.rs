@@ -53,7 +53,7 @@ pub static ALL: &[&dyn GuestOs] = &[&freebsd::FreeBsd, &bare::Bare];
 
 /// What the stopped guest in `memory`, whose kernel image has these symbols, says of itself.
 pub fn gather(memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> GuestFacts {
-    ALL.iter()
-        .find(|os| os.recognise(memory, kernel))
-        .map_or_else(GuestFacts::default, |os| os.facts(memory, kernel))
+    let Some(os) = ALL.iter().find(|os| os.recognise(memory, kernel)) else { return GuestFacts::default() };
+    tracing::debug!(guest = os.name(), "asking the stopped guest for its facts");
+    os.facts(memory, kernel)
 }

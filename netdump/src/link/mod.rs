@@ -73,3 +73,25 @@ pub trait Link {
     /// something else woke the link.
     fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError>;
 }
+
+impl<L: Link + ?Sized> Link for &mut L {
+    fn mtu(&self) -> Result<u32, LinkError> {
+        (**self).mtu()
+    }
+
+    fn mac(&self) -> MacAddr {
+        (**self).mac()
+    }
+
+    fn gathers(&self) -> bool {
+        (**self).gathers()
+    }
+
+    fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
+        (**self).send(frame)
+    }
+
+    fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+        (**self).receive(frame, wait)
+    }
+}

@@ -87,11 +87,11 @@ impl Link for EmbeddedLink {
         debug_assert!(frame.guest.is_none(), "this link does not gather");
         // What the receiver ignores it counts; on a wire it would be lost.
         let _ = self.host.handle_frame(Instant::now(), frame.bytes);
-        self.take_events();
         Ok(Sent::Yes)
     }
 
     fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+        // What was sent since is stored here, many messages in one write.
         if self.host.poll_transmit(frame) {
             return Ok(true);
         }
@@ -100,11 +100,11 @@ impl Link for EmbeddedLink {
             let now = Instant::now();
             if self.host.poll_timeout().is_some_and(|due| due <= now) {
                 self.host.handle_timeout(now);
-                self.take_events();
             }
             if self.host.poll_transmit(frame) {
                 return Ok(true);
             }
+            self.take_events();
             if now >= until {
                 return Ok(false);
             }
@@ -117,5 +117,96 @@ impl Link for EmbeddedLink {
 impl Drop for EmbeddedLink {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::client::{ClientConfig, DumpPlan};
+    use crate::drive;
+    use crate::report::{DumpReport, Outcome};
+    use crate::vmcore::{CoreFile, KernelDumpHeader};
+
+    const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+
+    fn run(
+        link: &mut EmbeddedLink,
+        core: &[u8],
+        control: &mut dyn FnMut(&drive::Progress) -> ControlFlow<String>,
+    ) -> DumpReport {
+        let length = core.len() as u64;
+        let header = KernelDumpHeader { dump_length: length, ..Default::default() };
+        let plan = DumpPlan { path: None, length, header: header.to_bytes(), key: None };
+        let config = ClientConfig::new(SERVER, CLIENT, link.mac(), link.mtu().unwrap());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), core).unwrap();
+        drive::run(config, plan, &CoreFile::open(file.path()).unwrap(), link, control).unwrap()
+    }
+
+    fn core() -> Vec<u8> {
+        (0..3_000_003_u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0]).collect()
+    }
+
+    #[test]
+    fn a_dump_is_on_disk_when_the_client_is_done() {
+        for mtu in [564, 1500, 9000] {
+            let dir = tempfile::tempdir().unwrap();
+            let crash = dir.path().join("made/for/it");
+            let mut link = EmbeddedLink::open(&crash, SERVER, mtu).unwrap();
+            assert_eq!(link.stored(), None);
+            let report = run(&mut link, &core(), &mut |_| ControlFlow::Continue(()));
+            assert_eq!(report.outcome, Outcome::Complete, "{report:?}");
+            let stored = link.stored().expect("it is stored").clone();
+            assert!(stored.complete && link.ending().is_some_and(Ending::is_complete));
+            assert_eq!(stored.core, crash.join("vmcore.10.0.0.2.0"));
+            assert!(std::fs::read(stored.core).unwrap() == core());
+            assert_eq!(link.finish().map(|stored| stored.complete), Some(true));
+        }
+    }
+
+    #[test]
+    fn dump_that_is_stopped_is_kept_as_incomplete() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut link = EmbeddedLink::open(dir.path(), SERVER, 1500).unwrap();
+        let report = run(&mut link, &core(), &mut |progress| match progress.phase {
+            crate::client::Phase::Data => ControlFlow::Break("enough".into()),
+            _ => ControlFlow::Continue(()),
+        });
+        assert_eq!(report.outcome, Outcome::Failed);
+        assert_eq!(link.stored(), None);
+        let stored = link.finish().expect("it is kept").clone();
+        assert_eq!((stored.complete, stored.core), (false, dir.path().join("vmcore.10.0.0.2.0.incomplete")));
+    }
+
+    #[test]
+    fn dropped_link_keeps_the_dump() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut link = EmbeddedLink::open(dir.path(), SERVER, 1500).unwrap();
+        run(&mut link, &core(), &mut |progress| match progress.phase {
+            crate::client::Phase::Header => ControlFlow::Break("enough".into()),
+            _ => ControlFlow::Continue(()),
+        });
+        drop(link);
+        assert!(std::fs::read(dir.path().join("vmcore.10.0.0.2.0.incomplete")).unwrap() == core());
+    }
+
+    #[test]
+    fn waiting_takes_the_time_given_when_nothing_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut link = EmbeddedLink::open(dir.path(), SERVER, 1500).unwrap();
+        let start = Instant::now();
+        assert!(!link.receive(&mut Vec::new(), Duration::from_millis(20)).unwrap());
+        assert!(start.elapsed() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn directory_that_cannot_be_made_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = EmbeddedLink::open(&file.path().join("below"), SERVER, 1500).unwrap_err();
+        assert!(error.to_string().contains("below cannot be used"), "{error}");
     }
 }

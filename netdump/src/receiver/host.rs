@@ -125,7 +125,8 @@ impl<S: DumpStore> Host<S> {
         self.events.pop_front()
     }
 
-    /// Puts the next frame to send into `frame`, replacing what is there; `false` when there is none.
+    /// Puts the next frame to send into `frame`, replacing what is there; `false` when there is none. There may be new
+    /// events then.
     pub fn poll_transmit(&mut self, frame: &mut Vec<u8>) -> bool {
         frame.clear();
         if let Some(reply) = self.arp_replies.pop_front() {
@@ -150,6 +151,7 @@ impl<S: DumpStore> Host<S> {
             route.emit(&reply.bytes, frame);
             return true;
         }
+        self.take_events(MacAddr::BROADCAST);
         false
     }
 

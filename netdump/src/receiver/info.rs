@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use super::summary::{DumpSummary, Ending, HeaderSeen};
+use crate::calendar::CalendarTime;
 use crate::vmcore::KernelDumpHeader;
 use crate::vmcore::kdh::{Compression, KdhError};
 
@@ -139,27 +140,15 @@ fn printable(value: &str) -> String {
 
 /// Seconds since 1970 as ctime(3) has them, in UTC: "Tue Jul 12 10:11:12 2022".
 fn date(seconds: u64) -> String {
-    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const DAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let (days, time) = (seconds / 86_400, seconds % 86_400);
-    let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
-    // Howard Hinnant's civil_from_days: years begin in March, so that the leap day is the last.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12;
-    let year = era * 400 + year_of_era + u64::from(month < 2);
-    let name = |names: &[&'static str], index: u64| {
-        usize::try_from(index).ok().and_then(|index| names.get(index)).copied().unwrap_or("?")
-    };
+    let CalendarTime { year, month, day, weekday, hour, minute, second } = CalendarTime::from_unix(seconds);
+    let name = |names: &[&'static str], index: u8| names.get(usize::from(index)).copied().unwrap_or("?");
     format!(
         "{} {} {day:2} {hour:02}:{minute:02}:{second:02} {year}",
-        name(&DAYS, days % 7),
-        name(&MONTHS, month)
+        name(&DAYS, weekday),
+        name(&MONTHS, month - 1)
     )
 }
 

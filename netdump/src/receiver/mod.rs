@@ -3,9 +3,9 @@
 //! It is compatible with FreeBSD's client and with netdumpd's files, and unlike netdumpd it acknowledges a message only
 //! after the store has taken its bytes, FINISHED only after the dump is on stable storage.
 //!
-//! Law: any number of `handle_*` calls, then drain [`Receiver::poll_event`] (a new session needs its socket before its
-//! first ack can be sent), then drain [`Receiver::poll_transmit`], then wait for a datagram or
-//! [`Receiver::poll_timeout`].
+//! Law: any number of `handle_*` calls, the more at a time the longer the writes to the store; then drain
+//! [`Receiver::poll_event`] (a new session needs its socket before its first ack can be sent) and
+//! [`Receiver::poll_transmit`] until both are empty; then wait for a datagram or [`Receiver::poll_timeout`].
 //!
 //! Clients are told apart by address and port, and by which of our addresses they speak to. A client's session is
 //! opened by a HERALD to the well-known port and has a port of its own, on the address that the HERALD was sent to.
@@ -14,6 +14,7 @@
 pub mod disk;
 pub mod embedded;
 pub mod host;
+mod ignored;
 mod info;
 pub mod names;
 pub mod path;
@@ -22,7 +23,7 @@ mod session;
 pub mod store;
 pub mod summary;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,12 +31,13 @@ use std::time::{Duration, Instant};
 pub use disk::{DiskStore, StoredDump};
 pub use embedded::EmbeddedLink;
 pub use host::{Host, HostConfig};
+pub use ignored::Ignored;
 pub use names::HostNames;
-use session::{Ended, HeraldAgain, News, Session, Step};
+use session::{Ended, HeraldAgain, News, Session};
 pub use store::{DumpStore, MemoryStore, NewDump, OpenDump, StoreError};
 pub use summary::{Cause, DumpSummary, Ending, HeaderSeen};
 
-use crate::wire::message::{ACK_LEN, MessageError};
+use crate::wire::message::ACK_LEN;
 use crate::wire::{Ack, Message, MessageKind};
 use path::DumpPath;
 
@@ -43,9 +45,10 @@ use path::DumpPath;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(u64);
 
-impl std::fmt::Display for SessionId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+impl SessionId {
+    /// How many sessions were opened before this one.
+    pub fn number(self) -> u64 {
+        self.0
     }
 }
 
@@ -141,68 +144,6 @@ pub enum ReceiverEvent<T> {
     },
 }
 
-/// Why a datagram changed nothing and was not acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Ignored {
-    /// Not a message.
-    #[error(transparent)]
-    Malformed(#[from] MessageError),
-    /// Something else than a HERALD at the well-known port.
-    #[error("a message other than a HERALD at the herald port")]
-    NotAHerald,
-    /// The session is forgotten.
-    #[error("no such session")]
-    NoSession,
-    /// The session belongs to another client.
-    #[error("from another address or port than the session's client")]
-    Stranger,
-    /// A HERALD in the middle of a dump, or soon after one: perhaps a late duplicate. A client that has begun anew
-    /// repeats it, and gets a new session when the old one has been silent for 2 seconds.
-    #[error("a HERALD for a dump that is running")]
-    LateHerald,
-    /// A KDH of less than 512 bytes, or not from its beginning.
-    #[error("a dump header that is not whole")]
-    HeaderInParts,
-    /// An offset beyond what a file, or the key block, can have.
-    #[error("an offset beyond the limit")]
-    OffsetTooLarge,
-    /// See [`ReceiverConfig::max_ranges`].
-    #[error("too many separate ranges")]
-    TooManyRanges,
-    /// See [`ReceiverConfig::max_sessions`].
-    #[error("too many sessions")]
-    TooManySessions,
-    /// The store refused the dump.
-    #[error("the dump cannot be stored")]
-    NotStored,
-    /// The receiver is being stopped.
-    #[error("the receiver is being stopped")]
-    Stopping,
-    /// Something new after the dump's end.
-    #[error("something new after the end of the dump")]
-    AfterTheEnd,
-}
-
-impl Ignored {
-    /// A short name for counters.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Malformed(_) => "malformed",
-            Self::NotAHerald => "not_a_herald",
-            Self::NoSession => "no_session",
-            Self::Stranger => "stranger",
-            Self::LateHerald => "late_herald",
-            Self::HeaderInParts => "header_in_parts",
-            Self::OffsetTooLarge => "offset_too_large",
-            Self::TooManyRanges => "too_many_ranges",
-            Self::TooManySessions => "too_many_sessions",
-            Self::NotStored => "not_stored",
-            Self::Stopping => "stopping",
-            Self::AfterTheEnd => "after_the_end",
-        }
-    }
-}
-
 /// The receiver.
 #[derive(Debug)]
 pub struct Receiver<S: DumpStore> {
@@ -210,6 +151,8 @@ pub struct Receiver<S: DumpStore> {
     store: S,
     sessions: BTreeMap<SessionId, Session<S::Dump>>,
     next_session: u64,
+    /// Sessions that may have something to store or to acknowledge.
+    busy: BTreeSet<SessionId>,
     stopping: bool,
     replies: VecDeque<Reply>,
     events: VecDeque<ReceiverEvent<S::Stored>>,
@@ -224,6 +167,7 @@ impl<S: DumpStore> Receiver<S> {
             store,
             sessions: BTreeMap::new(),
             next_session: 0,
+            busy: BTreeSet::new(),
             stopping: false,
             replies: VecDeque::new(),
             events: VecDeque::new(),
@@ -256,8 +200,8 @@ impl<S: DumpStore> Receiver<S> {
         for id in due {
             let Some(session) = self.sessions.get_mut(&id) else { continue };
             if session.is_open() {
-                let step = session.handle_timeout(now, self.config.timeout);
-                self.follow(id, step);
+                let news = session.handle_timeout(now, self.config.timeout);
+                self.follow(id, news);
             } else {
                 self.close(id);
             }
@@ -269,8 +213,11 @@ impl<S: DumpStore> Receiver<S> {
         self.sessions.values().map(|session| session.deadline(&self.config)).min()
     }
 
-    /// The next ack to send.
+    /// The next ack to send. Before the first one, what was received since is stored: that can end sessions.
     pub fn poll_transmit(&mut self) -> Option<Reply> {
+        if self.replies.is_empty() {
+            self.store();
+        }
         self.replies.pop_front()
     }
 
@@ -282,8 +229,8 @@ impl<S: DumpStore> Receiver<S> {
     /// Ends one dump before its time, such as when no socket can be had for it.
     pub fn abandon(&mut self, now: Instant, session: SessionId, cause: Cause) {
         let Some(known) = self.sessions.get_mut(&session) else { return };
-        let step = known.abandon(now, cause);
-        self.follow(session, step);
+        let news = known.abandon(now, cause);
+        self.follow(session, news);
     }
 
     /// Ends all dumps and opens no more. Commits under way go on: see [`Self::is_settled`].
@@ -332,7 +279,7 @@ impl<S: DumpStore> Receiver<S> {
         };
         match session.herald_again(now, message.sequence, &request) {
             HeraldAgain::Repeated => {
-                self.acknowledge(id, from, message.sequence);
+                self.follow(id, None);
                 Ok(())
             }
             HeraldAgain::Doubtful => {
@@ -369,7 +316,7 @@ impl<S: DumpStore> Receiver<S> {
         let (local, peer) = (request.local, request.peer);
         self.sessions.insert(id, Session::new(now, request, sequence, dump, &self.config));
         self.events.push_back(ReceiverEvent::Opened { session: id, local, peer });
-        self.acknowledge(id, peer, sequence);
+        self.follow(id, None);
         Ok(())
     }
 
@@ -385,17 +332,16 @@ impl<S: DumpStore> Receiver<S> {
             return Err(Ignored::Stranger);
         }
         let parsed = Message::parse(bytes).map_err(Ignored::from);
-        let step = parsed.and_then(|message| session.handle(now, &message));
-        let step = step.inspect_err(|_| session.count_ignored())?;
-        self.follow(id, step);
+        let handled = parsed.and_then(|message| session.handle(now, &message));
+        let news = handled.inspect_err(|_| session.count_ignored())?;
+        self.follow(id, news);
         Ok(())
     }
 
-    fn follow(&mut self, session: SessionId, step: Step<S::Stored>) {
-        if let (Some(sequence), Some(known)) = (step.ack, self.sessions.get(&session)) {
-            self.acknowledge(session, known.request().peer, sequence);
-        }
-        match step.news {
+    /// Does what follows when a session was touched.
+    fn follow(&mut self, session: SessionId, news: Option<News<S::Stored>>) {
+        self.busy.insert(session);
+        match news {
             Some(News::Header(header)) => self.events.push_back(ReceiverEvent::Header { session, header }),
             Some(News::Ended(Ended { ending, summary, stored })) => {
                 self.events.push_back(ReceiverEvent::Ended { session, ending, summary, stored });
@@ -404,8 +350,19 @@ impl<S: DumpStore> Receiver<S> {
         }
     }
 
-    fn acknowledge(&mut self, session: SessionId, to: SocketAddrV4, sequence: u32) {
-        self.replies.push_back(Reply { session, to, bytes: Ack(sequence).to_bytes() });
+    /// Stores what was gathered and collects the acks.
+    fn store(&mut self) {
+        while let Some(id) = self.busy.pop_first() {
+            let Some(session) = self.sessions.get_mut(&id) else { continue };
+            let failed = session.flush();
+            let to = session.request().peer;
+            let acks = session.take_acks();
+            let reply = |sequence| Reply { session: id, to, bytes: Ack(sequence).to_bytes() };
+            self.replies.extend(acks.map(reply));
+            if failed.is_some() {
+                self.follow(id, failed);
+            }
+        }
     }
 
     fn close(&mut self, session: SessionId) {

@@ -1,9 +1,10 @@
 //! One dump from one client: what its messages do, and when they are acknowledged.
 //!
 //! Every message may come late, repeatedly and in any order. An ack goes out only when the store has taken what the
-//! message carries. A session outlives its dump for a while, so that messages repeated because an ack was lost are
+//! message carries; data that lies in a row is gathered into one write, and its acks wait for that. A session outlives its dump for a while, so that messages repeated because an ack was lost are
 //! acknowledged again; they change nothing then.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ const RESTART_SILENCE: Duration = Duration::from_secs(2);
 const RESTART_REPEAT: Duration = Duration::from_millis(250);
 /// How often the store is asked whether a commit is done.
 const COMMIT_POLL: Duration = Duration::from_millis(5);
+/// Most bytes gathered for one write.
+const MAX_GATHERED: u64 = 256 * 1024;
 /// Where key bytes must end: FreeBSD's key block (a header and at most 2,048 bytes, padded to a disk block) is far
 /// smaller.
 const MAX_KEY_END: u64 = 64 * 1024;
@@ -42,8 +45,12 @@ pub(super) struct Session<D> {
     /// When, since then, a HERALD came that was not acknowledged.
     herald_again: Option<Instant>,
     header: HeaderSeen,
+    /// What the store has taken.
     received: RangeSet,
+    gathered: Gathered,
     key_end: u64,
+    /// Messages to acknowledge.
+    acks: Vec<u32>,
     messages: u64,
     repeated: u64,
     ignored: u64,
@@ -63,16 +70,23 @@ enum State<D> {
     Abandoned,
 }
 
-/// What follows from a message or from time.
-#[derive(Debug)]
-pub(super) struct Step<T> {
-    /// Acknowledge this message.
-    pub(super) ack: Option<u32>,
-    /// Tell the program around.
-    pub(super) news: Option<News<T>>,
+/// Data in a row that the store has not taken yet.
+#[derive(Debug, Default)]
+struct Gathered {
+    offset: u64,
+    bytes: Vec<u8>,
+    /// The messages that it came in.
+    sequences: Vec<u32>,
 }
 
-/// What a step brings that is worth telling.
+impl Gathered {
+    /// Whether these bytes can be added: they follow what is there, and the write does not become too long.
+    fn takes(&self, range: &Range<u64>) -> bool {
+        range.start == self.offset + self.bytes.len() as u64 && range.end - self.offset <= MAX_GATHERED
+    }
+}
+
+/// What is worth telling the program around.
 #[derive(Debug)]
 pub(super) enum News<T> {
     Header(HeaderSeen),
@@ -98,15 +112,8 @@ pub(super) enum HeraldAgain {
     NewDump,
 }
 
-impl<T> Step<T> {
-    const NOTHING: Self = Self { ack: None, news: None };
-
-    fn ack(sequence: u32) -> Self {
-        Self { ack: Some(sequence), news: None }
-    }
-}
-
 impl<D: OpenDump> Session<D> {
+    /// A session whose HERALD is to be acknowledged.
     pub(super) fn new(now: Instant, request: NewDump, herald: u32, dump: D, config: &ReceiverConfig) -> Self {
         Self {
             request,
@@ -117,7 +124,9 @@ impl<D: OpenDump> Session<D> {
             herald_again: None,
             header: HeaderSeen::Missing,
             received: RangeSet::with_cap(config.max_ranges),
+            gathered: Gathered::default(),
             key_end: 0,
+            acks: vec![herald],
             messages: 0,
             repeated: 0,
             ignored: 0,
@@ -137,7 +146,7 @@ impl<D: OpenDump> Session<D> {
         matches!(self.state, State::Receiving(_) | State::Committing { .. })
     }
 
-    /// Core bytes received so far, each counted once.
+    /// Core bytes stored so far, each counted once.
     pub(super) fn bytes(&self) -> u64 {
         self.received.bytes()
     }
@@ -146,11 +155,19 @@ impl<D: OpenDump> Session<D> {
         self.ignored += 1;
     }
 
-    /// Judges another HERALD from the same client.
+    /// The messages to acknowledge now.
+    pub(super) fn take_acks(&mut self) -> impl Iterator<Item = u32> {
+        self.acks.drain(..)
+    }
+
+    /// Judges another HERALD from the same client, and acknowledges a repeated one.
     pub(super) fn herald_again(&mut self, now: Instant, sequence: u32, request: &NewDump) -> HeraldAgain {
-        if self.messages == 0 && self.is_open() {
-            let same = sequence == self.herald && *request == self.request;
-            return if same { HeraldAgain::Repeated } else { HeraldAgain::NewDump };
+        if self.messages == 0 && matches!(self.state, State::Receiving(_)) {
+            if sequence != self.herald || *request != self.request {
+                return HeraldAgain::NewDump;
+            }
+            self.acks.push(sequence);
+            return HeraldAgain::Repeated;
         }
         let since = |then: Instant| now.saturating_duration_since(then);
         let first = *self.herald_again.get_or_insert(now);
@@ -163,28 +180,28 @@ impl<D: OpenDump> Session<D> {
     }
 
     /// Takes a message that came to the session's own port.
-    pub(super) fn handle(&mut self, now: Instant, message: &Message<'_>) -> Result<Step<D::Stored>, Ignored> {
-        let step = match message.kind {
+    pub(super) fn handle(&mut self, now: Instant, message: &Message<'_>) -> Handled<D> {
+        let news = match message.kind {
             MessageKind::Herald => Err(Ignored::LateHerald),
-            MessageKind::Vmcore => self.data(now, message),
+            MessageKind::Vmcore => self.data(message),
             MessageKind::Kdh => self.kdh(now, message),
             MessageKind::EkcdKey => self.key(now, message),
             MessageKind::Finished => self.finished(now, message.sequence),
         }?;
-        if step.ack.is_some() {
-            self.heard = now;
-            self.herald_again = None;
+        self.heard = now;
+        self.herald_again = None;
+        if message.kind != MessageKind::Finished {
             self.messages += 1;
         }
-        Ok(step)
+        Ok(news)
     }
 
     /// Does what is due.
-    pub(super) fn handle_timeout(&mut self, now: Instant, timeout: Duration) -> Step<D::Stored> {
+    pub(super) fn handle_timeout(&mut self, now: Instant, timeout: Duration) -> Option<News<D::Stored>> {
         match &mut self.state {
             State::Receiving(_) if now >= self.heard + timeout => self.abandon(now, Cause::TimedOut),
             State::Committing { ask, .. } if now >= *ask => self.commit(now),
-            _ => Step::NOTHING,
+            _ => None,
         }
     }
 
@@ -197,64 +214,96 @@ impl<D: OpenDump> Session<D> {
         }
     }
 
+    /// Stores what was gathered; then it is to be acknowledged.
+    pub(super) fn flush(&mut self) -> Option<News<D::Stored>> {
+        let State::Receiving(dump) = &mut self.state else { return None };
+        let Gathered { offset, bytes, sequences } = &mut self.gathered;
+        if sequences.is_empty() {
+            return None;
+        }
+        let written = dump.write_at(*offset, bytes);
+        if written.is_ok() {
+            self.received.insert(*offset..*offset + bytes.len() as u64);
+            self.acks.append(sequences);
+        }
+        bytes.clear();
+        sequences.clear();
+        match written {
+            Ok(()) => None,
+            Err(error) => self.fail(self.heard, error),
+        }
+    }
+
     /// Ends the dump before its time. Does nothing when it has ended, or is being committed: that cannot be stopped.
-    pub(super) fn abandon(&mut self, now: Instant, cause: Cause) -> Step<D::Stored> {
+    pub(super) fn abandon(&mut self, now: Instant, cause: Cause) -> Option<News<D::Stored>> {
+        if let Some(failed) = self.flush() {
+            return Some(failed);
+        }
         match std::mem::replace(&mut self.state, State::Abandoned) {
             State::Receiving(dump) => {
                 let summary = self.summary(now);
-                keep_incomplete(dump, summary, cause)
+                Some(keep_incomplete(dump, summary, cause))
             }
             other => {
                 self.state = other;
-                Step::NOTHING
+                None
             }
         }
     }
 
-    fn data(&mut self, now: Instant, message: &Message<'_>) -> Result<Step<D::Stored>, Ignored> {
+    fn data(&mut self, message: &Message<'_>) -> Handled<D> {
         let range = message.offset..message.offset.saturating_add(message.payload.len() as u64);
         if i64::try_from(range.end).is_err() {
             return Err(Ignored::OffsetTooLarge);
         }
-        match &mut self.state {
-            State::Receiving(dump) => {
-                if !self.received.admits(&range) {
-                    return Err(Ignored::TooManyRanges);
-                }
-                if let Err(error) = dump.write_at(range.start, message.payload) {
-                    return Ok(self.fail(now, error));
-                }
-                if self.received.insert(range) == 0 {
-                    self.repeated += 1;
-                }
-                Ok(Step::ack(message.sequence))
-            }
+        match self.state {
+            State::Receiving(_) => {}
             State::Committing { .. } | State::Committed if self.received.contains(&range) => {
-                Ok(Step::ack(message.sequence))
+                self.acks.push(message.sequence);
+                return Ok(None);
             }
-            _ => Err(Ignored::AfterTheEnd),
+            _ => return Err(Ignored::AfterTheEnd),
         }
+        if !self.gathered.takes(&range)
+            && let Some(failed) = self.flush()
+        {
+            return Ok(Some(failed));
+        }
+        if self.gathered.sequences.is_empty() {
+            if !self.received.admits(&range) {
+                return Err(Ignored::TooManyRanges);
+            }
+            self.gathered.offset = range.start;
+        }
+        if self.received.contains(&range) {
+            self.repeated += 1;
+        }
+        self.gathered.bytes.extend_from_slice(message.payload);
+        self.gathered.sequences.push(message.sequence);
+        Ok(None)
     }
 
-    fn kdh(&mut self, now: Instant, message: &Message<'_>) -> Result<Step<D::Stored>, Ignored> {
+    fn kdh(&mut self, now: Instant, message: &Message<'_>) -> Handled<D> {
         let bytes = message.payload.first_chunk::<KDH_LEN>().filter(|_| message.offset == 0);
         let header = HeaderSeen::judge(bytes.ok_or(Ignored::HeaderInParts)?);
-        match &mut self.state {
+        let news = match &mut self.state {
             State::Receiving(_) | State::Committing { .. } | State::Committed if header == self.header => {
-                Ok(Step::ack(message.sequence))
+                None
             }
-            State::Receiving(dump) => {
-                if let Err(error) = dump.header(&header) {
-                    return Ok(self.fail(now, error));
+            State::Receiving(dump) => match dump.header(&header) {
+                Ok(()) => {
+                    self.header = header.clone();
+                    Some(News::Header(header))
                 }
-                self.header = header.clone();
-                Ok(Step { ack: Some(message.sequence), news: Some(News::Header(header)) })
-            }
-            _ => Err(Ignored::AfterTheEnd),
-        }
+                Err(error) => return Ok(self.fail(now, error)),
+            },
+            _ => return Err(Ignored::AfterTheEnd),
+        };
+        self.acks.push(message.sequence);
+        Ok(news)
     }
 
-    fn key(&mut self, now: Instant, message: &Message<'_>) -> Result<Step<D::Stored>, Ignored> {
+    fn key(&mut self, now: Instant, message: &Message<'_>) -> Handled<D> {
         let end = message.offset.saturating_add(message.payload.len() as u64);
         if end > MAX_KEY_END {
             return Err(Ignored::OffsetTooLarge);
@@ -265,16 +314,18 @@ impl<D: OpenDump> Session<D> {
                     return Ok(self.fail(now, error));
                 }
                 self.key_end = self.key_end.max(end);
-                Ok(Step::ack(message.sequence))
             }
-            State::Committing { .. } | State::Committed if end <= self.key_end => {
-                Ok(Step::ack(message.sequence))
-            }
-            _ => Err(Ignored::AfterTheEnd),
+            State::Committing { .. } | State::Committed if end <= self.key_end => {}
+            _ => return Err(Ignored::AfterTheEnd),
         }
+        self.acks.push(message.sequence);
+        Ok(None)
     }
 
-    fn finished(&mut self, now: Instant, sequence: u32) -> Result<Step<D::Stored>, Ignored> {
+    fn finished(&mut self, now: Instant, sequence: u32) -> Handled<D> {
+        if let Some(failed) = self.flush() {
+            return Ok(Some(failed));
+        }
         match std::mem::replace(&mut self.state, State::Abandoned) {
             State::Receiving(dump) => {
                 let summary = self.summary(now);
@@ -283,47 +334,46 @@ impl<D: OpenDump> Session<D> {
             }
             State::Committing { dump, summary, ask, .. } => {
                 self.state = State::Committing { dump, summary, finished: sequence, ask };
-                Ok(Step::NOTHING)
+                Ok(None)
             }
             State::Committed => {
                 self.state = State::Committed;
-                Ok(Step::ack(sequence))
+                self.acks.push(sequence);
+                Ok(None)
             }
             State::Abandoned => Err(Ignored::AfterTheEnd),
         }
     }
 
     /// Begins a commit or asks how far it is.
-    fn commit(&mut self, now: Instant) -> Step<D::Stored> {
-        let State::Committing { dump, summary, finished, ask } = &mut self.state else {
-            return Step::NOTHING;
-        };
+    fn commit(&mut self, now: Instant) -> Option<News<D::Stored>> {
+        let State::Committing { dump, summary, finished, ask } = &mut self.state else { return None };
         match dump.commit(summary) {
             Ok(Commit::Pending) => {
                 *ask = now + COMMIT_POLL;
-                Step::NOTHING
+                None
             }
             Ok(Commit::Done(stored)) => {
-                let (ack, summary) = (Some(*finished), summary.clone());
+                self.acks.push(*finished);
+                let summary = summary.clone();
                 self.state = State::Committed;
                 self.heard = now;
-                let ended = Ended { ending: Ending::Complete, summary, stored: Ok(stored) };
-                Step { ack, news: Some(News::Ended(ended)) }
+                Some(News::Ended(Ended { ending: Ending::Complete, summary, stored: Ok(stored) }))
             }
             Err(error) => self.fail(now, error),
         }
     }
 
     /// Ends the dump because the store failed.
-    fn fail(&mut self, now: Instant, error: StoreError) -> Step<D::Stored> {
+    fn fail(&mut self, now: Instant, error: StoreError) -> Option<News<D::Stored>> {
         let cause = Cause::Store(Arc::new(error));
         match std::mem::replace(&mut self.state, State::Abandoned) {
             State::Receiving(dump) => {
                 let summary = self.summary(now);
-                keep_incomplete(dump, summary, cause)
+                Some(keep_incomplete(dump, summary, cause))
             }
-            State::Committing { dump, summary, .. } => keep_incomplete(dump, summary, cause),
-            State::Committed | State::Abandoned => Step::NOTHING,
+            State::Committing { dump, summary, .. } => Some(keep_incomplete(dump, summary, cause)),
+            State::Committed | State::Abandoned => None,
         }
     }
 
@@ -346,8 +396,11 @@ impl<D: OpenDump> Session<D> {
     }
 }
 
-fn keep_incomplete<D: OpenDump>(mut dump: D, summary: Box<DumpSummary>, cause: Cause) -> Step<D::Stored> {
+/// News of a message that was taken, or why it was not.
+type Handled<D> = Result<Option<News<<D as OpenDump>::Stored>>, Ignored>;
+
+fn keep_incomplete<D: OpenDump>(mut dump: D, summary: Box<DumpSummary>, cause: Cause) -> News<D::Stored> {
     let ending = Ending::Incomplete(cause);
     let stored = dump.abandon(&summary, &ending).map_err(Arc::new);
-    Step { ack: None, news: Some(News::Ended(Ended { ending, summary, stored })) }
+    News::Ended(Ended { ending, summary, stored })
 }

@@ -1,5 +1,7 @@
 //! The rules of sessions, against a store in memory.
 
+use std::sync::Mutex;
+
 use proptest::prelude::*;
 
 use super::store::{Commit, MemoryDump};
@@ -48,8 +50,14 @@ impl<S: DumpStore> Bench<S> {
     }
 
     fn drain(&mut self) -> Vec<u32> {
+        let mut acks = Vec::new();
+        loop {
+            self.events.extend(std::iter::from_fn(|| self.receiver.poll_event()));
+            let Some(reply) = self.receiver.poll_transmit() else { break };
+            acks.push(u32::from_be_bytes(reply.bytes));
+        }
         self.events.extend(std::iter::from_fn(|| self.receiver.poll_event()));
-        std::iter::from_fn(|| self.receiver.poll_transmit()).map(|r| u32::from_be_bytes(r.bytes)).collect()
+        acks
     }
 
     fn wait(&mut self, seconds: f64) -> Vec<u32> {
@@ -534,6 +542,103 @@ fn finished_is_not_acknowledged_when_the_commit_fails() {
     assert_eq!(bench.finish(to, 3), Err(Ignored::AfterTheEnd));
     let [(ending, _, stored)] = bench.ends()[..] else { panic!() };
     assert_eq!((ending.is_complete(), stored.as_ref().unwrap()), (false, &false));
+}
+
+/// A store that records the writes it was asked for, and fails from the given one on.
+#[derive(Debug, Clone)]
+struct Recorder {
+    writes: Arc<Mutex<Vec<(u64, usize)>>>,
+    fails_at: usize,
+}
+
+impl DumpStore for Recorder {
+    type Dump = Self;
+    type Stored = ();
+
+    fn create(&mut self, _: &NewDump) -> Result<Self, StoreError> {
+        Ok(self.clone())
+    }
+}
+
+impl OpenDump for Recorder {
+    type Stored = ();
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut writes = self.writes.lock().unwrap();
+        if writes.len() == self.fails_at {
+            return Err(StoreError::Full { end: 0, limit: 0 });
+        }
+        writes.push((offset, bytes.len()));
+        Ok(())
+    }
+
+    fn key_at(&mut self, _: u64, _: &[u8]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn header(&mut self, _: &HeaderSeen) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn commit(&mut self, _: &DumpSummary) -> Result<Commit<()>, StoreError> {
+        Ok(Commit::Done(()))
+    }
+
+    fn abandon(&mut self, _: &DumpSummary, _: &Ending) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn data_in_a_row_is_one_write_and_acknowledged_after_it() {
+    let store = Recorder { writes: Arc::default(), fails_at: 3 };
+    let writes = Arc::clone(&store.writes);
+    let mut bench = bench_with(ReceiverConfig::default(), store);
+    let to = bench.open();
+    let send = |bench: &mut Bench<Recorder>, offset: u64| {
+        let mut bytes = Vec::new();
+        let sequence = u32::try_from(offset).unwrap();
+        Message { kind: MessageKind::Vmcore, sequence, offset, payload: &[0; 10] }.emit(&mut bytes);
+        bench.receiver.handle_datagram(bench.now, to, PEER, &bytes).unwrap();
+    };
+    [0, 10, 20].into_iter().for_each(|offset| send(&mut bench, offset));
+    assert_eq!(*writes.lock().unwrap(), []);
+    assert_eq!(bench.drain(), [0, 10, 20]);
+    assert_eq!(*writes.lock().unwrap(), [(0, 30)]);
+    // A jump ends the row; what follows the failure of its write was not stored and is not acknowledged.
+    [40, 50, 70, 90].into_iter().for_each(|offset| send(&mut bench, offset));
+    assert_eq!(*writes.lock().unwrap(), [(0, 30), (40, 20), (70, 10)]);
+    assert_eq!(bench.drain(), [40, 50, 70]);
+    let [(ending, summary, _)] = bench.ends()[..] else { panic!() };
+    assert_eq!((ending.is_complete(), summary.bytes, summary.end), (false, 60, 80));
+}
+
+#[test]
+fn rows_are_cut_where_a_write_becomes_too_long() {
+    let store = Recorder { writes: Arc::default(), fails_at: usize::MAX };
+    let writes = Arc::clone(&store.writes);
+    let mut bench = bench_with(ReceiverConfig::default(), store);
+    let to = bench.open();
+    for sequence in 0..100 {
+        let mut bytes = Vec::new();
+        let offset = u64::from(sequence) * 4096;
+        Message { kind: MessageKind::Vmcore, sequence, offset, payload: &[0; 4096] }.emit(&mut bytes);
+        bench.receiver.handle_datagram(bench.now, to, PEER, &bytes).unwrap();
+    }
+    assert_eq!(bench.drain().len(), 100);
+    assert_eq!(*writes.lock().unwrap(), [(0, 256 * 1024), (256 * 1024, 144 * 1024)]);
+}
+
+#[test]
+fn what_was_gathered_is_stored_before_the_dump_ends() {
+    let mut bench = bench();
+    let to = bench.open();
+    let mut bytes = Vec::new();
+    Message { kind: MessageKind::Vmcore, sequence: 2, offset: 0, payload: b"abc" }.emit(&mut bytes);
+    bench.receiver.handle_datagram(bench.now, to, PEER, &bytes).unwrap();
+    bench.receiver.shut_down(bench.now);
+    assert_eq!(bench.drain(), [2]);
+    assert_eq!(bench.only_end().1.core, b"abc");
 }
 
 fn datagrams() -> impl Strategy<Value = Vec<u8>> {

@@ -92,3 +92,52 @@ impl ReadAt for CoreFile {
         Self::next_data(self, offset)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 4 KiB of data, a hole of 60 KiB, 100 bytes of data.
+    fn sparse() -> (CoreFile, tempfile::NamedTempFile) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().write_all_at(&[1; 4096], 0).unwrap();
+        file.as_file().write_all_at(&[2; 100], 0x1_0000).unwrap();
+        (CoreFile::open(file.path()).unwrap(), file)
+    }
+
+    #[test]
+    fn holes_are_told_from_data() {
+        let (core, _file) = sparse();
+        assert_eq!(core.length(), 0x1_0064);
+        assert_eq!(core.next_data(5), Some(5..0x1000));
+        assert_eq!(core.next_data(0x1000), Some(0x1_0000..0x1_0064));
+        assert_eq!(core.next_data(0x1_0063), Some(0x1_0063..0x1_0064));
+        for behind in [0x1_0064, u64::MAX] {
+            assert_eq!(core.next_data(behind), None);
+        }
+    }
+
+    #[test]
+    fn reads_end_with_the_file() {
+        let (core, _file) = sparse();
+        let mut bytes = [0xaa; 4];
+        ReadAt::read_at(&core, 0xfffe, &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 0, 2, 2]);
+        for offset in [0x1_0061, u64::MAX] {
+            assert!(matches!(ReadAt::read_at(&core, offset, &mut bytes), Err(ReadError::OutOfRange { .. })));
+        }
+        assert_eq!(core.read_up_to(0x1_0060, 4096).unwrap(), [2; 4]);
+        assert!(core.read_up_to(u64::MAX, 4096).unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let kind = |path: &Path| CoreFile::open(path).unwrap_err().kind();
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(kind(directory.path()), io::ErrorKind::IsADirectory);
+        assert_eq!(kind(Path::new("/dev/null")), io::ErrorKind::InvalidInput);
+        let pipe = directory.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert_eq!(kind(&pipe), io::ErrorKind::InvalidInput, "opening it would wait for a writer");
+    }
+}

@@ -35,6 +35,8 @@ pub struct InfoFile {
     pub panic_string: Option<String>,
     /// What became of the header's parity check: "Pass" or "Fail".
     pub parity: Option<String>,
+    /// How much of an incomplete dump did not arrive (not netdumpd's key).
+    pub missing: Option<String>,
     /// How the dump ended, such as "Dump complete".
     pub ending: Option<String>,
 }
@@ -72,6 +74,7 @@ impl InfoFile {
             version_string: first("Version String"),
             panic_string: first("Panic String"),
             parity: last("Header Parity Check"),
+            missing: last("Missing"),
             ending: text.lines().rev().find(is_ending).map(|line| line.trim().to_owned()),
         }
     }
@@ -83,7 +86,7 @@ impl InfoFile {
 }
 
 /// Where the info file of a core lies, if the core is named as a server names it: `info.HOST.N` beside
-/// `vmcore.HOST.N` or `vmcore_encrypted.HOST.N`, whatever the core's name ends with (`.gz`, `.incomplete`).
+/// `vmcore.HOST.N` or `vmcore_encrypted.HOST.N`, whatever the core's name ends with (`.gz`, `.incomplete`, `.partial`).
 pub fn beside(core: &Path) -> Option<PathBuf> {
     let name = core.file_name()?.to_str()?;
     let rest = name.strip_prefix("vmcore.").or_else(|| name.strip_prefix("vmcore_encrypted."))?;

@@ -31,7 +31,7 @@ pub use symbols::{KernelSymbols, SymbolsError};
 pub use verify::{Verdict, verify};
 
 /// One format of core files.
-pub trait DumpFormat: Sync {
+pub trait DumpFormat: Sync + std::fmt::Debug {
     /// Its name on command lines and in reports.
     fn name(&self) -> &'static str;
 

@@ -214,6 +214,22 @@ impl Core {
         &self.parsed.problems
     }
 
+    /// Of each RAM range, in order, how many bytes are stored in the file: neither holes nor cut off.
+    pub fn stored(&self) -> impl Iterator<Item = (MemoryRange, u64)> {
+        self.ranges.iter().zip(&self.files).map(|(range, part)| (*range, self.stored_in(part)))
+    }
+
+    fn stored_in(&self, part: &FilePart) -> u64 {
+        let end = part.offset.saturating_add(part.len);
+        let mut stored = 0;
+        let mut at = part.offset;
+        while let Some(data) = self.file.next_data(at).filter(|data| data.start < end) {
+            stored += data.end.min(end) - data.start;
+            at = data.end;
+        }
+        stored
+    }
+
     /// The range that holds `address`, and its place in the file.
     fn locate(&self, address: u64) -> Option<(MemoryRange, FilePart)> {
         let index = self.ranges.partition_point(|range| range.end() <= address);

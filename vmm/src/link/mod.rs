@@ -1,6 +1,7 @@
 //! The links that a dump can travel over: which one the operator chose, its check before the guest starts, and its
 //! opening when the guest is stopped.
 
+mod open;
 mod tap;
 mod virtqueue;
 
@@ -12,6 +13,8 @@ use netdump::link::{Link, LinkError};
 use netdump::wire::MacAddr;
 use thiserror::Error;
 
+pub use self::open::OpenError;
+pub(crate) use self::open::OpenLink;
 pub use self::tap::TapLink;
 pub use self::virtqueue::VirtqueueLink;
 use crate::devices::virtio::net::Net;
@@ -146,6 +149,7 @@ fn existing(name: &InterfaceName) -> Result<Tap, LinkError> {
     }
     Tap::open(name.clone()).map_err(|error| match error {
         TapError::NoDriver { .. } => bad("/dev/net/tun is missing; load the kernel's tun module"),
+        TapError::NoAccess { .. } => bad("there is no permission to open /dev/net/tun"),
         TapError::MayNotCreate { .. } => bad("there is no such interface"),
         TapError::NotOurs { .. } => {
             bad("it belongs to another user; use it as its owner or with CAP_NET_ADMIN")

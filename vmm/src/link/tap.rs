@@ -104,8 +104,12 @@ pub(super) fn usable(tap: &Tap) -> Result<Interface, LinkError> {
     }
 }
 
-/// Waits until the tap has a frame, at most `wait`. `false`: none came, or a signal did.
+/// Waits until the tap has a frame, at most `wait`. `false`: none came, or a signal did. The caller has just found
+/// the tap empty, so without time to wait there is nothing to ask.
 pub(super) fn wait_for_frame(tap: &Tap, wait: Duration) -> Result<bool, LinkError> {
+    if wait.is_zero() {
+        return Ok(false);
+    }
     let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
     match ppoll(&mut fds, Some(TimeSpec::from_duration(wait)), None) {
         Ok(ready) => Ok(ready > 0),

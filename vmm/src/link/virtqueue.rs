@@ -103,7 +103,7 @@ impl VirtqueueLink {
             memory: memory.clone(),
             queues: vec![rx.queue(), tx.queue()],
             features: 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_CSUM,
-            notifier: Arc::new(Notifier::new(Box::new(Polled))),
+            notifier: Arc::new(Notifier::new(Arc::new(Polled))),
         });
         let free = (0..TX_SLOTS).collect();
         let mut link = Self { memory, port, mac: net.mac(), mtu, tx, rx, slots, buffers, free };

@@ -3,4 +3,7 @@
 
 pub mod interface;
 pub mod iovec;
+mod kvm;
 pub mod tap;
+
+pub(crate) use kvm::{add_memory_slot, internal_suberror};

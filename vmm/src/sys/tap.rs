@@ -32,6 +32,12 @@ pub enum TapError {
         /// The tap asked for.
         name: InterfaceName,
     },
+    /// We may not use the driver.
+    #[error("tap {name}: no permission to open {CLONE_DEVICE}")]
+    NoAccess {
+        /// The tap asked for.
+        name: InterfaceName,
+    },
     /// The tap is not there and we may not create it.
     #[error(
         "tap {name} does not exist and creating it needs CAP_NET_ADMIN; as root: \
@@ -96,6 +102,7 @@ impl Tap {
             .open(CLONE_DEVICE)
             .map_err(|error| match error.raw_os_error() {
                 Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoDriver { name: name.clone() },
+                Some(libc::EACCES | libc::EPERM) => TapError::NoAccess { name: name.clone() },
                 _ => io("opening /dev/net/tun")(error),
             })?;
         attach(&file, &name).map_err(|error| {

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::cpu::CpuState;
 use super::info::{self, InfoFile};
-use super::memory::{MemoryRange, PhysicalMemory};
-use super::open::{Core, OpenError, open};
+use super::memory::PhysicalMemory;
+use super::open::{OpenError, open};
 use super::symbols::KernelSymbols;
 use crate::facts::{self, GuestFacts};
 pub use render::bytes_text;
@@ -61,7 +61,8 @@ pub struct RangeFacts {
     pub start: u64,
     /// Its length in bytes.
     pub len: u64,
-    /// Bytes of it that are stored in the file; the rest was never touched by the guest, or is zeros.
+    /// Bytes of it that are stored in the file. The rest was never touched by the guest or is zeros, unless the file
+    /// was cut.
     pub stored: u64,
 }
 
@@ -74,6 +75,10 @@ pub fn inspect(path: &Path, symbols: Option<&KernelSymbols>) -> Result<Inspectio
         Some(symbols) => complete(facts::gather(&core, Some(symbols)), &notes.facts),
         None => notes.facts.clone(),
     };
+    let info = info::beside(path).and_then(|path| InfoFile::read(&path).ok());
+    let texts =
+        [&guest.panic_text, &notes.panic_text, &info.as_ref().and_then(|info| info.panic_string.clone())];
+    let text = texts.into_iter().find_map(Clone::clone);
     Ok(Inspection {
         path: path.to_owned(),
         format: core.format(),
@@ -83,12 +88,15 @@ pub fn inspect(path: &Path, symbols: Option<&KernelSymbols>) -> Result<Inspectio
         panic: PanicFacts {
             cpu: notes.panic_cpu,
             source: notes.panic_source.clone(),
-            text: guest.panic_text.clone().or_else(|| notes.panic_text.clone()),
+            text,
             time: notes.panic_time,
         },
         guest,
-        info: info::beside(path).and_then(|path| InfoFile::read(&path).ok()),
-        memory: core.ranges().iter().map(|range| range_facts(&core, range)).collect(),
+        info,
+        memory: core
+            .stored()
+            .map(|(range, stored)| RangeFacts { start: range.start, len: range.len, stored })
+            .collect(),
         cpus: core.cpus().to_vec(),
         problems: core.problems().iter().map(ToString::to_string).collect(),
     })
@@ -105,15 +113,4 @@ fn complete(found: GuestFacts, noted: &GuestFacts) -> GuestFacts {
         panic_text: found.panic_text.or(noted.panic_text),
         environment: found.environment.or(noted.environment),
     }
-}
-
-fn range_facts(core: &Core, range: &MemoryRange) -> RangeFacts {
-    let mut stored = 0;
-    let mut address = range.start;
-    while address < range.end() {
-        let Some(run) = core.next_touched(address) else { break };
-        stored += run.end - run.start;
-        address = run.end;
-    }
-    RangeFacts { start: range.start, len: range.len, stored }
 }

@@ -4,6 +4,7 @@
 use std::fmt::{self, Display, Write as _};
 
 use super::{Inspection, RangeFacts};
+use crate::calendar::CalendarTime;
 use crate::vmcore::cpu::{Activity, CpuState, Registers};
 
 /// Ranges and CPUs that are listed before the rest is only counted. JSON has them all.
@@ -75,7 +76,8 @@ impl Inspection {
             value.as_ref().map(|value| format!("{label}{}", plain(value)))
         };
         let header: Vec<String> = [
-            said("header parity: ", &info.parity),
+            said("missing ", &info.missing),
+            said("header parity ", &info.parity),
             said("", &info.architecture),
             info.dump_length.map(|length| format!("{length} bytes")),
             said("compression ", &info.compression),
@@ -231,27 +233,8 @@ fn plain(text: &str) -> String {
 
 /// Seconds since 1970 as "2026-01-31 12:00:00 UTC".
 fn utc(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil(days);
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
-}
-
-/// Year, month and day of the day number `days` since 1970-01-01, in the Gregorian calendar.
-fn civil(days: u64) -> (u64, u64, u64) {
-    // Count from 1600-03-01: a 400-year cycle begins there, and the leap day is the last of its year.
-    let days = days.saturating_add(135_080);
-    let (cycle, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day_of_month = day - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (1600 + 400 * cycle + year + carry, month, day_of_month)
+    let CalendarTime { year, month, day, hour, minute, second, .. } = CalendarTime::from_unix(seconds);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 #[cfg(test)]
@@ -271,21 +254,6 @@ mod tests {
         ] {
             assert_eq!(bytes_text(bytes), text);
         }
-    }
-
-    #[test]
-    fn seconds_become_dates() {
-        for (seconds, text) in [
-            (0, "1970-01-01 00:00:00 UTC"),
-            (951_782_399, "2000-02-28 23:59:59 UTC"),
-            (951_782_400, "2000-02-29 00:00:00 UTC"),
-            (951_868_800, "2000-03-01 00:00:00 UTC"),
-            (1_767_225_599, "2025-12-31 23:59:59 UTC"),
-            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
-        ] {
-            assert_eq!(utc(seconds), text);
-        }
-        assert!(utc(u64::MAX).ends_with("UTC"));
     }
 
     #[test]

@@ -5,14 +5,15 @@
 //!
 //! | name | type | descriptor |
 //! |---|---|---|
-//! | `CORE` | `NT_PRSTATUS` 1 | per CPU in CPU order: general registers ([`prstatus`]) |
-//! | `LINUX` | `NT_X86_XSTATE` 0x202 | behind the PRSTATUS of each CPU whose XSAVE area is known |
-//! | `QEMU` | 0 | per CPU in CPU order: control registers and descriptor tables too ([`qemu`]) |
-//! | `NETDUMP` | 0x4e455444 | once: lines of `key=value` ([`text`]) |
+//! | `CORE` | `NT_PRSTATUS` 1 | per CPU in CPU order: general registers (`prstatus.rs`) |
+//! | `LINUX` | `NT_X86_XSTATE` 0x202 | behind the PRSTATUS of each CPU whose XSAVE area is known (`xstate.rs`) |
+//! | `QEMU` | 0 | per CPU in CPU order: control registers and descriptor tables too (`qemu.rs`) |
+//! | `NETDUMP` | 0x4e455444 | once: lines of `key=value` (`text.rs`) |
 
 mod prstatus;
 mod qemu;
 mod text;
+mod xstate;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -90,7 +91,7 @@ pub fn emit(cpus: &[CpuState], core: &CoreNotes) -> Vec<u8> {
     for cpu in cpus {
         let pid = i32::try_from(cpu.index).unwrap_or(i32::MAX).saturating_add(1);
         put_note(&mut out, "CORE", NT_PRSTATUS, &prstatus::emit(pid, cpu.registers.as_deref()));
-        if let Some(xsave) = cpu.registers.as_deref().and_then(xstate) {
+        if let Some(xsave) = cpu.registers.as_deref().and_then(|registers| xstate::emit(&registers.xsave)) {
             put_note(&mut out, "LINUX", NT_X86_XSTATE, &xsave);
         }
     }
@@ -147,20 +148,6 @@ fn note_at(bytes: &[u8], at: usize) -> Option<(Note<'_>, usize)> {
     let (descriptor, next) = part(behind_name, word(1)?)?;
     let name = name.strip_suffix(&[0]).unwrap_or(name);
     Some((Note { name, kind: word(2)?, descriptor }, next))
-}
-
-/// The XSAVE area as debuggers want it: XCR0 in the first software-reserved word (byte 464), where Linux puts it and
-/// gdb looks for it.
-fn xstate(registers: &Registers) -> Option<Vec<u8>> {
-    const XCR0: std::ops::Range<usize> = 464..472;
-    const HEADER: std::ops::Range<usize> = 512..520;
-    const X87_AND_SSE: u64 = 3;
-    let mut area = registers.xsave.clone();
-    let in_use = u64::from_le_bytes(area.get(HEADER)?.try_into().ok()?);
-    if area[XCR0] == [0; 8] {
-        area[XCR0].copy_from_slice(&(in_use | X87_AND_SSE).to_le_bytes());
-    }
-    Some(area)
 }
 
 /// Collects notes until all are seen: what belongs to one CPU is spread over several.

@@ -39,7 +39,7 @@ impl MmioTransport {
     /// `interrupt`, an edge each.
     pub fn new(device: Arc<Mutex<dyn VirtioDevice>>, memory: GuestMemory, interrupt: EventFd) -> Self {
         let interrupt = Arc::new(MmioInterrupt { status: AtomicU32::new(0), event: interrupt });
-        let notifier = Arc::new(Notifier::new(Box::new(Arc::clone(&interrupt))));
+        let notifier = Arc::new(Notifier::new(interrupt.clone()));
         Self {
             transport: Transport::new(device, memory, notifier),
             interrupt,
@@ -164,7 +164,7 @@ impl MmioInterrupt {
     }
 }
 
-impl Interrupt for Arc<MmioInterrupt> {
+impl Interrupt for MmioInterrupt {
     fn used(&self, _queue: u16) {
         self.raise(reg::VIRTIO_MMIO_INT_VRING);
     }

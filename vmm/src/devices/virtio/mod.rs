@@ -87,13 +87,13 @@ pub trait Interrupt: Send + Sync + fmt::Debug {
 /// What a device tells its driver unasked.
 #[derive(Debug)]
 pub struct Notifier {
-    interrupt: Box<dyn Interrupt>,
+    interrupt: Arc<dyn Interrupt>,
     needs_reset: AtomicBool,
 }
 
 impl Notifier {
     /// A notifier that reaches the driver by `interrupt`.
-    pub fn new(interrupt: Box<dyn Interrupt>) -> Self {
+    pub fn new(interrupt: Arc<dyn Interrupt>) -> Self {
         Self { interrupt, needs_reset: AtomicBool::new(false) }
     }
 

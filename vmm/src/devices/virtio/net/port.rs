@@ -346,7 +346,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct Bells([AtomicU64; 2]);
 
-    impl Interrupt for Arc<Bells> {
+    impl Interrupt for Bells {
         fn used(&self, queue: u16) {
             self.0[usize::from(queue)].fetch_add(1, Ordering::Relaxed);
         }
@@ -371,7 +371,7 @@ mod tests {
             let tx = DriverRing::new(memory.clone(), GuestAddress(TX_RING), SIZE);
             let (tap, host) = fake::tap();
             let (seen, bells) = (Arc::<Seen>::default(), Arc::<Bells>::default());
-            let notifier = Arc::new(Notifier::new(Box::new(bells.clone())));
+            let notifier = Arc::new(Notifier::new(bells.clone()));
             let port = Port::new(
                 memory.clone(),
                 rx.queue(),
@@ -641,6 +641,22 @@ mod tests {
         bench.publish_tx(3, header::PLAIN, &frame(60));
         bench.port.transmit().unwrap();
         assert_eq!(bench.seen.ipv4(), Some(Ipv4Addr::new(10, 1, 2, 3)));
+    }
+
+    #[test]
+    fn a_driver_that_names_its_event_is_interrupted_there_and_asked_to_notify_when_empty() {
+        let mut bench = Bench::new();
+        bench.port.tx.set_event_idx(true);
+        let used_event = TX_RING + 16 * u64::from(SIZE) + 4 + 2 * u64::from(SIZE);
+        bench.memory.write_obj(2u16.to_le(), GuestAddress(used_event)).unwrap();
+        let avail_event = bench.tx.queue().used_ring() + 4 + 8 * u64::from(SIZE);
+        for sent in 1..=4u16 {
+            bench.publish_tx(sent, header::PLAIN, &frame(60));
+            assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers));
+            assert_eq!(bench.bells.0[1].load(Ordering::Relaxed), u64::from(sent >= 3), "after {sent}");
+            let asked: u16 = bench.memory.read_obj(GuestAddress(avail_event)).unwrap();
+            assert_eq!(u16::from_le(asked), sent);
+        }
     }
 
     #[test]

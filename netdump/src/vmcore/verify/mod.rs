@@ -3,8 +3,9 @@
 //! Each question is one [`Check`] with one sentence. Content can only be proven against the sender's report, which
 //! holds a hash of the bytes as they were sent; without it a core can be well-formed and still hold wrong bytes.
 
+mod content;
+
 use std::fmt;
-use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -17,12 +18,10 @@ use super::memory::PhysicalMemory;
 use super::open::{Core, OpenError, Piece, PieceContent, open};
 use crate::report::{DumpReport, Outcome};
 
-/// Bytes that are hashed in one go.
-const CHUNK: usize = 1 << 20;
 /// Ranges that a sentence names before it says how many more there are.
 const SHOWN_RANGES: usize = 4;
-/// Words in a file's name that say that the core is not whole.
-const TELLING_NAMES: [&str; 2] = ["incomplete", "partial"];
+/// Last parts of a file's name that say that the core is not whole.
+const TELLING_ENDINGS: [&str; 2] = [".incomplete", ".partial"];
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -210,8 +209,12 @@ fn notes(core: &Core) -> Result<String, String> {
 
 fn check_name(verdict: &mut Verdict, path: &Path) {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    if let Some(word) = TELLING_NAMES.iter().find(|word| name.contains(**word)) {
-        verdict.add("name", Finding::Fail, format!("the server named the file {word}"));
+    if let Some(ending) = TELLING_ENDINGS.iter().find(|ending| name.ends_with(**ending)) {
+        verdict.add(
+            "name",
+            Finding::Fail,
+            format!("the name ends with {ending}: the server did not get all of it"),
+        );
     }
 }
 
@@ -234,7 +237,9 @@ fn check_info(verdict: &mut Verdict, path: &Path, file: Option<&CoreFile>) {
 fn judge_info(info: &InfoFile, length: Option<u64>) -> Result<String, String> {
     let said = |text: &Option<String>| text.clone().unwrap_or_else(|| "nothing".to_owned());
     if !info.is_complete() {
-        return Err(format!("the server says of the end of the dump: {}", said(&info.ending)));
+        let missing =
+            info.missing.as_ref().map(|missing| format!("; missing: {missing}")).unwrap_or_default();
+        return Err(format!("the server says of the end of the dump: {}{missing}", said(&info.ending)));
     }
     if info.parity.as_deref() != Some("Pass") {
         return Err(format!("the server says of the header's parity: {}", said(&info.parity)));
@@ -267,7 +272,7 @@ fn check_report(
     };
     verdict.judge(
         CONTENT,
-        match hash(file, progress) {
+        match content::hash(file, progress) {
             Ok(found) if found.to_hex().as_str().eq_ignore_ascii_case(sent) => {
                 Ok(format!("BLAKE3 {} is that of the bytes sent", found.to_hex()))
             }
@@ -289,67 +294,8 @@ fn outcome(report: &DumpReport) -> Result<String, String> {
     }
 }
 
-/// BLAKE3 of the whole file. Holes are hashed as zeros without being read.
-fn hash(file: &CoreFile, progress: &mut dyn FnMut(u64, u64)) -> io::Result<blake3::Hash> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buf = vec![0; CHUNK];
-    let zeros = vec![0; CHUNK];
-    let mut at = 0;
-    let mut data = file.next_data(0);
-    while at < file.length() {
-        let (end, is_data) = match &data {
-            Some(run) if run.start <= at => (run.end, true),
-            Some(run) => (run.start, false),
-            None => (file.length(), false),
-        };
-        let len = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
-        if is_data {
-            file.read(at, &mut buf[..len])?;
-            hasher.update(&buf[..len]);
-        } else {
-            hasher.update(&zeros[..len]);
-        }
-        at += len as u64;
-        if at == end {
-            data = file.next_data(at);
-        }
-        progress(at, file.length());
-    }
-    Ok(hasher.finalize())
-}
-
-/// The parts of a file that were never written.
-struct Holes {
-    count: usize,
-    total: u64,
-    first: Vec<Range<u64>>,
-}
-
-impl Holes {
-    fn of(file: &CoreFile) -> Self {
-        let mut holes = Self { count: 0, total: 0, first: Vec::new() };
-        let mut at = 0;
-        while at < file.length() {
-            let data = file.next_data(at).unwrap_or(file.length()..file.length());
-            if data.start > at {
-                holes.add(at..data.start);
-            }
-            at = data.end;
-        }
-        holes
-    }
-
-    fn add(&mut self, hole: Range<u64>) {
-        self.count += 1;
-        self.total += hole.end - hole.start;
-        if self.first.len() < SHOWN_RANGES {
-            self.first.push(hole);
-        }
-    }
-}
-
 fn check_holes(verdict: &mut Verdict, file: &CoreFile, report: Option<&DumpReport>) {
-    let holes = Holes::of(file);
+    let holes = content::holes(file, SHOWN_RANGES);
     if holes.count == 0 {
         verdict.add("holes", Finding::Pass, "none");
         return;

@@ -1,0 +1,188 @@
+//! What the operator is told: lines on standard error, and paths or JSON on standard output.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use netdump::receiver::{
+    DumpStore, DumpSummary, Ending, HeaderSeen, Receiver, ReceiverEvent, SessionId, StoreError, StoredDump,
+};
+use serde_json::{Value, json};
+
+use crate::cli::{megabytes, rate};
+
+/// How often progress is told, in JSON only.
+const PROGRESS: Duration = Duration::from_secs(1);
+/// A client whose dumps cannot be stored asks again and again: it is told of once in this time.
+const QUIET: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(super) struct Teller {
+    json: bool,
+    next_progress: Option<Instant>,
+    /// When a refusal was told of last.
+    refused: Option<Instant>,
+    peers: BTreeMap<SessionId, String>,
+}
+
+impl Teller {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json, next_progress: None, refused: None, peers: BTreeMap::new() }
+    }
+
+    pub(super) fn listening(&self, address: SocketAddr, directory: &Path) {
+        tracing::info!(%address, directory = %directory.display(), "listening");
+        self.emit(&json!({ "event": "listening", "address": address.to_string() }));
+    }
+
+    pub(super) fn tell(&mut self, now: Instant, event: &ReceiverEvent<StoredDump>) {
+        match event {
+            ReceiverEvent::Opened { session, local, peer } => {
+                tracing::info!(%peer, "dump begins");
+                self.peers.insert(*session, peer.to_string());
+                self.next_progress.get_or_insert(now + PROGRESS);
+                let (local, peer) = (local.to_string(), peer.to_string());
+                self.emit(
+                    &json!({ "event": "opened", "session": session.number(), "peer": peer, "local": local }),
+                );
+            }
+            ReceiverEvent::Refused { peer, error } => {
+                if self.refused.is_none_or(|told| now >= told + QUIET) {
+                    self.refused = Some(now);
+                    tracing::error!(%peer, "dump refused: {}", chain(error));
+                    let (peer, error) = (peer.to_string(), chain(error));
+                    self.emit(&json!({ "event": "refused", "peer": peer, "error": error }));
+                }
+            }
+            ReceiverEvent::Header { session, header } => self.header(*session, header),
+            ReceiverEvent::Ended { session, ending, summary, stored } => {
+                self.ended(*session, ending, summary, stored.as_ref().map_err(|error| chain(error)));
+            }
+            ReceiverEvent::Closed { session } => {
+                self.peers.remove(session);
+            }
+        }
+    }
+
+    /// When [`Self::progress`] is due.
+    pub(super) fn due<S: DumpStore>(&self, receiver: &Receiver<S>) -> Option<Instant> {
+        self.next_progress.filter(|_| self.json && !receiver.is_settled())
+    }
+
+    pub(super) fn progress<S: DumpStore>(&mut self, now: Instant, receiver: &Receiver<S>) {
+        if self.next_progress.is_none_or(|due| due > now) {
+            return;
+        }
+        self.next_progress = (!receiver.is_settled()).then(|| now + PROGRESS);
+        for (session, peer, bytes) in receiver.progress() {
+            let peer = peer.to_string();
+            self.emit(
+                &json!({ "event": "progress", "session": session.number(), "peer": peer, "bytes": bytes }),
+            );
+        }
+    }
+
+    /// What was ignored in all, once.
+    pub(super) fn ending<S: DumpStore>(&self, receiver: &Receiver<S>) {
+        let ignored: BTreeMap<_, _> = receiver.ignored().collect();
+        if !ignored.is_empty() {
+            tracing::info!(?ignored, "datagrams ignored");
+        }
+    }
+
+    fn header(&self, session: SessionId, header: &HeaderSeen) {
+        let (fields, parity) = match header {
+            HeaderSeen::Valid(fields) => (Some(fields), "pass"),
+            HeaderSeen::BadParity(fields) => (Some(fields), "fail"),
+            HeaderSeen::Missing | HeaderSeen::Unreadable { .. } => (None, "fail"),
+        };
+        let peer = self.peers.get(&session);
+        match fields {
+            Some(fields) => tracing::debug!(peer, panic = ?fields.panic_string, parity, "dump header"),
+            None => tracing::debug!(peer, ?header, "dump header not usable"),
+        }
+        self.emit(&json!({
+            "event": "header",
+            "session": session.number(),
+            "parity": parity,
+            "architecture": fields.map(|fields| &fields.architecture),
+            "length": fields.map(|fields| fields.dump_length),
+            "host_name": fields.map(|fields| &fields.host_name),
+            "version": fields.map(|fields| &fields.version_string),
+            "panic": fields.map(|fields| &fields.panic_string),
+        }));
+    }
+
+    fn ended(
+        &self,
+        session: SessionId,
+        ending: &Ending,
+        summary: &DumpSummary,
+        stored: Result<&StoredDump, String>,
+    ) {
+        let peer = summary.peer;
+        let seconds = summary.elapsed.as_secs_f64();
+        let sizes = format!(
+            "{} in {seconds:.2} s, {:.1} MB/s",
+            megabytes(summary.bytes),
+            rate(summary.bytes, seconds)
+        );
+        let holes = summary.gaps.bytes;
+        let panic = summary.header.valid().map(|header| header.panic_string.as_str());
+        let panic = panic.filter(|text| !text.is_empty());
+        if ending.is_complete() {
+            tracing::info!(%peer, holes, repeated = summary.repeated, panic, "{ending}: {sizes}");
+        } else {
+            tracing::warn!(%peer, missing = ?summary.gaps, "{ending}; received {sizes}");
+        }
+        if let Err(error) = &stored {
+            tracing::error!(%peer, error, "the dump could not be kept");
+        }
+        let stored = stored.ok();
+        if let (false, Some(stored)) = (self.json, stored) {
+            print(&stored.core.display().to_string());
+        }
+        let path = |path: &std::path::PathBuf| path.display().to_string();
+        self.emit(&json!({
+            "event": "ended",
+            "session": session.number(),
+            "peer": peer.to_string(),
+            "complete": ending.is_complete(),
+            "ending": ending.to_string(),
+            "core": stored.map(|stored| path(&stored.core)),
+            "info": stored.map(|stored| path(&stored.info)),
+            "key": stored.and_then(|stored| stored.key.as_ref()).map(path),
+            "bytes": summary.bytes,
+            "length": summary.length,
+            "gaps": { "count": summary.gaps.count, "bytes": holes },
+            "messages": summary.messages,
+            "repeated": summary.repeated,
+            "ignored": summary.ignored,
+            "seconds": seconds,
+        }));
+    }
+
+    fn emit(&self, event: &Value) {
+        if self.json {
+            print(&event.to_string());
+        }
+    }
+}
+
+/// A line on standard output. A reader that has gone is no reason to stop receiving.
+fn print(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn chain(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

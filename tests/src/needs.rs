@@ -1,0 +1,89 @@
+//! What tests need of the machine, and how a test that does not find it says so.
+//!
+//! A test that cannot run prints `SKIPPED <need>: <why>` and passes; the check then looks for itself whether the machine
+//! really lacks it.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+
+/// Something that not every machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// A usable /dev/kvm.
+    Kvm,
+    /// Root, `/dev/net/tun` and network namespaces.
+    Network,
+    /// Root.
+    Root,
+    /// An independent decoder of packets.
+    Tshark,
+    /// A debugger.
+    Gdb,
+    /// GNU readelf.
+    Readelf,
+    /// Unpacker of the recorded session.
+    Xz,
+    /// Recorded sessions and cores of real FreeBSD kernels.
+    Fixtures,
+}
+
+/// Every need with its name in `SKIPPED` lines.
+const NAMES: [(&str, Need); 8] = [
+    ("kvm", Need::Kvm),
+    ("network", Need::Network),
+    ("root", Need::Root),
+    ("tshark", Need::Tshark),
+    ("gdb", Need::Gdb),
+    ("readelf", Need::Readelf),
+    ("xz", Need::Xz),
+    ("fixtures", Need::Fixtures),
+];
+
+impl Need {
+    /// The need of that name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        NAMES.iter().find(|(known, _)| *known == name).map(|(_, need)| *need)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(_, need)| *need == self).map_or("?", |(name, _)| name)
+    }
+
+    /// Whether this machine has it.
+    pub fn is_met(self) -> bool {
+        let root = nix::unistd::geteuid().is_root();
+        match self {
+            Self::Kvm => OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok(),
+            Self::Network => root && Path::new("/dev/net/tun").exists() && has_program("ip"),
+            Self::Root => root,
+            Self::Tshark => has_program("tshark"),
+            Self::Gdb => has_program("gdb"),
+            Self::Readelf => has_program("readelf"),
+            Self::Xz => has_program("xz"),
+            Self::Fixtures => fixtures().is_some(),
+        }
+    }
+
+    /// Whether a test may go on; if not, it has said so.
+    pub fn or_skip(self) -> bool {
+        let met = self.is_met();
+        if !met {
+            println!("SKIPPED {}: this machine does not have it", self.name());
+        }
+        met
+    }
+}
+
+/// Whether a program is on the path.
+pub fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
+/// The folder of recorded sessions and cores: beside the repository, or where `NETDUMP_FIXTURES` says.
+pub fn fixtures() -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures");
+    let folder = std::env::var_os("NETDUMP_FIXTURES").map_or_else(beside, PathBuf::from);
+    folder.is_dir().then_some(folder)
+}

@@ -1,0 +1,174 @@
+//! From the panic to the report: pause, ask the guest, dump, tell.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use netdump::facts::{self, GuestFacts};
+use netdump::vmcore::{CoreNotes, PhysicalMemory};
+use thiserror::Error;
+
+use crate::config::{Target, Wishes};
+use crate::dump::{self, Dumped, Job};
+use crate::events::PanicEvent;
+use crate::link::TapRoute;
+use crate::machine::Host;
+use crate::nic::Nic;
+use crate::report::{
+    Event, ExitStatus, GuestReport, Observer, PanicReport, PanicSeen, PauseReport, TargetReport, memory_of,
+};
+use crate::signals::Signals;
+use crate::vm::{PausedGuest, Vm};
+
+/// How long vCPUs get to stop. One that needs longer is blocked in this process, not in the guest.
+const PAUSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// The report could not be written.
+#[derive(Debug, Error)]
+#[error("writing the report to {path}")]
+pub struct ReportError {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// What the way from panic to report needs.
+pub(crate) struct Aftermath<'a> {
+    pub(crate) host: &'a Host<'a>,
+    pub(crate) signals: &'a Signals,
+    pub(crate) observer: &'a mut dyn Observer,
+    pub(crate) nic: Option<&'a Nic>,
+    pub(crate) route: Option<&'a TapRoute>,
+}
+
+impl Aftermath<'_> {
+    /// Pauses the guest, dumps it and reports.
+    pub(crate) fn dump(&mut self, vm: &mut Vm, panic: &PanicEvent) -> Result<ExitStatus, ReportError> {
+        let time = SystemTime::now();
+        let guest = vm.pause(PAUSE_DEADLINE);
+        // After the vCPUs: a driver that runs could start the device again.
+        if let Some(nic) = self.nic {
+            nic.stop();
+        }
+        let facts = facts::gather(&guest, Some(self.host.image.symbols()));
+        let seen = seen(panic, &facts, time);
+        self.observer.event(&Event::Panic { seen: &seen });
+        let pause = PauseReport {
+            microseconds: micros(guest.stopped_at().saturating_duration_since(panic.at)),
+            not_stopped: guest.not_stopped(),
+        };
+        self.observer.event(&Event::Paused { pause: &pause });
+        let sent = self.host.dump.enabled.then(|| self.send(&guest, &seen, &facts, time));
+        let status =
+            sent.as_ref().map_or(ExitStatus::NotDumped, |sent| ExitStatus::of(sent.1.report.outcome));
+        let report = self.report(&guest, seen, pause, facts, sent, status);
+        self.observer.event(&Event::Dumped { report: &report });
+        self.write(&report)?;
+        Ok(status)
+    }
+
+    fn send(
+        &mut self,
+        guest: &PausedGuest<'_>,
+        seen: &PanicSeen,
+        facts: &GuestFacts,
+        time: SystemTime,
+    ) -> (TargetReport, Dumped) {
+        let config = self.host.dump;
+        let target = config.target(&Wishes {
+            environment: facts.environment.as_deref().unwrap_or(&self.host.vm.handover.environment),
+            seen: self.nic.and_then(Nic::last_ipv4),
+            has_tap: self.nic.is_some(),
+        });
+        let target_report = report_target(&target);
+        let notes = CoreNotes {
+            panic_cpu: seen.vcpu,
+            panic_source: Some(seen.source.to_owned()),
+            panic_text: seen.text.clone(),
+            panic_time: Some(seen.time),
+            facts: facts.clone(),
+        };
+        let host_name = facts.host_name.clone().unwrap_or_else(|| config.name.clone());
+        let route = self.route.filter(|_| target.link == config.link_for(config.server, self.nic.is_some()));
+        let job = Job { config, target: &target, notes, host_name, time, route, nic: self.nic };
+        let (signals, observer) = (self.signals, &mut *self.observer);
+        let mut announced = false;
+        let dumped = dump::run(&job, guest, &mut |progress| {
+            if !std::mem::replace(&mut announced, true) {
+                observer.event(&Event::Dumping { target: &target_report, length: progress.total });
+            }
+            observer.progress(progress);
+            match signals.stop_requested() {
+                Some(signal) => ControlFlow::Break(format!("interrupted by {}", signal.as_str())),
+                None => ControlFlow::Continue(()),
+            }
+        });
+        self.observer.dump_ended(&dumped.report);
+        (target_report, dumped)
+    }
+
+    fn report(
+        &self,
+        guest: &PausedGuest<'_>,
+        panic: PanicSeen,
+        pause: PauseReport,
+        facts: GuestFacts,
+        sent: Option<(TargetReport, Dumped)>,
+        status: ExitStatus,
+    ) -> PanicReport {
+        let (target, dumped) = sent.unzip();
+        let (dump, core) = dumped.map(|dumped| (dumped.report, dumped.core)).unzip();
+        PanicReport {
+            image: self.host.image.path().display().to_string(),
+            panic,
+            pause,
+            guest: GuestReport {
+                os: facts.os,
+                version: facts.version,
+                host_name: facts.host_name.unwrap_or_else(|| self.host.dump.name.clone()),
+                environment: facts.environment.unwrap_or_else(|| self.host.vm.handover.environment.clone()),
+            },
+            memory: memory_of(guest.ranges()),
+            cpus: guest.cpus().to_vec(),
+            target,
+            dump,
+            core: core.flatten(),
+            exit_code: status.code(),
+        }
+    }
+
+    /// Writes the report aside and renames it: whoever waits for the file never sees half of it.
+    fn write(&self, report: &PanicReport) -> Result<(), ReportError> {
+        let Some(path) = &self.host.report else { return Ok(()) };
+        let aside = path.with_added_extension("partial");
+        let json = serde_json::to_vec_pretty(report).expect("a report is plain data");
+        std::fs::write(&aside, json)
+            .and_then(|()| std::fs::rename(&aside, path))
+            .map_err(|source| ReportError { path: path.clone(), source })
+    }
+}
+
+fn seen(panic: &PanicEvent, facts: &GuestFacts, time: SystemTime) -> PanicSeen {
+    PanicSeen {
+        source: panic.source,
+        vcpu: panic.vcpu,
+        // What the kernel formatted says more than its line on the console, which may be cut.
+        text: facts.panic_text.clone().or_else(|| panic.text.clone()),
+        detail: panic.detail.clone(),
+        time: time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+    }
+}
+
+fn report_target(target: &Target) -> TargetReport {
+    TargetReport {
+        link: target.link.to_string(),
+        server: target.server.map(|server| server.to_string()),
+        client: target.client.map(|client| client.to_string()),
+        gateway: target.gateway.map(|gateway| gateway.to_string()),
+        path: target.path.clone(),
+        refused: target.refused.clone(),
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,292 @@
+//! The file that the user wants booted: what it is, told by its content, and the kernel's symbols.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use netdump::vmcore::symbols::KernelSymbols;
+use object::elf::{self, FileHeader64, PT_LOAD, PT_NOTE};
+use object::endian::Endianness;
+use object::read::elf::{FileHeader, ProgramHeader};
+use thiserror::Error;
+
+/// Largest kernel file: far above any real one, debug information included, far below what would hurt the host.
+const MAX_LEN: u64 = 1 << 30;
+/// Note type of the 32-bit entry of the PVH boot protocol (Xen `public/elfnote.h`, `XEN_ELFNOTE_PHYS32_ENTRY`).
+const XEN_ELFNOTE_PHYS32_ENTRY: elf::NoteType = elf::NoteType(18);
+
+/// A kernel that can perhaps be booted: a 64-bit x86 ELF file.
+#[derive(Debug)]
+pub struct KernelImage {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    symbols: KernelSymbols,
+    segments: Vec<Segment>,
+    has_pvh_entry: bool,
+}
+
+/// A part of the file that goes into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// Guest-physical start.
+    pub(crate) start: u64,
+    /// Guest-physical end, zero-filled part included.
+    pub(crate) end: u64,
+}
+
+/// Why a file cannot be booted.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// It cannot be read.
+    #[error("reading {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is a directory, a socket, ...
+    #[error("{path} is not a regular file")]
+    NotAFile {
+        /// The file.
+        path: String,
+    },
+    /// It is empty.
+    #[error("{path} is empty")]
+    Empty {
+        /// The file.
+        path: String,
+    },
+    /// It is larger than any kernel.
+    #[error("{path} has {len} bytes, too many for a kernel (at most 1 GiB)")]
+    Large {
+        /// The file.
+        path: String,
+        /// Its size.
+        len: u64,
+    },
+    /// It is something that is not booted.
+    #[error("{path} is {what}; this version boots 64-bit x86 ELF kernels with a PVH entry")]
+    Kind {
+        /// The file.
+        path: String,
+        /// What its content says that it is.
+        what: &'static str,
+    },
+    /// It begins like an ELF kernel, and then does not go on like one.
+    #[error("{path} is a damaged ELF file: {problem}")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl KernelImage {
+    /// Reads a file and looks at what it is.
+    pub fn read(path: &Path) -> Result<Self, ImageError> {
+        let bytes = read_bounded(path)?;
+        Self::from_bytes(path, bytes)
+    }
+
+    /// Looks at an image that is in memory; `path` is for messages.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
+        let name = || path.display().to_string();
+        if let Some(what) = not_bootable(&bytes) {
+            return Err(ImageError::Kind { path: name(), what });
+        }
+        let damaged = |problem: String| ImageError::Damaged { path: name(), problem };
+        let headers = Headers::read(&bytes).map_err(|error| damaged(error.to_string()))?;
+        if let Some(end) = headers.file_end.filter(|&end| end > bytes.len() as u64) {
+            return Err(damaged(format!("it is cut off at {} of {end} bytes", bytes.len())));
+        }
+        if headers.segments.is_empty() {
+            return Err(damaged("it has nothing to load".into()));
+        }
+        let symbols = KernelSymbols::parse(&bytes).map_err(|error| damaged(error.to_string()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+            symbols,
+            segments: headers.segments,
+            has_pvh_entry: headers.has_pvh_entry,
+        })
+    }
+
+    /// Where it came from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The kernel's symbol table; empty when the file is stripped.
+    pub fn symbols(&self) -> &KernelSymbols {
+        &self.symbols
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(crate) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    pub(crate) fn has_pvh_entry(&self) -> bool {
+        self.has_pvh_entry
+    }
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, ImageError> {
+    let name = || path.display().to_string();
+    let read_error = |source| ImageError::Read { path: name(), source };
+    let metadata = std::fs::metadata(path).map_err(read_error)?;
+    if !metadata.is_file() {
+        return Err(ImageError::NotAFile { path: name() });
+    }
+    let len = metadata.len();
+    let mut file = File::open(path).map_err(read_error)?;
+    // A disk image may be as large as it likes; its first bytes tell what it is.
+    let mut bytes = Vec::new();
+    let wanted = if len > MAX_LEN { HEAD_LEN } else { len };
+    Read::by_ref(&mut file).take(wanted).read_to_end(&mut bytes).map_err(read_error)?;
+    match len {
+        0 => Err(ImageError::Empty { path: name() }),
+        _ if len <= MAX_LEN => Ok(bytes),
+        _ => Err(not_bootable(&bytes).map_or_else(
+            || ImageError::Large { path: name(), len },
+            |what| ImageError::Kind { path: name(), what },
+        )),
+    }
+}
+
+/// How much of a file tells what it is: the magic of an ISO image is the farthest.
+const HEAD_LEN: u64 = 0x9000;
+
+/// What the file is, when it is nothing that any boot protocol here takes; `None` for a 64-bit x86 ELF file.
+fn not_bootable(bytes: &[u8]) -> Option<&'static str> {
+    let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+    if at(0, b"\x7fELF") {
+        return match bytes.get(4..20) {
+            None => Some("a truncated ELF file"),
+            Some([2, 1, .., 62, 0]) => None,
+            Some([1, ..]) => Some("a 32-bit ELF file"),
+            Some(_) => Some("an ELF file for another architecture"),
+        };
+    }
+    Some(match () {
+        () if at(0x202, b"HdrS") => "a Linux bzImage, which cannot be booted yet",
+        () if at(0, b"\x1f\x8b") => "a gzip file: unpack it first",
+        () if at(0, b"\xfd7zXZ\0") => "an xz file: unpack it first",
+        () if at(0, b"\x28\xb5\x2f\xfd") => "a zstd file: unpack it first",
+        () if at(0, b"QFI\xfb") => "a qcow2 disk image, which cannot be booted yet",
+        () if at(512, b"EFI PART") => "a GPT disk image, which cannot be booted yet",
+        () if at(0x8001, b"CD001") => "an ISO 9660 image, which cannot be booted yet",
+        () if at(0x438, b"\x53\xef") => "an ext2/3/4 file system, which cannot be booted yet",
+        () if at(510, b"\x55\xaa") => "a disk image with a boot sector, which cannot be booted yet",
+        () if at(0, b"MZ") => "a Windows or EFI program",
+        () if at(0, b"070701") => "a cpio archive, such as an initramfs",
+        () if is_text(bytes) => "a text file",
+        () => "of no kind known here",
+    })
+}
+
+fn is_text(bytes: &[u8]) -> bool {
+    let head = &bytes[..bytes.len().min(512)];
+    head.iter().all(|&b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t' | b'\r' | b'\n' | 0x80..))
+}
+
+/// What the program headers say.
+struct Headers {
+    segments: Vec<Segment>,
+    has_pvh_entry: bool,
+    /// End of the last byte in the file that a segment needs.
+    file_end: Option<u64>,
+}
+
+impl Headers {
+    fn read(bytes: &[u8]) -> object::Result<Self> {
+        let header = FileHeader64::<Endianness>::parse(bytes)?;
+        let endian = header.endian()?;
+        let mut found = Self { segments: Vec::new(), has_pvh_entry: false, file_end: None };
+        for program in header.program_headers(endian, bytes)? {
+            let (offset, file_len) = program.file_range(endian);
+            let file_end = offset.saturating_add(file_len);
+            match program.p_type(endian) {
+                PT_LOAD if program.p_memsz(endian) > 0 => {
+                    let start = program.p_paddr(endian);
+                    let end = start.saturating_add(program.p_memsz(endian).max(file_len));
+                    found.segments.push(Segment { start, end });
+                    found.file_end = found.file_end.max(Some(file_end));
+                }
+                PT_NOTE if file_end <= bytes.len() as u64 => {
+                    found.has_pvh_entry |= has_pvh_note(program, endian, bytes)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn has_pvh_note(
+    program: &elf::ProgramHeader64<Endianness>,
+    endian: Endianness,
+    bytes: &[u8],
+) -> object::Result<bool> {
+    let Some(mut notes) = program.notes(endian, bytes)? else { return Ok(false) };
+    while let Some(note) = notes.next()? {
+        if note.name() == b"Xen" && note.n_type(endian) == XEN_ELFNOTE_PHYS32_ENTRY {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest() -> Vec<u8> {
+        guest_images::find("panic").unwrap().elf.to_vec()
+    }
+
+    fn refused(bytes: &[u8]) -> String {
+        KernelImage::from_bytes(Path::new("image"), bytes.to_vec()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_guest_kernel_is_recognised_with_its_symbols() {
+        let image = KernelImage::from_bytes(Path::new("panic"), guest()).unwrap();
+        assert!(image.has_pvh_entry());
+        assert!(image.symbols().address("kern_envp").is_some());
+    }
+
+    #[test]
+    fn other_files_are_named_by_their_content() {
+        let file = |offset: usize, magic: &[u8]| {
+            let mut bytes = vec![0; 0x9000];
+            bytes[offset..offset + magic.len()].copy_from_slice(magic);
+            refused(&bytes)
+        };
+        assert!(file(0x202, b"HdrS").contains("a Linux bzImage"));
+        assert!(file(512, b"EFI PART").contains("a GPT disk image"));
+        assert!(file(0, b"\x1f\x8b").contains("a gzip file"));
+        assert!(file(0, b"\x7fELF\x01").contains("32-bit"));
+        assert!(file(3, b"x").contains("no kind known"));
+        assert!(refused(b"#!/bin/sh\necho hello\n").contains("a text file"));
+    }
+
+    #[test]
+    fn every_truncation_of_a_kernel_is_refused_or_still_whole() {
+        let whole = guest();
+        let image = KernelImage::from_bytes(Path::new("panic"), whole.clone()).unwrap();
+        for len in (1..whole.len()).step_by(61) {
+            if let Ok(cut) = KernelImage::from_bytes(Path::new("cut"), whole[..len].to_vec()) {
+                assert_eq!(cut.segments(), image.segments(), "only symbols may be missing at {len}");
+            }
+        }
+        assert!(refused(&whole[..100]).contains("damaged ELF file"));
+    }
+}

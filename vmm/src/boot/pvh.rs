@@ -1,0 +1,232 @@
+//! The PVH boot protocol: an ELF kernel with a 32-bit entry, handed a start info structure (Xen `docs/misc/pvh.pandoc`,
+//! `public/arch-x86/hvm/start_info.h`). Loading and structures are linux-loader's.
+//!
+//! Command line and kernel environment share one string, as FreeBSD's PVH entry wants it: tokens separated by blanks,
+//! `name=value` each, at most 127 bytes a token and 4 KiB in all.
+
+use std::io::Cursor;
+
+use kvm_bindings::{kvm_dtable, kvm_sregs};
+use linux_loader::configurator::pvh::PvhBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::{BootError, BootProtocol, BootState, EntryMode, Handover, KernelImage};
+use crate::memory::GuestMemory;
+use crate::x86_64::layout;
+use crate::x86_64::regs::segment_from_descriptor;
+
+/// `XEN_HVM_START_MAGIC_VALUE`.
+const START_MAGIC: u32 = 0x336e_c578;
+/// E820 type of usable memory.
+const RAM: u32 = 1;
+/// Longest `name=value` that FreeBSD keeps of a token.
+const TOKEN_MAX: usize = 127;
+/// Null, flat code, flat data, task state; the last limit is a byte limit.
+const GDT: [u64; 4] = [0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
+const CR0_PE: u64 = 1;
+const CR0_ET: u64 = 1 << 4;
+
+/// The protocol.
+#[derive(Debug)]
+pub(super) struct Pvh;
+
+impl BootProtocol for Pvh {
+    fn name(&self) -> &'static str {
+        "pvh"
+    }
+
+    fn recognises(&self, image: &KernelImage) -> bool {
+        image.has_pvh_entry()
+    }
+
+    fn load(
+        &self,
+        image: &KernelImage,
+        with: &Handover,
+        memory: &GuestMemory,
+    ) -> Result<BootState, BootError> {
+        check_segments(image, memory)?;
+        let entry = load_elf(image, memory)?;
+        write_cmdline(memory, &tokens(with)?)?;
+        write_start_info(memory)?;
+        write_gdt(memory)?;
+        Ok(BootState { entry, rbx: layout::PVH_START_INFO, mode: EntryMode::Protected32 })
+    }
+}
+
+/// Control registers and segments at the entry.
+pub(super) fn apply_protected_mode(sregs: &mut kvm_sregs) {
+    let data = segment_from_descriptor(GDT[2], 2);
+    sregs.cs = segment_from_descriptor(GDT[1], 1);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = segment_from_descriptor(GDT[3], 3);
+    sregs.gdt = kvm_dtable { base: layout::GDT, limit: 8 * 4 - 1, ..Default::default() };
+    sregs.idt = kvm_dtable::default();
+    (sregs.cr0, sregs.cr4, sregs.efer) = (CR0_PE | CR0_ET, 0, 0);
+}
+
+fn name(image: &KernelImage) -> String {
+    image.path().display().to_string()
+}
+
+fn check_segments(image: &KernelImage, memory: &GuestMemory) -> Result<(), BootError> {
+    let available = memory.iter().next().map_or(0, |region| region.start_addr().0 + region.len());
+    let needed = image.segments().iter().map(|segment| segment.end).max().unwrap_or(0);
+    if needed > available {
+        return Err(BootError::TooLarge { image: name(image), needed, available });
+    }
+    match image.segments().iter().map(|segment| segment.start).min() {
+        Some(at) if at < layout::HIMEM => Err(BootError::TooLow { image: name(image), at }),
+        _ => Ok(()),
+    }
+}
+
+fn load_elf(image: &KernelImage, memory: &GuestMemory) -> Result<u64, BootError> {
+    let loaded = Elf::load(memory, None, &mut Cursor::new(image.bytes()), None)
+        .map_err(|source| BootError::Load { image: name(image), source })?;
+    match loaded.pvh_boot_cap {
+        PvhBootCapability::PvhEntryPresent(entry) => Ok(entry.0),
+        _ => Err(BootError::NoProtocol { image: name(image) }),
+    }
+}
+
+/// The command line with the environment behind it.
+fn tokens(with: &Handover) -> Result<String, BootError> {
+    let mut line = with.cmdline.clone();
+    for (name, value) in &with.environment {
+        check_variable(name, value)?;
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(&format!("{name}={value}"));
+    }
+    Ok(line)
+}
+
+fn check_variable(name: &str, value: &str) -> Result<(), BootError> {
+    let separates = |c: char| matches!(c, ' ' | ',' | '\t' | '\n' | '\0');
+    let problem = if value.contains(separates) {
+        "the PVH boot protocol cannot pass a value with a blank, comma, tab, newline or NUL"
+    } else if name.len() + 1 + value.len() > TOKEN_MAX {
+        "name and value are longer than 126 bytes together, which the kernel would cut"
+    } else {
+        return Ok(());
+    };
+    Err(BootError::Variable { name: name.to_owned(), problem })
+}
+
+fn write_cmdline(memory: &GuestMemory, line: &str) -> Result<(), BootError> {
+    let len = line.len() + 1;
+    if len > layout::CMDLINE_MAX {
+        return Err(BootError::CmdlineTooLong { len, max: layout::CMDLINE_MAX });
+    }
+    if line.contains('\0') {
+        return Err(BootError::CmdlineNul);
+    }
+    let bytes = [line.as_bytes(), &[0]].concat();
+    memory
+        .write_slice(&bytes, GuestAddress(layout::CMDLINE))
+        .map_err(|source| BootError::Write { what: "the command line", source })
+}
+
+fn write_start_info(memory: &GuestMemory) -> Result<(), BootError> {
+    let memmap = memmap(memory);
+    let start_info = hvm_start_info {
+        magic: START_MAGIC,
+        version: 1,
+        cmdline_paddr: layout::CMDLINE,
+        memmap_paddr: layout::PVH_MEMMAP,
+        memmap_entries: u32::try_from(memmap.len()).expect("a handful of entries"),
+        ..Default::default()
+    };
+    let mut params = BootParams::new(&start_info, GuestAddress(layout::PVH_START_INFO));
+    params.set_sections(&memmap, GuestAddress(layout::PVH_MEMMAP));
+    PvhBootConfigurator::write_bootparams(&params, memory)
+        .expect("RAM reaches beyond the boot data: the smallest guest has 2 MiB");
+    Ok(())
+}
+
+/// RAM as the kernel is told of it: without the area between conventional memory and 1 MiB.
+fn memmap(memory: &GuestMemory) -> Vec<hvm_memmap_table_entry> {
+    let entry = |start: u64, end: u64| hvm_memmap_table_entry {
+        addr: start,
+        size: end - start,
+        type_: RAM,
+        reserved: 0,
+    };
+    let mut map = vec![entry(0, layout::EBDA)];
+    map.extend(memory.iter().map(|region| {
+        let start = region.start_addr().0;
+        entry(start.max(layout::HIMEM), start + region.len())
+    }));
+    map
+}
+
+fn write_gdt(memory: &GuestMemory) -> Result<(), BootError> {
+    for (at, descriptor) in (layout::GDT..).step_by(8).zip(GDT) {
+        memory
+            .write_obj(descriptor, GuestAddress(at))
+            .map_err(|source| BootError::Write { what: "the descriptor table", source })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{MemorySize, create};
+    use std::path::Path;
+
+    fn image() -> KernelImage {
+        let bytes = guest_images::find("panic").unwrap().elf.to_vec();
+        KernelImage::from_bytes(Path::new("panic"), bytes).unwrap()
+    }
+
+    fn memory(mib: u64) -> GuestMemory {
+        create(MemorySize::new(mib << 20).unwrap()).unwrap()
+    }
+
+    fn environment(pairs: &[(&str, &str)]) -> Handover {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Handover { cmdline: "-v".into(), environment: pairs.iter().map(own).collect() }
+    }
+
+    #[test]
+    fn start_info_memory_map_and_command_line_are_where_the_kernel_looks() {
+        let memory = memory(4096);
+        let with = environment(&[("net.dump.server", "10.0.0.9"), ("a", "")]);
+        let state = Pvh.load(&image(), &with, &memory).unwrap();
+        let word = |at| memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+        assert_eq!(state.rbx, layout::PVH_START_INFO);
+        assert_eq!(word(state.rbx), 0x1_336e_c578);
+        assert_eq!((word(state.rbx + 24), word(state.rbx + 40)), (layout::CMDLINE, layout::PVH_MEMMAP));
+        assert_eq!(word(state.rbx + 48), 3);
+        let map: Vec<_> = (0..3).map(|i| (word(0x7000 + i * 24), word(0x7008 + i * 24))).collect();
+        assert_eq!(map, [(0, 0x9_fc00), (0x10_0000, 0xbff0_0000), (1 << 32, 1 << 30)]);
+        let mut line = [0; 32];
+        memory.read_slice(&mut line, GuestAddress(layout::CMDLINE)).unwrap();
+        assert_eq!(&line, b"-v net.dump.server=10.0.0.9 a=\0\0");
+    }
+
+    #[test]
+    fn what_cannot_be_passed_is_refused() {
+        for value in ["a b", "a,b", "a\tb", "a\nb", "a\0b", &"x".repeat(126)] {
+            assert!(matches!(tokens(&environment(&[("n", value)])), Err(BootError::Variable { .. })));
+        }
+        assert!(tokens(&environment(&[("n", &"x".repeat(125))])).is_ok());
+        let long = Handover { cmdline: "x".repeat(4096), ..Default::default() };
+        assert!(matches!(Pvh.load(&image(), &long, &memory(64)), Err(BootError::CmdlineTooLong { .. })));
+        let nul = Handover { cmdline: "a\0b".into(), ..Default::default() };
+        assert!(matches!(Pvh.load(&image(), &nul, &memory(64)), Err(BootError::CmdlineNul)));
+    }
+
+    #[test]
+    fn a_kernel_larger_than_memory_is_refused_with_both_sizes() {
+        let error = Pvh.load(&image(), &Handover::default(), &memory(2)).unwrap_err();
+        assert!(matches!(error, BootError::TooLarge { available: 0x20_0000, .. }), "{error}");
+    }
+}

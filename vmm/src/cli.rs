@@ -1,0 +1,321 @@
+//! `vmm run`: options into configuration. What clap can refuse by itself (exit code 2) it does, by the types' parsers.
+
+use std::fs::OpenOptions;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use netdump::client::{ConfigError, check_path};
+use netdump::vmcore::{self, DumpFormat};
+use netdump::wire::MacAddr;
+use netdump::wire::message::MAX_PATH;
+use vmm::boot::{Handover, KernelImage};
+use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, VmConfig, parse_server};
+use vmm::link::LinkSpec;
+use vmm::machine::{self, Host};
+use vmm::memory::MemorySize;
+use vmm::nic::DEFAULT_MAC;
+use vmm::panic::{self, SourceName, SourceOptions};
+use vmm::sys::interface::InterfaceName;
+use vmm::vm::MAX_CPUS;
+
+use crate::show::{Json, JsonConsole, Text};
+
+/// Runs guests on KVM and dumps their memory when their kernels panic.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a guest; when its kernel panics, send its memory to a netdump receiver.
+    Run(Box<RunOptions>),
+    /// Boot a built-in guest that panics, receive its dump in this process, verify it and show a report.
+    Demo(DemoOptions),
+}
+
+/// Options of `vmm demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoOptions {
+    /// Guest RAM.
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub(crate) memory: MemorySize,
+    /// Where the core goes.
+    #[arg(long, value_name = "DIR", default_value = "crash")]
+    pub(crate) crash_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunOptions {
+    /// Kernel to boot: a 64-bit x86 ELF file with a PVH entry.
+    image: PathBuf,
+
+    /// Guest RAM, in whole MiB.
+    #[arg(long, short, value_name = "SIZE", default_value = "256M")]
+    memory: MemorySize,
+    /// vCPUs.
+    #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
+    cpus: u8,
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    cmdline: String,
+    /// Variable of the kernel environment; may be given again.
+    #[arg(long = "kernel-env", visible_alias = "kenv", value_name = "NAME=VALUE", value_parser = variable)]
+    kernel_env: Vec<(String, String)>,
+    /// Host tap behind the guest's network interface; created if absent.
+    #[arg(long, value_name = "NAME")]
+    tap: Option<InterfaceName>,
+    /// The guest's Ethernet address.
+    #[arg(long, value_name = "MAC", default_value_t = DEFAULT_MAC, value_parser = unicast)]
+    mac: MacAddr,
+    /// What follows a panic.
+    #[arg(long, value_enum, default_value_t = OnPanicOption::Exit)]
+    on_panic: OnPanicOption,
+    /// Exit (with code 0) when the guest resets itself, instead of booting it again.
+    #[arg(long)]
+    no_reboot: bool,
+
+    #[command(flatten)]
+    panic: PanicOptions,
+    #[command(flatten)]
+    netdump: NetdumpOptions,
+    #[command(flatten)]
+    output: OutputOptions,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Seeing a panic")]
+struct PanicOptions {
+    /// Panic sources to use, separated by commas; all by default.
+    #[arg(long = "panic-source", value_name = "NAME", value_delimiter = ',', long_help = sources_help())]
+    sources: Vec<SourceName>,
+    /// Dump although the guest says (by pvpanic) that its own crash kernel takes over.
+    #[arg(long)]
+    ignore_crashloaded: bool,
+    /// Dump after so many seconds, for a guest that hangs.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    dump_after: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Dumping")]
+struct NetdumpOptions {
+    /// netdump receiver; else the guest's net.dump.server, else an embedded receiver stores the core.
+    #[arg(long = "netdump-server", value_name = "IP[:PORT]", value_parser = parse_server)]
+    server: Option<SocketAddrV4>,
+    /// The guest's address; else net.dump.client, else the one last seen on its network interface.
+    #[arg(long = "netdump-client", value_name = "IP")]
+    client: Option<Ipv4Addr>,
+    /// Gateway for a server that does not answer ARP; else net.dump.gateway.
+    #[arg(long = "netdump-gateway", value_name = "IP")]
+    gateway: Option<Ipv4Addr>,
+    /// Directory below the receiver's; else net.dump.path or net.netdump.path.
+    #[arg(long = "netdump-path", value_name = "PATH", value_parser = path)]
+    path: Option<String>,
+    /// Do not dump.
+    #[arg(long)]
+    no_netdump: bool,
+    /// How frames travel: tap, tap:NAME, virtio, udp or embedded. By default the guest's own tap if it has one, else
+    /// udp; embedded without a server.
+    #[arg(long = "netdump-link", value_name = "LINK")]
+    link: Option<LinkSpec>,
+    /// Whether the guest's kernel environment has a say in where its dump goes.
+    #[arg(long, value_enum, default_value_t = GuestEnvOption::Read)]
+    guest_env: GuestEnvOption,
+    /// Servers that a guest may ask for; may be given again; any by default (none with the udp link).
+    #[arg(long, value_name = "CIDR")]
+    allow_server: Vec<Cidr>,
+    /// Core format.
+    #[arg(long, value_name = "NAME", default_value = "elf", value_parser = dump_format)]
+    dump_format: Format,
+    /// How long one try waits for its ack, in polls of 0.5 ms.
+    #[arg(long = "netdump-polls", value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    polls: u32,
+    /// Tries after the first.
+    #[arg(long = "netdump-retries", value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=100_000))]
+    retries: u32,
+    /// ARP requests for the server, and as many for the gateway.
+    #[arg(long = "netdump-arp-retries", value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    arp_retries: u32,
+    /// Longest time for the whole dump, in seconds.
+    #[arg(long = "netdump-deadline", value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
+    deadline: Duration,
+    /// Where the embedded receiver stores cores.
+    #[arg(long, value_name = "DIR", default_value = "crash")]
+    crash_dir: PathBuf,
+    /// The guest's name in the dump header, where the guest does not tell it; the image's by default.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Record what the dump sends and receives.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+struct OutputOptions {
+    /// Write a JSON report of each panic to this file.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Print events as lines of JSON on standard output, the guest's console among them.
+    #[arg(long, action = ArgAction::SetTrue)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OnPanicOption {
+    /// Exit when the dump has ended.
+    Exit,
+    /// Boot the guest again.
+    Reset,
+    /// Keep the guest paused until SIGTERM.
+    Hold,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum GuestEnvOption {
+    /// It decides what no option does.
+    Read,
+    /// It has none.
+    Ignore,
+}
+
+/// A dump format by its name.
+#[derive(Clone, Copy)]
+struct Format(&'static dyn DumpFormat);
+
+impl std::fmt::Debug for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
+
+/// Runs a guest; the exit code.
+pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
+    let vm = vm_config(&options);
+    let dump = dump_config(&options.netdump, &options.image);
+    check_outputs(&options)?;
+    let image = KernelImage::read(&options.image)?;
+    let host = Host { vm: &vm, dump: &dump, image: &image, report: options.output.report };
+    let status = if options.output.json {
+        machine::run(&host, &mut || Box::new(JsonConsole::default()), &mut Json::default())
+    } else {
+        machine::run(&host, &mut || Box::new(std::io::stdout()), &mut Text::default())
+    };
+    Ok(status?.code())
+}
+
+fn vm_config(options: &RunOptions) -> VmConfig {
+    let chosen = options.panic.sources.iter().map(|name| name.0).collect::<Vec<_>>();
+    VmConfig {
+        memory: options.memory,
+        cpus: options.cpus,
+        handover: Handover { cmdline: options.cmdline.clone(), environment: options.kernel_env.clone() },
+        tap: options.tap.clone(),
+        mac: options.mac,
+        sources: if chosen.is_empty() { panic::ALL.to_vec() } else { chosen },
+        source_options: SourceOptions {
+            ignore_crashloaded: options.panic.ignore_crashloaded,
+            dump_after: options.panic.dump_after,
+        },
+        on_panic: match options.on_panic {
+            OnPanicOption::Exit => OnPanic::Exit,
+            OnPanicOption::Reset => OnPanic::Reset,
+            OnPanicOption::Hold => OnPanic::Hold,
+        },
+        on_reset: if options.no_reboot { OnReset::Exit } else { OnReset::Boot },
+    }
+}
+
+fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
+    let image_name =
+        || image.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    DumpConfig {
+        enabled: !options.no_netdump,
+        server: options.server,
+        client: options.client,
+        gateway: options.gateway,
+        path: options.path.clone(),
+        link: options.link.clone(),
+        guest_environment: match options.guest_env {
+            GuestEnvOption::Read => GuestEnvironment::Read,
+            GuestEnvOption::Ignore => GuestEnvironment::Ignore,
+        },
+        allowed_servers: options.allow_server.clone(),
+        format: options.dump_format.0,
+        polls: options.polls,
+        retries: options.retries,
+        arp_retries: options.arp_retries,
+        deadline: Some(options.deadline),
+        crash_dir: options.crash_dir.clone(),
+        pcap: options.pcap.clone(),
+        name: options.name.clone().unwrap_or_else(image_name),
+    }
+}
+
+/// Finds out before the guest starts, not after it panicked, that a file cannot be written. What was not there is not
+/// left behind: whoever waits for the report waits for a whole one.
+fn check_outputs(options: &RunOptions) -> anyhow::Result<()> {
+    for (option, path) in [("--report", &options.output.report), ("--pcap", &options.netdump.pcap)] {
+        let Some(path) = path else { continue };
+        let was_there = path.exists();
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .with_context(|| format!("{option} {} cannot be written", path.display()))?;
+        if !was_there {
+            std::fs::remove_file(path).with_context(|| format!("removing {} again", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && name.chars().all(is_name) => {
+            Ok((name.into(), value.into()))
+        }
+        _ => Err("a variable is given as NAME=VALUE, such as net.dump.server=10.0.0.9".into()),
+    }
+}
+
+fn is_name(c: char) -> bool {
+    c.is_ascii_graphic() && !matches!(c, ',' | '=' | '"')
+}
+
+fn unicast(text: &str) -> Result<MacAddr, String> {
+    let mac: MacAddr = text.parse().map_err(|error: netdump::wire::mac::ParseMacError| error.to_string())?;
+    if mac.is_group() || mac == MacAddr::ZERO {
+        Err(format!("{mac} is no single host's address"))
+    } else {
+        Ok(mac)
+    }
+}
+
+fn path(text: &str) -> Result<String, ConfigError> {
+    check_path(text, MAX_PATH).map(|()| text.to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|s| (0.001..=1e9).contains(s));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("'{text}' is not a number of seconds"))
+}
+
+fn dump_format(name: &str) -> Result<Format, String> {
+    vmcore::format(name).map(Format).ok_or_else(|| {
+        let names: Vec<_> = vmcore::ALL.iter().map(|format| format.name()).collect();
+        format!("there is no core format '{name}'; there are {}", names.join(", "))
+    })
+}
+
+fn sources_help() -> String {
+    let lines: Vec<_> =
+        panic::ALL.iter().map(|source| format!("  {:<13} {}", source.name(), source.about())).collect();
+    format!("Panic sources to use, separated by commas; all by default.\n\n{}", lines.join("\n"))
+}

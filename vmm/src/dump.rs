@@ -1,0 +1,207 @@
+//! The dumper: a paused guest becomes a core image, the netdump client sends it over a link, and a report tells how it
+//! went. Nothing here keeps a copy of guest memory: the client reads the image as it sends.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use netdump::client::{ClientConfig, DumpPlan};
+use netdump::drive::{self, Progress};
+use netdump::link::LinkError;
+use netdump::link::pcap::{PcapFile, PcapWriter};
+use netdump::report::{DumpReport, Outcome};
+use netdump::vmcore::kdh::{AMD64_ARCHITECTURE_VERSION, Compression};
+use netdump::vmcore::{CoreNotes, DumpImage, KernelDumpHeader, PlanError};
+use netdump::{ReadAt, client};
+use thiserror::Error;
+
+use crate::config::{DumpConfig, Target};
+use crate::link::{OpenError, OpenLink, TapRoute};
+use crate::nic::Nic;
+use crate::vm::PausedGuest;
+
+/// Block size in the dump header: netdump's (FreeBSD `netdump_client.c`).
+const BLOCK_SIZE: u32 = 4096;
+
+/// What is dumped and where to.
+#[derive(Debug)]
+pub(crate) struct Job<'a> {
+    /// Options.
+    pub(crate) config: &'a DumpConfig,
+    /// Where it goes.
+    pub(crate) target: &'a Target,
+    /// What the core's own notes tell.
+    pub(crate) notes: CoreNotes,
+    /// The guest's name.
+    pub(crate) host_name: String,
+    /// When it panicked.
+    pub(crate) time: SystemTime,
+    /// The way over a tap that was found good before the guest started.
+    pub(crate) route: Option<&'a TapRoute>,
+    /// The guest's network card, stopped.
+    pub(crate) nic: Option<&'a Nic>,
+}
+
+/// A dump that has ended.
+#[derive(Debug)]
+pub(crate) struct Dumped {
+    /// How it went.
+    pub(crate) report: DumpReport,
+    /// The core, when the embedded receiver stored it.
+    pub(crate) core: Option<PathBuf>,
+}
+
+/// Why a dump could not even begin.
+#[derive(Debug, Error)]
+pub(crate) enum DumpError {
+    /// The guest's memory makes no core.
+    #[error("planning the core")]
+    Plan(#[from] PlanError),
+    /// The link cannot be used.
+    #[error("opening the link")]
+    Link(#[from] OpenError),
+    /// Its MTU cannot be asked.
+    #[error("asking the link for its MTU")]
+    Mtu(#[source] LinkError),
+    /// The recording of its frames.
+    #[error("creating {path} to record the dump's frames")]
+    Pcap {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Nobody knows the guest's address.
+    #[error(
+        "the guest's IPv4 address is not known: give --netdump-client, or set net.dump.client in the guest's kernel \
+         environment"
+    )]
+    NoClient,
+    /// The client refuses what it was given.
+    #[error("{0}")]
+    Config(#[from] client::ConfigError),
+}
+
+/// Dumps the guest. `watch` is told how far it is and how long the core is, and may stop it with a reason.
+///
+/// The dump degrades and never fails silently: what cannot even begin is a failed dump in the report.
+pub(crate) fn run(
+    job: &Job<'_>,
+    guest: &PausedGuest<'_>,
+    watch: &mut dyn FnMut(&Progress) -> ControlFlow<String>,
+) -> Dumped {
+    match job.config.format.plan(guest, &job.notes).map_err(DumpError::from) {
+        Ok(image) => {
+            job.send(&image, guest, watch).unwrap_or_else(|error| job.not_begun(&error, image.length()))
+        }
+        Err(error) => job.not_begun(&error, 0),
+    }
+}
+
+impl Job<'_> {
+    fn send(
+        &self,
+        image: &DumpImage<'_>,
+        guest: &PausedGuest<'_>,
+        watch: &mut dyn FnMut(&Progress) -> ControlFlow<String>,
+    ) -> Result<Dumped, DumpError> {
+        let memory = guest.guest_memory();
+        let mut link = OpenLink::open(self.target, self.route, &self.config.crash_dir, memory, self.nic)?;
+        let config = self.client_config(&mut link)?;
+        let plan = DumpPlan {
+            path: self.target.path.clone(),
+            length: image.length(),
+            header: self.header(image),
+            key: None,
+        };
+        let mut report = match &self.config.pcap {
+            None => drive::run(config, plan, image, link.as_link(), watch)?,
+            Some(path) => {
+                let file = PcapFile::create(path)
+                    .map_err(|source| DumpError::Pcap { path: path.clone(), source })?;
+                let mut recorder = PcapWriter::new(link.as_link(), file);
+                drive::run(config, plan, image, &mut recorder, watch)?
+            }
+        };
+        report.bad_pages = image.bad_pages();
+        Ok(Dumped { report, core: link.close() })
+    }
+
+    fn client_config(&self, link: &mut OpenLink) -> Result<ClientConfig, DumpError> {
+        let server = link.server();
+        let client = link.client().or(self.target.client).ok_or(DumpError::NoClient)?;
+        let wire = link.as_link();
+        let mtu = wire.mtu().map_err(DumpError::Mtu)?;
+        // A recorder wants whole frames.
+        let gather = wire.gathers() && self.config.pcap.is_none();
+        Ok(ClientConfig {
+            server_port: server.port(),
+            gateway: self.target.gateway,
+            polls: self.config.polls,
+            retries: self.config.retries,
+            arp_retries: self.config.arp_retries,
+            deadline: self.config.deadline,
+            gather,
+            ..ClientConfig::new(*server.ip(), client, wire.mac(), mtu)
+        })
+    }
+
+    fn header(&self, image: &DumpImage<'_>) -> [u8; netdump::vmcore::kdh::KDH_LEN] {
+        let since_1970 = self.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        KernelDumpHeader {
+            architecture: "amd64".into(),
+            architecture_version: AMD64_ARCHITECTURE_VERSION,
+            dump_length: image.length(),
+            dump_time: since_1970.as_secs(),
+            key_size: 0,
+            block_size: BLOCK_SIZE,
+            host_name: self.host_name.clone(),
+            version_string: self.notes.facts.version.clone().unwrap_or_default(),
+            panic_string: self.notes.best_panic_text().unwrap_or_default().to_owned(),
+            compression: Compression::None,
+            dump_extent: image.length(),
+        }
+        .to_bytes()
+    }
+
+    /// The report of a dump of which nothing was sent.
+    fn not_begun(&self, error: &DumpError, length: u64) -> Dumped {
+        let reason = format!("{:#}", Chain(error));
+        tracing::error!(reason, "the dump cannot begin");
+        Dumped {
+            report: DumpReport {
+                outcome: Outcome::Failed,
+                reason: Some(reason),
+                server: self.target.server.map_or_else(String::new, |server| server.to_string()),
+                path: self.target.path.clone(),
+                length,
+                blake3: None,
+                bytes_sent: 0,
+                bytes_untouched: 0,
+                missing: vec![(0, length)],
+                messages: 0,
+                resends: 0,
+                ignored: Vec::new(),
+                bad_pages: 0,
+                seconds: 0.0,
+            },
+            core: None,
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

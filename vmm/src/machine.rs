@@ -1,0 +1,327 @@
+//! The whole: builds the machine in order, runs its event loop, and turns a panic into a dump. The only file that knows
+//! everyone; it holds lists, not details.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use netdump::link::LinkError;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use thiserror::Error;
+
+use crate::aftermath::{Aftermath, ReportError};
+use crate::boot::{self, BootError, KernelImage};
+use crate::bus::{Bus, BusError};
+use crate::config::{DumpConfig, OnPanic, OnReset, VmConfig};
+use crate::console::{Console, ConsoleOutput};
+use crate::devices::serial::SerialPort;
+use crate::events::{self, EventQueue, MachineEvent, PanicEvent};
+use crate::input::Input;
+use crate::link::TapRoute;
+use crate::memory;
+use crate::nic::Nic;
+use crate::panic::{Places, REQUEST, Wakeup};
+use crate::platform::{Platform, PlatformError};
+use crate::report::{Event, ExitStatus, Observer};
+use crate::signals::Signals;
+use crate::sys::tap::TapError;
+use crate::vm::{VcpuEnvironment, Vm, VmBuilder, VmError};
+
+/// Why the VMM itself failed.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "each variant is the error of the module it names")]
+pub enum MachineError {
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error("guest memory")]
+    Memory(#[from] memory::MemoryError),
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    #[error("arming the panic sources")]
+    Source(#[from] BusError),
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("{doing}")]
+    Os {
+        doing: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("vCPU {vcpu} cannot be run: {reason}")]
+    Vcpu { vcpu: u32, reason: String },
+    #[error(transparent)]
+    Report(#[from] ReportError),
+}
+
+fn os(doing: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
+    move |source| MachineError::Os { doing, source }
+}
+
+/// Everything that outlives one boot of the guest.
+#[derive(Debug)]
+pub struct Host<'a> {
+    /// The machine's options.
+    pub vm: &'a VmConfig,
+    /// The dump's options.
+    pub dump: &'a DumpConfig,
+    /// What is booted.
+    pub image: &'a KernelImage,
+    /// Where `--report` goes.
+    pub report: Option<PathBuf>,
+}
+
+impl Host<'_> {
+    /// Finds out before the guest starts, not after it panicked, whether the link that the options name can be used.
+    fn check_link(&self, nic: Option<&Nic>) -> Result<Option<TapRoute>, MachineError> {
+        if !self.dump.enabled {
+            return Ok(None);
+        }
+        let link = self.dump.link_for(self.dump.server, nic.is_some());
+        Ok(link.check(nic.map(Nic::tap))?)
+    }
+}
+
+/// Runs the guest until it is over, however often it boots. `console` makes the output of each boot's console.
+pub fn run(
+    host: &Host<'_>,
+    console: &mut dyn FnMut() -> ConsoleOutput,
+    observer: &mut dyn Observer,
+) -> Result<ExitStatus, MachineError> {
+    // Blocked before any thread starts, so that every thread inherits it and only the event loop sees these signals.
+    let signals = Signals::block().map_err(os("blocking signals"))?;
+    let mut nic = host.vm.tap.as_ref().map(|tap| Nic::open(tap.clone(), host.vm.mac)).transpose()?;
+    let route = host.check_link(nic.as_ref())?;
+    let mut input = Input::open();
+    loop {
+        let mut machine = Machine::build(host, console(), nic.as_mut(), observer)?;
+        let end = machine.run(&signals, &mut input, observer)?;
+        let verdict = match end {
+            End::PowerOff => return Ok(machine.status_without_panic()),
+            End::Stopped => return Ok(ExitStatus::PoweredOff),
+            End::Reset if machine.crash_loaded => {
+                machine.after_panic(host.vm.on_panic, ExitStatus::NotDumped)
+            }
+            End::Reset if host.vm.on_reset == OnReset::Exit => return Ok(ExitStatus::PoweredOff),
+            // A guest that resets faster than signals are looked at must not outrun them.
+            End::Reset if signals.stop_requested().is_some() => return Ok(ExitStatus::PoweredOff),
+            End::Reset => Verdict::BootAgain,
+            End::Panic(panic) => {
+                let nic = nic.as_ref();
+                let mut ending = Aftermath { host, signals: &signals, observer, nic, route: route.as_ref() };
+                let status = ending.dump(&mut machine.vm, &panic)?;
+                // Whoever interrupted the dump wants the VMM to end, not the guest to boot again.
+                let policy =
+                    if signals.stop_requested().is_some() { OnPanic::Exit } else { host.vm.on_panic };
+                machine.after_panic(policy, status)
+            }
+        };
+        match verdict {
+            Verdict::BootAgain => {}
+            Verdict::Exit(status) => return Ok(status),
+            Verdict::Hold(status) => {
+                observer.event(&Event::Holding);
+                signals.wait_for_stop();
+                return Ok(status);
+            }
+        }
+    }
+}
+
+/// Why the event loop ended.
+enum End {
+    PowerOff,
+    Reset,
+    Stopped,
+    Panic(PanicEvent),
+}
+
+/// What follows.
+enum Verdict {
+    BootAgain,
+    Exit(ExitStatus),
+    Hold(ExitStatus),
+}
+
+/// One boot of the guest.
+struct Machine {
+    vm: Vm,
+    events: EventQueue,
+    console: Console,
+    serial: Arc<Mutex<SerialPort>>,
+    wakeups: Vec<Wakeup>,
+    started: Instant,
+    ask_console_at: Option<Instant>,
+    crash_loaded: bool,
+}
+
+impl Machine {
+    fn build(
+        host: &Host<'_>,
+        output: ConsoleOutput,
+        nic: Option<&mut Nic>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, MachineError> {
+        let memory = memory::create(host.vm.memory)?;
+        let entry = boot::load(host.image, &host.vm.handover, &memory)?;
+        let vm = VmBuilder::new(memory.clone())?;
+        let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
+        let mut platform = Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender };
+        let (mut watchers, mut exits, mut wakeups) = (Vec::new(), Vec::new(), Vec::new());
+        for source in &host.vm.sources {
+            source.arm(&mut Places {
+                ports: &mut platform.ports,
+                console: &mut watchers,
+                exits: &mut exits,
+                wakeups: &mut wakeups,
+                options: host.vm.source_options,
+                events: &platform.events,
+            })?;
+        }
+        let console = Console::new(output, watchers);
+        let serial = platform.add_devices(console.clone())?;
+        if let Some(nic) = nic {
+            platform.add_nic(nic, &memory)?;
+        }
+        let protocol = boot::protocol_for(host.image)?.name();
+        observer.event(&Event::Booting {
+            image: &host.image.path().to_string_lossy(),
+            memory: host.vm.memory.bytes(),
+            cpus: host.vm.cpus,
+            protocol,
+        });
+        let environment = VcpuEnvironment {
+            ports: Arc::new(platform.ports),
+            mmio: Arc::new(platform.mmio),
+            exit_hooks: Arc::new(exits),
+            events: platform.events,
+        };
+        let started = Instant::now();
+        let vm = platform.vm.start(host.vm.cpus, &entry, &environment)?;
+        Ok(Self { vm, events, console, serial, wakeups, started, ask_console_at: None, crash_loaded: false })
+    }
+
+    /// The event loop: sleeps until something happens that ends this boot.
+    fn run(
+        &mut self,
+        signals: &Signals,
+        input: &mut Input,
+        observer: &mut dyn Observer,
+    ) -> Result<End, MachineError> {
+        loop {
+            self.wait(signals, input)?;
+            while let Some(event) = self.events.next() {
+                if let Some(end) = self.handle(event, observer)? {
+                    return Ok(end);
+                }
+            }
+            while let Some(signal) = signals.next() {
+                if self.wakeups.contains(&Wakeup::Signal(signal)) {
+                    return Ok(End::Panic(request(signal.as_str())));
+                }
+                if signal != Signal::SIGUSR1 {
+                    observer.event(&Event::Stopped { by: signal.as_str() });
+                    return Ok(End::Stopped);
+                }
+            }
+            let now = Instant::now();
+            if self.dump_at().is_some_and(|at| now >= at) {
+                return Ok(End::Panic(request("the time of --dump-after is over")));
+            }
+            if self.ask_console_at.is_some_and(|at| now >= at) {
+                self.ask_console_at = None;
+                self.console.ask(now);
+            }
+        }
+    }
+
+    fn wait(&mut self, signals: &Signals, input: &mut Input) -> Result<(), MachineError> {
+        let next = self.dump_at().into_iter().chain(self.ask_console_at).min();
+        // A millisecond more: poll counts in whole ones, and waking early would only mean to wait again.
+        let timeout = next.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        let timeout =
+            timeout.map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
+        let watched = [self.events.as_fd(), signals.as_fd()];
+        let mut fds: Vec<_> = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).into();
+        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+        let listens = input.fd().filter(|_| serial.input_room() > 0);
+        fds.extend(listens.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        drop(serial);
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(os("waiting for events")(error.into())),
+        }
+        let typed = fds.get(2).and_then(|fd| fd.any()).unwrap_or(false);
+        drop(fds);
+        if typed {
+            serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
+            let bytes = input.read(serial.input_room());
+            serial.input(&bytes);
+        }
+        Ok(())
+    }
+
+    fn handle(
+        &mut self,
+        event: MachineEvent,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<End>, MachineError> {
+        match event {
+            MachineEvent::Panic(panic) if self.crash_loaded && panic.survivable => {
+                tracing::info!(source = panic.source, "left to the guest's own crash kernel");
+                self.vm.run_on();
+            }
+            MachineEvent::Panic(panic) => return Ok(Some(End::Panic(panic))),
+            MachineEvent::CrashLoaded { vcpu } => {
+                self.crash_loaded = true;
+                observer.event(&Event::CrashLoaded { vcpu });
+            }
+            MachineEvent::Reset(by) => {
+                observer.event(&Event::Reset { by });
+                return Ok(Some(End::Reset));
+            }
+            MachineEvent::PowerOff => {
+                observer.event(&Event::PowerOff);
+                return Ok(Some(End::PowerOff));
+            }
+            MachineEvent::Failed { vcpu, reason } => return Err(MachineError::Vcpu { vcpu, reason }),
+            MachineEvent::AskConsole(after) => self.ask_console_at = Some(Instant::now() + after),
+        }
+        Ok(None)
+    }
+
+    fn dump_at(&self) -> Option<Instant> {
+        self.wakeups.iter().find_map(|wakeup| match wakeup {
+            Wakeup::After(time) => Some(self.started + *time),
+            Wakeup::Signal(_) => None,
+        })
+    }
+
+    fn status_without_panic(&self) -> ExitStatus {
+        if self.crash_loaded { ExitStatus::NotDumped } else { ExitStatus::PoweredOff }
+    }
+
+    fn after_panic(&self, policy: OnPanic, status: ExitStatus) -> Verdict {
+        match policy {
+            OnPanic::Exit => Verdict::Exit(status),
+            OnPanic::Reset => Verdict::BootAgain,
+            OnPanic::Hold => Verdict::Hold(status),
+        }
+    }
+}
+
+fn request(detail: &str) -> PanicEvent {
+    PanicEvent {
+        source: REQUEST,
+        vcpu: None,
+        at: Instant::now(),
+        text: None,
+        detail: detail.to_owned(),
+        survivable: false,
+    }
+}

@@ -1,0 +1,151 @@
+//! Panic sources: the ways in which a guest's panic shows from outside. Each is a file and a line in [`ALL`].
+//!
+//! A source is armed while the machine is built: it puts itself where it can see (a port, the console, the vCPUs' exits,
+//! a signal or a timer) and later sends a [`crate::events::PanicEvent`]. It decides nothing.
+
+mod console;
+mod kvm_error;
+mod pvpanic;
+mod request;
+mod triple_fault;
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::bus::{Bus, BusError};
+use crate::console::ConsoleWatcher;
+use crate::events::EventSender;
+use crate::vcpu::Exit;
+
+/// Every source, in the order in which they look at an exit. The names are those of `--panic-source` and the report.
+pub static ALL: &[&dyn PanicSource] = &[
+    &pvpanic::Pvpanic,
+    &triple_fault::TripleFault,
+    &console::Console,
+    &kvm_error::KvmError,
+    &request::Request,
+];
+
+/// Something that can notice a guest panic.
+pub trait PanicSource: Sync + fmt::Debug {
+    /// Its name in options and reports.
+    fn name(&self) -> &'static str;
+
+    /// What it looks at, for the help text.
+    fn about(&self) -> &'static str;
+
+    /// Puts the source where it can see.
+    fn arm(&'static self, places: &mut Places<'_>) -> Result<(), BusError>;
+}
+
+/// What a source may be told by options.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SourceOptions {
+    /// Dump although the guest says that its own crash kernel takes over.
+    pub ignore_crashloaded: bool,
+    /// Dump after this time, panic or not.
+    pub dump_after: Option<Duration>,
+}
+
+/// Where sources can put themselves.
+#[derive(Debug)]
+pub struct Places<'a> {
+    /// Port I/O.
+    pub ports: &'a mut Bus,
+    /// Everything that the guest writes to its console.
+    pub console: &'a mut Vec<Box<dyn ConsoleWatcher>>,
+    /// Exits that end a vCPU's run.
+    pub exits: &'a mut Vec<ExitHook>,
+    /// Signals and timers of this process.
+    pub wakeups: &'a mut Vec<Wakeup>,
+    /// The source's options.
+    pub options: SourceOptions,
+    /// Where to report.
+    pub events: &'a EventSender,
+}
+
+/// Looks at an exit; `Some` if it means a panic.
+pub type ExitHook = fn(&Exit) -> Option<ExitPanic>;
+
+/// What an exit hook found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitPanic {
+    /// Name of the source.
+    pub source: &'static str,
+    /// What was seen, for the report.
+    pub detail: String,
+}
+
+/// A request for a dump that comes from outside the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wakeup {
+    /// When this process gets the signal.
+    Signal(Signal),
+    /// When the guest has run for so long.
+    After(Duration),
+}
+
+/// Name of the source that [`Wakeup`]s belong to.
+pub(crate) const REQUEST: &str = request::NAME;
+
+/// One source, chosen by its name.
+#[derive(Debug, Clone, Copy)]
+pub struct SourceName(pub &'static dyn PanicSource);
+
+/// No source has this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no panic source '{name}'; there are {}", names())]
+pub struct UnknownSource {
+    name: String,
+}
+
+impl FromStr for SourceName {
+    type Err = UnknownSource;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let found = ALL.iter().find(|source| source.name() == name);
+        found.map(|source| Self(*source)).ok_or_else(|| UnknownSource { name: name.to_owned() })
+    }
+}
+
+/// The names of all sources, joined by commas.
+pub fn names() -> String {
+    ALL.iter().map(|source| source.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events;
+
+    #[test]
+    fn every_source_has_a_name_of_its_own_and_arms_beside_the_others() {
+        let (sender, _queue) = events::channel().unwrap();
+        let (mut ports, mut console, mut exits, mut wakeups) =
+            (Bus::new(), Vec::new(), Vec::new(), Vec::new());
+        for source in ALL {
+            assert_eq!(ALL.iter().filter(|other| other.name() == source.name()).count(), 1);
+            assert!(!source.about().is_empty());
+            assert_eq!(source.name().parse::<SourceName>().unwrap().0.name(), source.name());
+            source
+                .arm(&mut Places {
+                    ports: &mut ports,
+                    console: &mut console,
+                    exits: &mut exits,
+                    wakeups: &mut wakeups,
+                    options: SourceOptions::default(),
+                    events: &sender,
+                })
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_list() {
+        let error = "pvpanik".parse::<SourceName>().unwrap_err().to_string();
+        assert!(error.contains("'pvpanik'") && error.contains("pvpanic, triple-fault"), "{error}");
+    }
+}
