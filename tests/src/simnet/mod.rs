@@ -55,6 +55,9 @@ type Place = usize;
 const CLIENT: Place = 0;
 const SERVER: Place = 1;
 
+/// Picks frames.
+type Pick = Box<dyn FnMut(&[u8]) -> bool>;
+
 /// One simulated wire.
 #[expect(missing_debug_implementations, reason = "it holds closures and nobody prints it")]
 pub struct SimNet<S> {
@@ -75,7 +78,7 @@ pub struct SimNet<S> {
     flying: Vec<usize>,
     /// How many it may have; a link that is full takes no more.
     capacity: usize,
-    lose: Box<dyn FnMut(&[u8]) -> bool>,
+    lose: Pick,
     last_lost: bool,
     frame: Vec<u8>,
     recording: Option<PcapFile<BufWriter<File>>>,

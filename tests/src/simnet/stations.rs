@@ -45,7 +45,7 @@ impl Core {
     pub fn solid(rng: &mut Rng, len: usize) -> Self {
         let mut bytes = Vec::with_capacity(len + 8);
         while bytes.len() < len {
-            bytes.extend_from_slice(&rng.next().to_le_bytes());
+            bytes.extend_from_slice(&rng.number().to_le_bytes());
         }
         bytes.truncate(len);
         let whole = 0..len as u64;
@@ -433,9 +433,9 @@ impl Vandal {
             _ => {
                 frame.extend_from_slice(&CLIENT_MAC.0);
                 frame.extend_from_slice(&VANDAL_MAC.0);
-                frame.extend_from_slice(&[8, rng.next().to_le_bytes()[0] & 6]);
+                frame.extend_from_slice(&[8, rng.number().to_le_bytes()[0] & 6]);
                 for _ in 0..rng.below(20) {
-                    frame.extend_from_slice(&rng.next().to_le_bytes());
+                    frame.extend_from_slice(&rng.number().to_le_bytes());
                 }
             }
         }
