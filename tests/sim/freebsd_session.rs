@@ -1,15 +1,13 @@
 //! Our client held against FreeBSD's own: a capture of one whole dump from a FreeBSD 14 guest to a stock netdumpd, each
 //! frame cut to 66 bytes. The client is given the same addresses and the server's real answers, and must send the same
 //! frames, but that FreeBSD cuts its messages where its 64 KiB buffer ends and ours does not.
-//!
-//! The capture is found in `$NETDUMP_FIXTURES`, or beside the workspace in `../shared/fixtures`.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
+use harness::needs::{self, Need};
 use netdump::client::{Client, ClientConfig, ClientEvent, DumpPlan, Ending, Phase};
 use netdump::wire::udp::UdpChecksum;
 use netdump::wire::{MacAddr, MessageKind, Route, message};
@@ -59,12 +57,12 @@ impl Session {
         let now = Instant::now();
         let config = ClientConfig::new(SERVER, GUEST, GUEST_MAC, 1500);
         let plan = DumpPlan { path: None, length: CORE_LEN, header: [0; 512], key: None };
-        Self { client: Client::new(config, plan, now).unwrap(), now }
+        Self { client: Client::new(config, plan, now).expect("a good configuration"), now }
     }
 
     fn send(&mut self) -> Option<Vec<u8>> {
         let mut frame = Vec::new();
-        self.client.poll_transmit(self.now, &Anything, &mut frame).unwrap().map(|_| frame)
+        self.client.poll_transmit(self.now, &Anything, &mut frame).expect("it can be read").map(|_| frame)
     }
 
     /// Hands over a frame of the server. The capture was made before the host's card had completed the checksums, so
@@ -74,7 +72,7 @@ impl Session {
         if is_ip(&frame) {
             frame[UDP_CHECKSUM].fill(0);
         }
-        self.client.handle_frame(self.now, &frame).unwrap();
+        self.client.handle_frame(self.now, &frame).expect("a frame that counts");
     }
 
     /// Hands over the ack of the server with another number in it.
@@ -210,7 +208,7 @@ fn frames(pcap: &[u8]) -> Vec<&[u8]> {
     let mut frames = Vec::new();
     while let Some((record, behind)) = rest.split_first_chunk::<16>() {
         let captured = u32::from_le_bytes([record[8], record[9], record[10], record[11]]);
-        let (frame, behind) = behind.split_at(usize::try_from(captured).unwrap());
+        let (frame, behind) = behind.split_at(usize::try_from(captured).expect("66 at most"));
         frames.push(frame);
         rest = behind;
     }
@@ -218,17 +216,11 @@ fn frames(pcap: &[u8]) -> Vec<&[u8]> {
 }
 
 fn capture() -> Option<Vec<u8>> {
-    let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures"));
-    let path = std::env::var_os("NETDUMP_FIXTURES").map_or_else(beside, PathBuf::from).join(CAPTURE);
-    if !path.exists() {
-        println!("SKIPPED: no {CAPTURE}; set NETDUMP_FIXTURES to its directory");
+    if !(Need::Fixtures.or_skip() && Need::Xz.or_skip()) {
         return None;
     }
-    match Command::new("xz").arg("-dc").arg(&path).output() {
-        Ok(output) if output.status.success() => Some(output.stdout),
-        _ => {
-            println!("SKIPPED: {CAPTURE} needs xz to be unpacked");
-            None
-        }
-    }
+    let path = needs::fixtures()?.join(CAPTURE);
+    let output = Command::new("xz").arg("-dc").arg(&path).output().expect("xz can be run");
+    assert!(output.status.success(), "xz does not unpack {}", path.display());
+    Some(output.stdout)
 }

@@ -215,7 +215,7 @@ impl FakeServer {
         }
         self.buffered += charge(frame);
         self.buffer.push_back(frame.to_vec());
-        self.served_at.get_or_insert(now + service(frame));
+        self.served_at.get_or_insert_with(|| now + service(frame));
     }
 
     fn serve_buffered(&mut self, now: Instant) {
