@@ -299,6 +299,25 @@ fn a_lost_last_message_costs_milliseconds() {
 }
 
 #[test]
+fn a_held_client_resends_but_begins_nothing_and_loses_no_patience() {
+    let mut bench = Bench::accepted(config(), plan(100 * 1448));
+    assert_eq!(bench.messages().len(), 64);
+    bench.client.set_flow(Flow::Held);
+    for sequence in 3..=65 {
+        bench.ack(sequence).unwrap();
+    }
+    let again = bench.messages();
+    assert_eq!((again.len(), again[0].sequence), (1, 2));
+    bench.ack(2).unwrap();
+    assert!(bench.messages().is_empty());
+    assert_eq!(bench.client.poll_timeout(), None);
+    bench.now += 100 * SECOND;
+    bench.client.handle_timeout(bench.now);
+    bench.client.set_flow(Flow::Open);
+    assert!(!bench.messages().is_empty());
+}
+
+#[test]
 fn nobody_answers_arp() {
     let mut bench = Bench::new(ClientConfig { gateway: Some(GATEWAY), ..config() }, plan(10));
     let start = bench.now;

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use netdump::client::{Client, ClientConfig, ClientEvent, DumpPlan, Ending, Phase};
+use netdump::client::{Client, ClientConfig, ClientEvent, DumpPlan, Ending};
 use netdump::receiver::host::{Host, HostConfig};
 use netdump::receiver::store::{MemoryDump, MemoryStore};
 use netdump::receiver::{self, Receiver, ReceiverConfig, ReceiverEvent};
@@ -483,11 +483,6 @@ impl Station for Vandal {
     fn poll_timeout(&self) -> Option<Instant> {
         None
     }
-}
-
-/// Whether the client reached that phase.
-pub fn reached(client: &ClientStation, phase: Phase) -> bool {
-    client.events.iter().any(|event| matches!(event, ClientEvent::Reached(reached) if *reached == phase))
 }
 
 /// A round number of milliseconds.
