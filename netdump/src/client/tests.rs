@@ -358,7 +358,7 @@ fn a_silent_server_leaves_a_list_of_what_is_missing() {
         bench.ack(sequence).unwrap();
     }
     bench.silence();
-    let want = "10.0.0.9:42260 has stopped to acknowledge while sending memory, 12s ago; 140456 bytes of the core are missing";
+    let want = "10.0.0.9:42260 stopped acknowledging while sending memory, 12s ago; 140456 bytes of the core are missing";
     assert_eq!(bench.outcome_and_reason(), (Outcome::Failed, want.to_owned()));
     assert_eq!(bench.client.missing(), [(2 * 1448, 5 * 1448), (6 * 1448, 100 * 1448)]);
 }
