@@ -64,7 +64,8 @@ impl Reporter {
     pub fn update(&mut self, progress: &Progress) {
         let news = self.is_news(progress);
         match &self.kind {
-            Kind::Bar(bar) => {
+            // The phases before take an instant or a log line; a bar drawn among the log would leave its remains there.
+            Kind::Bar(bar) if progress.phase >= Phase::Key => {
                 bar.set_length(progress.total);
                 bar.set_position(progress.done);
                 bar.set_message(with_resends(&progress.phase.to_string(), progress.resends));
@@ -77,7 +78,7 @@ impl Reporter {
                 resends: progress.resends,
                 seconds: progress.elapsed.as_secs_f64(),
             }),
-            Kind::Lines | Kind::Json | Kind::Quiet => {}
+            Kind::Bar(_) | Kind::Lines | Kind::Json | Kind::Quiet => {}
         }
     }
 
