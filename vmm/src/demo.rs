@@ -54,22 +54,9 @@ fn configure(options: &DemoOptions) -> (VmConfig, DumpConfig) {
         on_reset: OnReset::Exit,
     };
     let dump = DumpConfig {
-        enabled: true,
-        server: None,
-        client: None,
-        gateway: None,
-        path: None,
         link: Some(LinkSpec::Embedded),
         guest_environment: GuestEnvironment::Ignore,
-        allowed_servers: Vec::new(),
-        format: netdump::vmcore::ALL[0],
-        polls: 2000,
-        retries: 10,
-        arp_retries: 3,
-        deadline: None,
-        crash_dir: options.crash_dir.clone(),
-        pcap: None,
-        name: "demo".into(),
+        ..DumpConfig::new(options.crash_dir.clone(), "demo".into())
     };
     (vm, dump)
 }
