@@ -129,6 +129,8 @@ fn with_resends(text: &str, resends: u64) -> String {
 
 fn summary(report: &DumpReport) -> String {
     let DumpReport { outcome, server, bytes_sent, bytes_untouched, seconds, .. } = report;
+    // As long as the server has not answered there is no port.
+    let server = server.strip_suffix(":0").unwrap_or(server);
     let what = match outcome {
         Outcome::Complete => format!("core delivered to {server}"),
         Outcome::Unconfirmed => format!("core sent to {server}, but not confirmed"),

@@ -6,3 +6,4 @@ pub mod guests;
 pub mod needs;
 pub mod programs;
 pub mod readers;
+pub mod simnet;
