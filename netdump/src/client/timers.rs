@@ -4,8 +4,7 @@ use std::time::Duration;
 
 /// Never resend sooner after the usual round trip: a server that writes to its disk pauses for milliseconds.
 const MARGIN: Duration = Duration::from_millis(20);
-/// Before the first round trip was measured, and for messages whose ack waits for more than a copy (HERALD: files and
-/// name look-ups; dump header: an info file). A stock server that sees a HERALD again after data begins anew.
+/// Before the first round trip of data was measured.
 const UNKNOWN: Duration = Duration::from_millis(200);
 
 /// Round trips measured so far.
@@ -49,10 +48,11 @@ impl RoundTrip {
         first.saturating_mul(1 << self.doublings.min(20)).min(self.ceiling)
     }
 
-    /// The same for messages whose acks are slow by nature, of which one is on its way at a time: after `timeouts`
-    /// waits in vain for it.
-    pub(super) fn patient_wait(&self, timeouts: u32) -> Duration {
-        self.wait().max(UNKNOWN.saturating_mul(1 << timeouts.min(20))).min(self.ceiling)
+    /// The same for HERALD, dump header and FINISHED, whose acks wait for more than a copy: files, name look-ups, a
+    /// disk. They get the original's whole second: a stock server that sees a HERALD again after data begins anew, and
+    /// writes a header's lines into its info file each time it comes.
+    pub(super) fn patient_wait(&self) -> Duration {
+        self.ceiling
     }
 }
 
@@ -69,15 +69,13 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_ceiling() {
         let mut round_trip = RoundTrip::new(SECOND);
-        let patient: Vec<_> = (0..5).map(|timeouts| round_trip.patient_wait(timeouts)).collect();
         let waits = [0; 5].map(|_| {
             let wait = round_trip.wait();
             round_trip.timed_out();
             wait
         });
         assert_eq!(waits, [ms(200), ms(400), ms(800), SECOND, SECOND]);
-        assert_eq!(patient, waits);
-        assert_eq!(round_trip.patient_wait(u32::MAX), SECOND);
+        assert_eq!(round_trip.patient_wait(), SECOND);
         assert_eq!(RoundTrip::new(ms(3)).wait(), ms(3));
     }
 
@@ -96,13 +94,12 @@ mod tests {
     fn waits_are_a_little_longer_than_the_round_trip() {
         let mut fast = RoundTrip::new(SECOND);
         fast.sample(ms(1));
-        assert_eq!((fast.wait(), fast.patient_wait(0)), (ms(21), UNKNOWN));
+        assert_eq!((fast.wait(), fast.patient_wait()), (ms(21), SECOND));
         let mut slow = RoundTrip::new(SECOND);
         for _ in 0..100 {
             slow.sample(ms(300));
         }
         assert!((ms(320)..ms(330)).contains(&slow.wait()), "{:?}", slow.wait());
-        assert_eq!(slow.patient_wait(0), slow.wait());
     }
 
     #[test]

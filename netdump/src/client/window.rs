@@ -75,7 +75,6 @@ struct Flight {
     /// Number of its last transmission, over all messages.
     transmission: u64,
     resends: u32,
-    timeouts: u32,
 }
 
 /// Up to 64 consecutive messages, each acknowledged or not.
@@ -140,10 +139,9 @@ impl AckWindow {
             chunk,
             first_sent: now,
             last_sent: now,
-            expires: now + self.wait(0),
+            expires: now + self.wait(),
             transmission: self.transmissions,
             resends: 0,
-            timeouts: 0,
         });
         self.pushed += 1;
         self.transmissions += 1;
@@ -159,8 +157,7 @@ impl AckWindow {
     pub(super) fn resent(&mut self, now: Instant) {
         let Some(index) = bits(self.lost).next() else { return };
         self.lost &= !bit(index);
-        let timeouts = self.flights[index].timeouts;
-        let expires = now + self.wait(timeouts);
+        let expires = now + self.wait();
         let flight = &mut self.flights[index];
         flight.last_sent = now;
         flight.expires = expires;
@@ -200,7 +197,6 @@ impl AckWindow {
         for index in bits(self.unacked & !self.lost) {
             let flight = &mut self.flights[index];
             if flight.expires <= now {
-                flight.timeouts += 1;
                 news |= flight.transmission >= self.doubled_at;
                 self.mark_lost(index);
             }
@@ -235,9 +231,9 @@ impl AckWindow {
         (self.unacked & !self.lost).count_ones() < limit
     }
 
-    fn wait(&self, timeouts: u32) -> Duration {
+    fn wait(&self) -> Duration {
         match self.pace {
-            Pace::Single => self.round_trip.patient_wait(timeouts),
+            Pace::Single => self.round_trip.patient_wait(),
             Pace::Stream => self.round_trip.wait(),
         }
     }
@@ -478,7 +474,7 @@ mod tests {
         window.set_pace(Pace::Single);
         window.push(now, chunk(1));
         assert!(!window.has_room());
-        assert_eq!(window.next_expiry(), Some(now + Duration::from_millis(200)));
+        assert_eq!(window.next_expiry(), Some(now + Duration::from_secs(1)));
     }
 
     proptest! {

@@ -25,7 +25,7 @@ pub enum Manner {
     NeverAcksFinished,
     /// The ack of FINISHED is lost, and the port closed by then.
     LosesLastAck,
-    /// From its so-manieth data message on, acks come from another port.
+    /// After so many data messages acks come from another port.
     MovesPort {
         /// Data messages before that.
         after: u64,
@@ -34,7 +34,7 @@ pub enum Manner {
     AcksFromAnotherHost,
     /// Some acks come late, when their message has been sent again and acknowledged long ago.
     LateAcks {
-        /// Every so-manieth.
+        /// Of so many acks, the last.
         every: u64,
         /// How late.
         by: Duration,

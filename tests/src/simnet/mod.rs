@@ -4,6 +4,7 @@
 //! With `PCAP_DIR` set every run is recorded there, under its name, with its own time.
 
 pub mod fake_server;
+pub mod mischief;
 pub mod rng;
 pub mod stations;
 pub mod weather;
@@ -19,8 +20,9 @@ use netdump::client::Ending;
 use netdump::link::pcap::PcapFile;
 
 pub use fake_server::{FakeServer, Manner};
+pub use mischief::{Echo, Replay, Vandal};
 pub use rng::Rng;
-pub use stations::{ClientStation, Core, Echo, Gateway, HostStation, Replay, Vandal};
+pub use stations::{ClientStation, Core, Gateway, HostStation};
 pub use weather::Weather;
 
 /// More events than any honest run has: each of a thousand messages may well be sent a hundred times.
