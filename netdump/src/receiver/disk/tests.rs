@@ -112,6 +112,14 @@ fn next_dump_takes_the_next_number_and_the_links() {
 }
 
 #[test]
+fn nothing_is_left_of_a_dump_that_is_discarded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = store(dir.path());
+    store.create(&request(b"")).unwrap().discard();
+    assert_eq!(names(dir.path()), [format!("bounds.{H}")]);
+}
+
+#[test]
 fn while_it_is_received_a_dump_is_said_to_be_incomplete() {
     let dir = tempfile::tempdir().unwrap();
     let mut dump = store(dir.path()).create(&request(b"")).unwrap();
