@@ -268,10 +268,10 @@ fn core_name(header: &HeaderSeen) -> CoreName {
     }
 }
 
-/// Allocates blocks for the longest text.
+/// Allocates blocks for the longest text. The file stays empty: that is what is left of it if the receiver dies.
 fn reserve(file: &File) -> io::Result<()> {
     let len = i64::try_from(info::MAX_LEN).expect("a constant of some KiB fits");
-    match fallocate(file, FallocateFlags::empty(), 0, len) {
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, len) {
         // Not every file system can; then the text may be lost when the disk is full, not the core.
         Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
         Err(error) => Err(error.into()),

@@ -130,6 +130,7 @@ fn while_it_is_received_a_dump_is_said_to_be_incomplete() {
     dump.write_at(0, b"core").unwrap();
     // As after kill -9: what was acknowledged is in the files.
     drop(dump);
+    assert_eq!(text(dir.path().join(format!("info.{H}.0.partial"))), "");
     assert!(text(&info).contains("Panic String: boom\n"));
     assert_eq!(text(dir.path().join(format!("vmcore.{H}.0.partial"))), "core");
     let mut again = store(dir.path());
