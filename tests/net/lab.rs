@@ -19,6 +19,10 @@ use tempfile::TempDir;
 pub(crate) const SERVER: &str = "10.0.0.9";
 /// The guest on the collector's network.
 pub(crate) const CLIENT: &str = "10.0.0.5";
+/// The guest on the network behind the router.
+pub(crate) const FAR_CLIENT: &str = "10.0.1.5";
+/// The router on that network.
+pub(crate) const GATEWAY: &str = "10.0.1.1";
 /// The address of a guest's card that was given none.
 pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x6e, 0x64, 0x01];
 /// The options of a guest on `tap0` that dumps to the collector.

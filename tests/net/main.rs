@@ -2,8 +2,12 @@
 //! itself.
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
+mod addresses;
 mod lab;
 mod links;
+mod reset;
+mod routing;
+mod wedge;
 mod wire;
 
 /// Ends a test on a machine without network namespaces and taps, or without KVM.
