@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::client::{
-    Attempt, Client, ClientConfig, ClientEvent, ConfigError, DumpPlan, Ending, FailReason, PAYLOAD_AT, Phase,
-    Sending, Transmit,
+    Attempt, Client, ClientConfig, ClientEvent, ConfigError, DumpPlan, Ending, FailReason, Flow, PAYLOAD_AT,
+    Phase, Sending, Transmit,
 };
 use crate::link::{Frame, Link, Sent};
 use crate::report::DumpReport;
@@ -98,6 +98,7 @@ impl Drive<'_> {
         loop {
             let now = Instant::now();
             self.client.handle_timeout(now);
+            self.pay_hash();
             self.send_all(now);
             self.take_events(now);
             if self.told.is_none_or(|told| now - told >= TELL_EVERY) {
@@ -108,6 +109,16 @@ impl Drive<'_> {
                 return ending;
             }
             self.receive_all(now);
+        }
+    }
+
+    /// Goes on hashing what was left out; new messages wait for that, but the network does not.
+    fn pay_hash(&mut self) {
+        if self.hash.is_in_debt() {
+            self.hash.pay();
+            if !self.hash.is_in_debt() {
+                self.client.set_flow(Flow::Open);
+            }
         }
     }
 
@@ -153,6 +164,9 @@ impl Drive<'_> {
             }
         };
         self.hash_first_attempt(&transmit)?;
+        if self.hash.is_in_debt() {
+            self.client.set_flow(Flow::Held);
+        }
         Ok(Some(Pending { guest }))
     }
 
@@ -176,7 +190,8 @@ impl Drive<'_> {
         let client = self.client.poll_timeout().map_or(TELL_EVERY, |at| at.saturating_duration_since(now));
         let caller = self.told.map_or(TELL_EVERY, |told| (told + TELL_EVERY).saturating_duration_since(now));
         let link = if self.pending.is_some() { BUSY_WAIT } else { TELL_EVERY };
-        let mut wait = client.min(caller).min(link);
+        let hash = if self.hash.is_in_debt() { Duration::ZERO } else { TELL_EVERY };
+        let mut wait = client.min(caller).min(link).min(hash);
         for _ in 0..RECEIVE_BATCH {
             match self.link.receive(&mut self.incoming, wait) {
                 Ok(true) => {
@@ -260,40 +275,65 @@ fn with_causes(error: &dyn Error) -> String {
 
 /// BLAKE3 of the core in order, what is left out taken as zeros. Small pieces are collected, as the hash is fast only
 /// over many KiB at once.
+///
+/// Many GiB of zeros take seconds, in which the network must not wait: they are owed, and paid slice by slice.
 struct CoreHash {
     hasher: blake3::Hasher,
     buffer: Vec<u8>,
-    /// Offset behind the last byte in `buffer`.
+    /// Zeros to hash behind `buffer`.
+    owed: u64,
+    /// What comes behind them.
+    behind_owed: Vec<u8>,
+    /// Offset behind all of these.
     position: u64,
 }
 
 const HASH_BLOCK: usize = 128 * 1024;
 static ZEROS: [u8; HASH_BLOCK] = [0; HASH_BLOCK];
+/// Zeros hashed in one go: some milliseconds.
+const HASH_SLICE: u64 = 16 << 20;
 
 impl CoreHash {
     fn new() -> Self {
-        Self { hasher: blake3::Hasher::new(), buffer: Vec::with_capacity(HASH_BLOCK), position: 0 }
+        let buffer = Vec::with_capacity(HASH_BLOCK);
+        Self { hasher: blake3::Hasher::new(), buffer, owed: 0, behind_owed: Vec::new(), position: 0 }
     }
 
-    /// Room for the `len` bytes at `offset`, which is not before what was hashed already.
+    /// Room for the `len` bytes at `offset`, which is not before what was hashed already. There must be no debt.
     fn room(&mut self, offset: u64, len: usize) -> &mut [u8] {
-        self.skip_to(offset);
+        let gap = offset - self.position;
+        self.position = offset + len as u64;
+        if gap > 0 {
+            self.owed = gap;
+            self.behind_owed.resize(len, 0);
+            return &mut self.behind_owed;
+        }
         if self.buffer.len() + len > HASH_BLOCK {
             self.flush();
         }
-        self.position += len as u64;
         let start = self.buffer.len();
         self.buffer.resize(start + len, 0);
         &mut self.buffer[start..]
     }
 
-    fn skip_to(&mut self, offset: u64) {
-        while self.position < offset {
-            self.flush();
-            let zeros =
-                usize::try_from(offset - self.position).map_or(HASH_BLOCK, |left| left.min(HASH_BLOCK));
+    /// Whether zeros are owed.
+    fn is_in_debt(&self) -> bool {
+        self.owed > 0
+    }
+
+    /// Hashes a slice of the zeros that are owed, and what comes behind the last of them.
+    fn pay(&mut self) {
+        self.flush();
+        let mut slice = self.owed.min(HASH_SLICE);
+        self.owed -= slice;
+        while slice > 0 {
+            let zeros = usize::try_from(slice).map_or(HASH_BLOCK, |left| left.min(HASH_BLOCK));
             self.hasher.update(&ZEROS[..zeros]);
-            self.position += zeros as u64;
+            slice -= zeros as u64;
+        }
+        if self.owed == 0 {
+            std::mem::swap(&mut self.buffer, &mut self.behind_owed);
+            self.behind_owed.clear();
         }
     }
 
@@ -302,10 +342,16 @@ impl CoreHash {
         self.buffer.clear();
     }
 
-    /// The hash in hexadecimal, if everything up to `total` was hashed.
+    /// The hash in hexadecimal, if everything up to `total` was put in.
     fn finish(mut self, total: u64) -> Option<String> {
+        if self.position != total {
+            return None;
+        }
+        while self.is_in_debt() {
+            self.pay();
+        }
         self.flush();
-        (self.position == total).then(|| self.hasher.finalize().to_hex().to_string())
+        Some(self.hasher.finalize().to_hex().to_string())
     }
 }
 
@@ -336,7 +382,7 @@ mod tests {
         thread::spawn(move || {
             let mut stored = Stored::new();
             let (mut frame, mut answer) = (Vec::new(), Vec::new());
-            while link.receive(&mut frame, Duration::from_secs(2)).unwrap() {
+            while link.receive(&mut frame, Duration::from_secs(10)).unwrap() {
                 answer.clear();
                 let mut last = false;
                 if let Ok(question) = ArpPacket::parse(&frame[14..]) {
@@ -592,13 +638,47 @@ mod tests {
     #[test]
     fn zeros_are_hashed_as_if_sent() {
         let mut hash = CoreHash::new();
-        hash.room(300_000, 3).copy_from_slice(b"abc");
-        hash.room(300_010, 1).copy_from_slice(b"d");
-        let mut bytes = vec![0; 300_011];
-        bytes[300_000..300_003].copy_from_slice(b"abc");
-        bytes[300_010] = b'd';
-        assert_eq!(hash.finish(300_011), Some(blake3::hash(&bytes).to_hex().to_string()));
+        let gap = HASH_SLICE + 300_000;
+        hash.room(0, 3).copy_from_slice(b"abc");
+        hash.room(3 + gap, 3).copy_from_slice(b"def");
+        hash.pay();
+        assert!(hash.is_in_debt());
+        hash.pay();
+        assert!(!hash.is_in_debt());
+        hash.room(6 + gap, 1).copy_from_slice(b"g");
+        hash.room(17 + gap, 1).copy_from_slice(b"h");
+        let zeros = |len| vec![0; usize::try_from(len).unwrap()];
+        let bytes = [b"abc".to_vec(), zeros(gap), b"defg".to_vec(), zeros(10), b"h".to_vec()].concat();
+        assert_eq!(hash.finish(bytes.len() as u64), Some(blake3::hash(&bytes).to_hex().to_string()));
         assert_eq!(CoreHash::new().finish(1), None);
         assert_eq!(CoreHash::new().finish(0), Some(blake3::hash(b"").to_hex().to_string()));
+    }
+
+    #[test]
+    fn a_hole_that_takes_long_to_hash_does_not_look_like_silence() {
+        /// A byte, 4 GiB of nothing, a byte.
+        struct Hole;
+        impl ReadAt for Hole {
+            fn length(&self) -> u64 {
+                1 << 32
+            }
+            fn read_at(&self, _offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+                buf.fill(1);
+                Ok(())
+            }
+            fn next_data(&self, offset: u64) -> Option<Range<u64>> {
+                (offset == 0).then_some(0..1)
+            }
+        }
+        let [mut near, far] = pipe::pair(MACS, 1500, 256);
+        let server = serve(far);
+        let plan = DumpPlan { length: 1 << 32, ..Core::new().plan() };
+        // A patience of half a second, which is less than the hash takes on most machines.
+        let config = ClientConfig { polls: 500, retries: 0, ..config() };
+        let report = run(config, plan, &Hole, &mut near, &mut go_on).unwrap();
+        assert_eq!((report.outcome, report.reason), (Outcome::Complete, None));
+        assert_eq!(report.bytes_sent, 2);
+        assert!(report.blake3.is_some());
+        server.join().unwrap();
     }
 }

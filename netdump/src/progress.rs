@@ -64,7 +64,8 @@ impl Reporter {
     pub fn update(&mut self, progress: &Progress) {
         let news = self.is_news(progress);
         match &self.kind {
-            Kind::Bar(bar) => {
+            // The phases before take an instant or a log line; a bar drawn among the log would leave its remains there.
+            Kind::Bar(bar) if progress.phase >= Phase::Key => {
                 bar.set_length(progress.total);
                 bar.set_position(progress.done);
                 bar.set_message(with_resends(&progress.phase.to_string(), progress.resends));
@@ -77,7 +78,7 @@ impl Reporter {
                 resends: progress.resends,
                 seconds: progress.elapsed.as_secs_f64(),
             }),
-            Kind::Lines | Kind::Json | Kind::Quiet => {}
+            Kind::Bar(_) | Kind::Lines | Kind::Json | Kind::Quiet => {}
         }
     }
 
@@ -91,6 +92,13 @@ impl Reporter {
             Kind::Lines => eprintln!("{}", summary(report)),
             Kind::Json => print_line(&Line::Dump(report)),
             Kind::Quiet => {}
+        }
+    }
+
+    /// Ends without a word, for a caller that tells of the dump's end itself.
+    pub fn clear(self) {
+        if let Kind::Bar(bar) = &self.kind {
+            bar.finish_and_clear();
         }
     }
 
@@ -129,6 +137,8 @@ fn with_resends(text: &str, resends: u64) -> String {
 
 fn summary(report: &DumpReport) -> String {
     let DumpReport { outcome, server, bytes_sent, bytes_untouched, seconds, .. } = report;
+    // As long as the server has not answered there is no port.
+    let server = server.strip_suffix(":0").unwrap_or(server);
     let what = match outcome {
         Outcome::Complete => format!("core delivered to {server}"),
         Outcome::Unconfirmed => format!("core sent to {server}, but not confirmed"),

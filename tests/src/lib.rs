@@ -8,3 +8,4 @@ pub mod netns;
 pub mod pcap;
 pub mod programs;
 pub mod readers;
+pub mod simnet;

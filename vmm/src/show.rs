@@ -44,9 +44,10 @@ impl Observer for Text {
         self.progress.get_or_insert_with(|| Reporter::new(style)).update(progress);
     }
 
-    fn dump_ended(&mut self, report: &DumpReport) {
+    /// The whole report follows.
+    fn dump_ended(&mut self, _report: &DumpReport) {
         if let Some(progress) = self.progress.take() {
-            progress.finish(report);
+            progress.clear();
         }
     }
 }

@@ -72,7 +72,7 @@ struct Control {
     changed: Condvar,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Orders {
     command: Command,
     /// Counts how often waiting vCPUs were told to run on.
@@ -84,21 +84,15 @@ impl Control {
         self.command.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn command(&self) -> Command {
-        self.orders().command
-    }
-
     fn change(&self, change: impl FnOnce(&mut Orders)) {
         change(&mut self.orders());
         self.changed.notify_all();
     }
 
-    /// Waits until the command is not `Run` any more, or the vCPU is told to run on.
-    fn wait_for_orders(&self) {
-        let orders = self.orders();
-        let seen = orders.run_on;
-        let unchanged = |orders: &mut Orders| orders.command == Command::Run && orders.run_on == seen;
-        drop(self.changed.wait_while(orders, unchanged));
+    /// Waits until the orders are not those that were `seen` before the guest was entered: an answer to what the guest
+    /// did there may come before this thread gets here.
+    fn wait_for_news(&self, seen: Orders) {
+        drop(self.changed.wait_while(self.orders(), |orders| *orders == seen));
     }
 
     /// Waits until a parked vCPU may leave.
@@ -160,10 +154,11 @@ impl Vcpu {
         let _span = tracing::info_span!("vcpu", id = self.index).entered();
         set_current_vcpu(self.index);
         loop {
-            match control.command() {
+            let orders = *control.orders();
+            match orders.command {
                 Command::Run => {
                     if let Next::Wait = self.step() {
-                        control.wait_for_orders();
+                        control.wait_for_news(orders);
                     }
                 }
                 Command::Park => {

@@ -60,6 +60,15 @@ pub struct ClientStats {
     pub ignored: IgnoredCounts,
 }
 
+/// Whether new messages are begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// As the window allows.
+    Open,
+    /// None; what is on its way is still acknowledged and sent again, and ARP answered.
+    Held,
+}
+
 /// One dump, from the first ARP request to its end.
 #[derive(Debug)]
 pub struct Client {
@@ -73,6 +82,7 @@ pub struct Client {
     neighbor: Neighbor,
     window: AckWindow,
     spans: Spans,
+    flow: Flow,
     phase: Phase,
     /// Of the present phase's object: bytes of the key, or messages, that were sent at least once.
     queued: usize,
@@ -99,6 +109,7 @@ impl Client {
             neighbor: Neighbor::new(&config, now),
             window: AckWindow::new(config.try_wait()),
             spans: Spans::new(plan.length),
+            flow: Flow::Open,
             phase: Phase::Resolve,
             queued: 0,
             learned_port: None,
@@ -159,7 +170,7 @@ impl Client {
             self.stats.resends += 1;
             return Ok(Some(self.transmit(sequence, chunk, Attempt::Again)));
         }
-        if !self.window.has_room() {
+        if self.flow == Flow::Held || !self.window.has_room() {
             return Ok(None);
         }
         let Some(chunk) = self.peek_new(image) else { return Ok(None) };
@@ -189,6 +200,11 @@ impl Client {
         if self.phase != Phase::Closed {
             self.end(reason);
         }
+    }
+
+    /// Holds new messages back, or lets them go again, for a caller that has something else to do in between.
+    pub fn set_flow(&mut self, flow: Flow) {
+        self.flow = flow;
     }
 
     /// Where the dump is.

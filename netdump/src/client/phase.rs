@@ -121,9 +121,7 @@ pub enum FailReason {
         waited: Duration,
     },
     /// The server fell silent.
-    #[error(
-        "{server} has stopped to acknowledge while {phase}, {waited:?} ago; {missing} bytes of the core are missing"
-    )]
+    #[error("{server} stopped acknowledging while {phase}, {waited:?} ago; {}", lacking(*.phase, *.missing))]
     Silent {
         /// The server, with the port of this dump.
         server: SocketAddrV4,
@@ -143,7 +141,7 @@ pub enum FailReason {
         waited: Duration,
     },
     /// The whole dump took too long.
-    #[error("the dump's deadline of {limit:?} passed while {phase}; {missing} bytes of the core are missing")]
+    #[error("the dump's deadline of {limit:?} passed while {phase}; {}", lacking(*.phase, *.missing))]
     Deadline {
         /// The deadline.
         limit: Duration,
@@ -174,6 +172,17 @@ pub enum FailReason {
     },
 }
 
+/// What the server lacks when the dump ends in this phase.
+fn lacking(phase: Phase, missing: u64) -> String {
+    match phase {
+        Phase::Header => "only the dump header is missing".to_owned(),
+        Phase::Finish | Phase::Closed => "only the server's word is missing that it is stored".to_owned(),
+        Phase::Resolve | Phase::Herald | Phase::Key | Phase::Data => {
+            format!("{missing} bytes of the core are missing")
+        }
+    }
+}
+
 fn or_gateway(gateway: Option<&Ipv4Addr>) -> String {
     gateway.map_or_else(
         || ", and no gateway is configured (is it on this network?)".to_owned(),
@@ -198,7 +207,14 @@ mod tests {
         let said = FailReason::NoNeighbor { server: *server.ip(), gateway }.to_string();
         assert_eq!(said, "10.0.0.9 does not answer ARP, and neither does the gateway 10.0.0.1");
         let said = FailReason::Silent { server, phase: Phase::Data, waited, missing: 7 }.to_string();
-        let want = "10.0.0.9:4000 has stopped to acknowledge while sending memory, 12s ago; 7 bytes of the core are missing";
+        let want = "10.0.0.9:4000 stopped acknowledging while sending memory, 12s ago; 7 bytes of the core are missing";
+        assert_eq!(said, want);
+        let said = FailReason::Silent { server, phase: Phase::Header, waited, missing: 0 }.to_string();
+        let want = "10.0.0.9:4000 stopped acknowledging while sending the dump header, 12s ago; only the dump header is missing";
+        assert_eq!(said, want);
+        let said = FailReason::Deadline { limit: waited, phase: Phase::Finish, missing: 0 }.to_string();
+        let want = "the dump's deadline of 12s passed while waiting for the server to finish; \
+                    only the server's word is missing that it is stored";
         assert_eq!(said, want);
     }
 }

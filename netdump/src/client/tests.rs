@@ -299,6 +299,25 @@ fn a_lost_last_message_costs_milliseconds() {
 }
 
 #[test]
+fn a_held_client_resends_but_begins_nothing_and_loses_no_patience() {
+    let mut bench = Bench::accepted(config(), plan(100 * 1448));
+    assert_eq!(bench.messages().len(), 64);
+    bench.client.set_flow(Flow::Held);
+    for sequence in 3..=65 {
+        bench.ack(sequence).unwrap();
+    }
+    let again = bench.messages();
+    assert_eq!((again.len(), again[0].sequence), (1, 2));
+    bench.ack(2).unwrap();
+    assert!(bench.messages().is_empty());
+    assert_eq!(bench.client.poll_timeout(), None);
+    bench.now += 100 * SECOND;
+    bench.client.handle_timeout(bench.now);
+    bench.client.set_flow(Flow::Open);
+    assert!(!bench.messages().is_empty());
+}
+
+#[test]
 fn nobody_answers_arp() {
     let mut bench = Bench::new(ClientConfig { gateway: Some(GATEWAY), ..config() }, plan(10));
     let start = bench.now;
@@ -339,7 +358,7 @@ fn a_silent_server_leaves_a_list_of_what_is_missing() {
         bench.ack(sequence).unwrap();
     }
     bench.silence();
-    let want = "10.0.0.9:42260 has stopped to acknowledge while sending memory, 12s ago; 140456 bytes of the core are missing";
+    let want = "10.0.0.9:42260 stopped acknowledging while sending memory, 12s ago; 140456 bytes of the core are missing";
     assert_eq!(bench.outcome_and_reason(), (Outcome::Failed, want.to_owned()));
     assert_eq!(bench.client.missing(), [(2 * 1448, 5 * 1448), (6 * 1448, 100 * 1448)]);
 }

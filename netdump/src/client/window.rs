@@ -75,7 +75,6 @@ struct Flight {
     /// Number of its last transmission, over all messages.
     transmission: u64,
     resends: u32,
-    timeouts: u32,
 }
 
 /// Up to 64 consecutive messages, each acknowledged or not.
@@ -89,6 +88,8 @@ pub(super) struct AckWindow {
     lost: u64,
     pushed: u64,
     transmissions: u64,
+    /// Transmissions before this one were made before the wait was doubled last.
+    doubled_at: u64,
     pace: Pace,
     congestion: Congestion,
     round_trip: RoundTrip,
@@ -104,6 +105,7 @@ impl AckWindow {
             lost: 0,
             pushed: 0,
             transmissions: 0,
+            doubled_at: 0,
             pace: Pace::Single,
             congestion: Congestion::new(),
             round_trip: RoundTrip::new(longest_wait),
@@ -137,10 +139,9 @@ impl AckWindow {
             chunk,
             first_sent: now,
             last_sent: now,
-            expires: now + self.wait(0),
+            expires: now + self.wait(),
             transmission: self.transmissions,
             resends: 0,
-            timeouts: 0,
         });
         self.pushed += 1;
         self.transmissions += 1;
@@ -156,8 +157,7 @@ impl AckWindow {
     pub(super) fn resent(&mut self, now: Instant) {
         let Some(index) = bits(self.lost).next() else { return };
         self.lost &= !bit(index);
-        let timeouts = self.flights[index].timeouts;
-        let expires = now + self.wait(timeouts);
+        let expires = now + self.wait();
         let flight = &mut self.flights[index];
         flight.last_sent = now;
         flight.expires = expires;
@@ -193,11 +193,18 @@ impl AckWindow {
 
     /// Declares those lost that were waited for long enough.
     pub(super) fn expire(&mut self, now: Instant) {
+        let mut news = false;
         for index in bits(self.unacked & !self.lost) {
-            if self.flights[index].expires <= now {
-                self.flights[index].timeouts += 1;
+            let flight = &mut self.flights[index];
+            if flight.expires <= now {
+                news |= flight.transmission >= self.doubled_at;
                 self.mark_lost(index);
             }
+        }
+        // Of the messages that were sent with the same wait, those that expire later tell nothing new.
+        if news && self.pace == Pace::Stream {
+            self.round_trip.timed_out();
+            self.doubled_at = self.transmissions;
         }
     }
 
@@ -224,10 +231,10 @@ impl AckWindow {
         (self.unacked & !self.lost).count_ones() < limit
     }
 
-    fn wait(&self, timeouts: u32) -> Duration {
+    fn wait(&self) -> Duration {
         match self.pace {
-            Pace::Single => self.round_trip.patient_wait(timeouts),
-            Pace::Stream => self.round_trip.wait(timeouts),
+            Pace::Single => self.round_trip.patient_wait(),
+            Pace::Stream => self.round_trip.wait(),
         }
     }
 
@@ -402,7 +409,7 @@ mod tests {
         }
         window.acknowledge(now + SECOND, Sequence(5)).unwrap();
         assert_eq!(window.peek_resend(), None);
-        assert!(window.round_trip.wait(0) > Duration::from_millis(100), "no round trip was measured");
+        assert!(window.round_trip.wait() > Duration::from_millis(100), "no round trip was measured");
     }
 
     #[test]
@@ -418,6 +425,26 @@ mod tests {
         assert_eq!(window.peek_resend(), None);
         assert_eq!(window.next_expiry().unwrap() - first, 2 * (first - start));
         assert_eq!(window.oldest(), Some(start));
+    }
+
+    #[test]
+    fn a_path_slower_than_expected_is_learned_after_few_resends() {
+        let (mut window, mut now) = window(0);
+        let mut resends = 0;
+        for number in 1..=20_u32 {
+            let sent = now;
+            window.push(now, chunk(number.into()));
+            while let Some(at) = window.next_expiry().filter(|at| *at < sent + 2 * Duration::from_millis(200))
+            {
+                now = at;
+                window.expire(now);
+                window.resent(now);
+                resends += 1;
+            }
+            now = sent + Duration::from_millis(400);
+            window.acknowledge(now, Sequence(number)).unwrap();
+        }
+        assert!(resends <= 2, "{resends}");
     }
 
     #[test]
@@ -447,7 +474,7 @@ mod tests {
         window.set_pace(Pace::Single);
         window.push(now, chunk(1));
         assert!(!window.has_room());
-        assert_eq!(window.next_expiry(), Some(now + Duration::from_millis(200)));
+        assert_eq!(window.next_expiry(), Some(now + Duration::from_secs(1)));
     }
 
     proptest! {

@@ -72,3 +72,48 @@ impl BusDevice for SerialPort {
 fn register(offset: u64) -> u8 {
     u8::try_from(offset).unwrap_or(u8::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+
+    fn port() -> (SerialPort, Arc<EventFd>) {
+        let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let console = Console::new(Box::new(io::sink()), Vec::new());
+        (SerialPort::new(Line(line.clone()), console), line)
+    }
+
+    #[test]
+    fn what_is_typed_is_read_by_the_guest_and_raises_its_interrupt() {
+        let (mut port, line) = port();
+        let received_data_available = [0x01];
+        let _ = port.write(1, &received_data_available);
+        port.input(b"ok");
+        assert!(line.read().is_ok(), "the interrupt was raised");
+        let mut byte = [0];
+        let mut typed = Vec::new();
+        for _ in 0..2 {
+            port.read(5, &mut byte);
+            assert_eq!(byte[0] & 1, 1, "line status: data ready");
+            port.read(0, &mut byte);
+            typed.push(byte[0]);
+        }
+        assert_eq!(typed, b"ok");
+        port.read(5, &mut byte);
+        assert_eq!(byte[0] & 1, 0);
+    }
+
+    #[test]
+    fn input_beyond_the_fifo_is_dropped_and_room_is_told() {
+        let (mut port, _line) = port();
+        let room = port.input_room();
+        port.input(&vec![b'x'; room]);
+        assert_eq!(port.input_room(), 0);
+        port.input(b"y");
+        let mut byte = [0];
+        port.read(0, &mut byte);
+        assert_eq!((byte[0], port.input_room()), (b'x', 1));
+    }
+}

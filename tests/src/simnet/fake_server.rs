@@ -1,0 +1,307 @@
+//! A server that follows netdumpd's observable behaviour, in its good manners and in bad ones. It shares no code with
+//! the product's receiver.
+//!
+//! As netdumpd: each HERALD after data begins a new dump at a new port and forgets the old one, a dump's port closes
+//! with the first FINISHED, messages are told apart by nothing but their offsets.
+
+use std::collections::VecDeque;
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use netdump::wire::arp::{ArpOperation, ArpPacket};
+use netdump::wire::{Ack, MacAddr, Message, MessageKind, Route};
+
+use super::Station;
+use super::stations::{CLIENT_IP, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp, question_for};
+
+/// What is odd about a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Nothing.
+    ByTheBook,
+    /// It has no netdump service: ARP is answered, nothing else.
+    Deaf,
+    /// It does not acknowledge FINISHED.
+    NeverAcksFinished,
+    /// The ack of FINISHED is lost, and the port closed by then.
+    LosesLastAck,
+    /// After so many data messages acks come from another port.
+    MovesPort {
+        /// Data messages before that.
+        after: u64,
+    },
+    /// Acks of data come from another host.
+    AcksFromAnotherHost,
+    /// Some acks come late, when their message has been sent again and acknowledged long ago.
+    LateAcks {
+        /// Of so many acks, the last.
+        every: u64,
+        /// How late.
+        by: Duration,
+    },
+    /// It forgets the client's hardware address and sends nothing until it has asked for it.
+    ForgetsNeighbor {
+        /// After so many acks.
+        every: u64,
+    },
+    /// It has netdumpd's socket buffer and speed: what does not fit is lost.
+    StockBuffer,
+}
+
+/// Memory that Linux charges a socket of 128 KiB (doubled, as it does): about 113 datagrams of 1440 bytes or 31 of 4096.
+const BUFFER: usize = 2 * 128 * 1024;
+
+/// Port of the first dump; each further one has the next.
+const FIRST_PORT: u16 = 40_000;
+
+/// A server on the wire, for one client at a time.
+#[derive(Debug)]
+pub struct FakeServer {
+    manner: Manner,
+    /// The core as it was written.
+    pub core: Vec<u8>,
+    /// Cores of dumps that were given up for a new HERALD, or followed by one, and whether they were finished.
+    pub earlier: Vec<(Vec<u8>, bool)>,
+    /// The key block.
+    pub key: Vec<u8>,
+    /// Every dump header that came.
+    pub headers: Vec<Vec<u8>>,
+    /// The kinds of messages in order of arrival, repetitions of a kind left out.
+    pub order: Vec<MessageKind>,
+    /// Whether FINISHED came.
+    pub finished: bool,
+    /// Datagrams for which the buffer had no room.
+    pub overflows: u64,
+    port: Option<u16>,
+    next_port: u16,
+    data_messages: u64,
+    acks: u64,
+    buffer: VecDeque<Vec<u8>>,
+    buffered: usize,
+    /// When the first datagram in `buffer` is done with.
+    served_at: Option<Instant>,
+    neighbor: Option<MacAddr>,
+    unaddressed: VecDeque<Vec<u8>>,
+    asks_again: Option<Instant>,
+    /// Frames to send, each from its time on.
+    out: VecDeque<(Instant, Vec<u8>)>,
+}
+
+impl FakeServer {
+    /// With these manners.
+    pub fn new(manner: Manner) -> Self {
+        Self {
+            manner,
+            core: Vec::new(),
+            earlier: Vec::new(),
+            key: Vec::new(),
+            headers: Vec::new(),
+            order: Vec::new(),
+            finished: false,
+            overflows: 0,
+            port: None,
+            next_port: FIRST_PORT,
+            data_messages: 0,
+            acks: 0,
+            buffer: VecDeque::new(),
+            buffered: 0,
+            served_at: None,
+            neighbor: None,
+            unaddressed: VecDeque::new(),
+            asks_again: None,
+            out: VecDeque::new(),
+        }
+    }
+
+    /// Every core that it has written, and whether it was finished.
+    pub fn dumps(&self) -> Vec<(Vec<u8>, bool)> {
+        let last = (self.core.clone(), self.finished);
+        self.earlier.iter().cloned().chain([last]).collect()
+    }
+
+    fn take_datagram(&mut self, now: Instant, frame: &[u8]) {
+        let Ok((route, payload)) = Route::parse(frame) else { return };
+        if *route.destination.ip() != SERVER_IP || *route.source.ip() != CLIENT_IP {
+            return;
+        }
+        let Ok(message) = Message::parse(payload) else { return };
+        self.neighbor.get_or_insert(route.source_mac);
+        match route.destination.port() {
+            20023 if message.kind == MessageKind::Herald => self.take_herald(now, route, &message),
+            port if Some(port) == self.port => self.take_message(now, route, &message),
+            _ => {}
+        }
+    }
+
+    fn take_herald(&mut self, now: Instant, route: Route, message: &Message<'_>) {
+        if self.port.is_none() || self.data_messages > 0 {
+            if self.next_port > FIRST_PORT {
+                self.earlier.push((std::mem::take(&mut self.core), self.finished));
+            }
+            self.port = Some(self.next_port);
+            self.next_port += 1;
+            self.data_messages = 0;
+            self.finished = false;
+            self.headers.clear();
+        }
+        self.note(MessageKind::Herald);
+        self.acknowledge(now, route, message.sequence);
+    }
+
+    fn take_message(&mut self, now: Instant, route: Route, message: &Message<'_>) {
+        self.note(message.kind);
+        match message.kind {
+            MessageKind::Herald => return,
+            MessageKind::Vmcore => {
+                self.data_messages += 1;
+                put(&mut self.core, message);
+            }
+            MessageKind::EkcdKey => put(&mut self.key, message),
+            MessageKind::Kdh => self.headers.push(message.payload.to_vec()),
+            MessageKind::Finished => {
+                self.finished = true;
+                if self.manner != Manner::NeverAcksFinished {
+                    self.port = None;
+                }
+                if matches!(self.manner, Manner::NeverAcksFinished | Manner::LosesLastAck) {
+                    return;
+                }
+            }
+        }
+        self.acknowledge(now, route, message.sequence);
+    }
+
+    fn note(&mut self, kind: MessageKind) {
+        if self.order.last() != Some(&kind) {
+            self.order.push(kind);
+        }
+    }
+
+    fn acknowledge(&mut self, now: Instant, route: Route, sequence: u32) {
+        self.acks += 1;
+        let mut back = route.reversed();
+        if back.source.port() == 20023 {
+            back.source.set_port(self.port.unwrap_or(20023));
+        }
+        match self.manner {
+            Manner::MovesPort { after } if self.data_messages > after => back.source.set_port(999),
+            Manner::AcksFromAnotherHost if self.data_messages > 0 => {
+                back.source = SocketAddrV4::new(GATEWAY_IP, back.source.port());
+            }
+            Manner::ForgetsNeighbor { every } if self.acks.is_multiple_of(every) => {
+                self.neighbor = None;
+                self.asks_again = Some(now);
+            }
+            _ => {}
+        }
+        let late = match self.manner {
+            Manner::LateAcks { every, by } if self.acks.is_multiple_of(every) => by,
+            _ => Duration::ZERO,
+        };
+        let mut frame = Vec::new();
+        back.emit(&Ack(sequence).to_bytes(), &mut frame);
+        if self.neighbor.is_none() {
+            self.unaddressed.push_back(frame);
+        } else {
+            self.out.push_back((now + late, frame));
+        }
+    }
+
+    /// Into the socket's buffer, or lost.
+    fn buffer(&mut self, now: Instant, frame: &[u8]) {
+        if self.buffered + charge(frame) > BUFFER {
+            self.overflows += 1;
+            return;
+        }
+        self.buffered += charge(frame);
+        self.buffer.push_back(frame.to_vec());
+        self.served_at.get_or_insert_with(|| now + service(frame));
+    }
+
+    fn serve_buffered(&mut self, now: Instant) {
+        while let Some(at) = self.served_at.filter(|at| *at <= now) {
+            let Some(frame) = self.buffer.pop_front() else { break };
+            self.buffered -= charge(&frame);
+            self.take_datagram(at, &frame);
+            self.served_at = self.buffer.front().map(|next| at + service(next));
+        }
+    }
+
+    fn ask(&mut self, now: Instant) {
+        let question = ArpPacket {
+            operation: ArpOperation::Request,
+            sender_mac: SERVER_MAC,
+            sender_ip: SERVER_IP,
+            target_mac: MacAddr::ZERO,
+            target_ip: CLIENT_IP,
+        };
+        let mut frame = Vec::new();
+        put_arp(&question, &mut frame);
+        self.out.push_back((now, frame));
+        self.asks_again = Some(now + Duration::from_secs(1));
+    }
+
+    fn take_arp(&mut self, now: Instant, frame: &[u8]) {
+        if let Some(question) = question_for(SERVER_IP, frame) {
+            let mut answer = Vec::new();
+            put_arp(&question.reply_from(SERVER_MAC), &mut answer);
+            self.out.push_back((now, answer));
+        } else if let Ok(answer) = ArpPacket::parse(&frame[14..])
+            && (answer.operation, answer.sender_ip) == (ArpOperation::Reply, CLIENT_IP)
+        {
+            self.neighbor = Some(answer.sender_mac);
+            self.asks_again = None;
+            self.out.extend(self.unaddressed.drain(..).map(|frame| (now, frame)));
+        }
+    }
+}
+
+impl Station for FakeServer {
+    fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
+        let for_us = frame[..6] == SERVER_MAC.0;
+        if frame[12..14] == [8, 6] && (for_us || frame[..6] == MacAddr::BROADCAST.0) {
+            self.take_arp(now, frame);
+        } else if for_us && self.manner != Manner::Deaf {
+            match self.manner {
+                Manner::StockBuffer => self.buffer(now, frame),
+                _ => self.take_datagram(now, frame),
+            }
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.serve_buffered(now);
+        if self.asks_again.is_some_and(|at| at <= now) {
+            self.ask(now);
+        }
+    }
+
+    fn poll_transmit(&mut self, now: Instant, frame: &mut Vec<u8>) -> bool {
+        let due = self.out.iter().position(|(at, _)| *at <= now);
+        due.and_then(|index| self.out.remove(index)).map(|(_, due)| *frame = due).is_some()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let out = self.out.iter().map(|(at, _)| *at).min();
+        [out, self.served_at, self.asks_again].into_iter().flatten().min()
+    }
+}
+
+fn put(object: &mut Vec<u8>, message: &Message<'_>) {
+    let start = usize::try_from(message.offset).expect("cores of tests are small");
+    let end = start + message.payload.len();
+    if object.len() < end {
+        object.resize(end, 0);
+    }
+    object[start..end].copy_from_slice(message.payload);
+}
+
+/// What a datagram takes of the socket's buffer, bookkeeping included.
+fn charge(frame: &[u8]) -> usize {
+    if frame.len() <= 1600 { 2320 } else { 8456 }
+}
+
+/// How long a stock server is busy with a datagram: it stores about 270 MB/s of small and 500 MB/s of large ones.
+fn service(frame: &[u8]) -> Duration {
+    Duration::from_nanos(if frame.len() <= 1600 { 5_300 } else { 8_200 })
+}

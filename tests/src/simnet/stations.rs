@@ -1,0 +1,336 @@
+//! Who is on the wire: the client, the product's receiver as a host, a gateway.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use netdump::client::{Client, ClientConfig, ClientEvent, DumpPlan, Ending};
+use netdump::receiver::host::{Host, HostConfig};
+use netdump::receiver::store::{MemoryDump, MemoryStore};
+use netdump::receiver::{self, Receiver, ReceiverConfig, ReceiverEvent};
+use netdump::wire::MacAddr;
+use netdump::wire::arp::{ArpOperation, ArpPacket};
+use netdump::{ReadAt, ReadError};
+
+use super::Station;
+use super::rng::Rng;
+
+/// The client's hardware address.
+pub const CLIENT_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
+/// The server's.
+pub const SERVER_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 9]);
+/// The gateway's.
+pub const GATEWAY_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+/// The client's address.
+pub const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// The server's.
+pub const SERVER_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
+/// The gateway's.
+pub const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+/// Bytes to dump, some of which are untouched zeros.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Core {
+    /// All of them.
+    pub bytes: Vec<u8>,
+    /// Where something may be.
+    runs: Vec<Range<u64>>,
+}
+
+impl Core {
+    /// Random bytes without holes.
+    pub fn solid(rng: &mut Rng, len: usize) -> Self {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&rng.number().to_le_bytes());
+        }
+        bytes.truncate(len);
+        let whole = 0..len as u64;
+        Self { bytes, runs: Vec::from([whole]) }
+    }
+
+    /// Random bytes with holes in between, some of which a client leaves out.
+    pub fn sparse(rng: &mut Rng, pieces: u64) -> Self {
+        let mut core = Self { bytes: Vec::new(), runs: Vec::new() };
+        for _ in 0..pieces {
+            let hole = *rng.pick(&[0, 1, 4096, 262_143, 262_144, 300_000]);
+            let len = usize::try_from(rng.below(60_000)).expect("small");
+            let start = core.bytes.len() + hole;
+            core.bytes.resize(start, 0);
+            core.bytes.extend(Self::solid(rng, len).bytes);
+            core.runs.push(start as u64..core.bytes.len() as u64);
+        }
+        let tail = *rng.pick(&[0, 1, 500_000]);
+        core.bytes.resize(core.bytes.len() + tail, 0);
+        core
+    }
+
+    /// Whether `stored`, with zeros behind its end, agrees with the core everywhere but in `missing`.
+    pub fn agrees_but_for(&self, stored: &[u8], missing: &[(u64, u64)]) -> bool {
+        if stored.len() > self.bytes.len() {
+            return false;
+        }
+        let mut mended = stored.to_vec();
+        mended.resize(self.bytes.len(), 0);
+        for (start, end) in missing {
+            let range = usize::try_from(*start).expect("small")..usize::try_from(*end).expect("small");
+            mended[range.clone()].copy_from_slice(&self.bytes[range]);
+        }
+        mended == self.bytes
+    }
+}
+
+impl ReadAt for Core {
+    fn length(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        self.bytes.as_slice().read_at(offset, buf)
+    }
+
+    fn next_data(&self, offset: u64) -> Option<Range<u64>> {
+        let run = self.runs.iter().find(|run| run.end > offset)?;
+        Some(run.start.max(offset)..run.end)
+    }
+}
+
+/// A client that dumps a [`Core`].
+#[derive(Debug)]
+pub struct ClientStation {
+    /// The client under test.
+    pub client: Client,
+    /// What it was made with.
+    pub config: ClientConfig,
+    /// What it sends.
+    pub core: Core,
+    /// What it told so far, but for its end.
+    pub events: Vec<ClientEvent>,
+    /// How it ended, once it has.
+    pub ending: Option<Ending>,
+    started: Instant,
+}
+
+impl ClientStation {
+    /// The configuration that simulations begin with.
+    pub fn config(mtu: u32) -> ClientConfig {
+        ClientConfig::new(SERVER_IP, CLIENT_IP, CLIENT_MAC, mtu)
+    }
+
+    /// A plan for a core of `length` bytes.
+    pub fn plan(core: &Core) -> DumpPlan {
+        DumpPlan { path: Some("vm1".into()), length: core.length(), header: header(core.length()), key: None }
+    }
+
+    /// Ready to begin.
+    pub fn new(config: ClientConfig, plan: DumpPlan, core: Core) -> Self {
+        let started = Instant::now();
+        let client = Client::new(config.clone(), plan, started).expect("a good configuration");
+        Self { client, config, core, events: Vec::new(), ending: None, started }
+    }
+
+    /// The beginning of its time.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.client.poll_event() {
+            assert!(self.ending.is_none(), "nothing follows the end");
+            match event {
+                ClientEvent::Closed(ending) => self.ending = Some(ending),
+                event => self.events.push(event),
+            }
+        }
+    }
+}
+
+/// A dump header as the product writes it.
+pub fn header(length: u64) -> [u8; 512] {
+    let header = netdump::vmcore::KernelDumpHeader {
+        architecture: "amd64".into(),
+        architecture_version: 2,
+        dump_length: length,
+        dump_extent: length,
+        block_size: 4096,
+        host_name: "vm1".into(),
+        panic_string: "simulated".into(),
+        ..Default::default()
+    };
+    header.to_bytes()
+}
+
+impl Station for ClientStation {
+    fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
+        // What it ignores it counts.
+        let _ = self.client.handle_frame(now, frame);
+        self.take_events();
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.client.handle_timeout(now);
+        self.take_events();
+    }
+
+    fn poll_transmit(&mut self, now: Instant, frame: &mut Vec<u8>) -> bool {
+        self.client.poll_transmit(now, &self.core, frame).expect("memory can be read").is_some()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.client.poll_timeout()
+    }
+}
+
+/// The product's receiver, storing in memory.
+#[derive(Debug)]
+pub struct HostStation {
+    host: Host<MemoryStore>,
+    restart: Option<Instant>,
+    /// The dumps that ended.
+    pub dumps: Vec<(receiver::Ending, MemoryDump)>,
+}
+
+impl HostStation {
+    /// A receiver with room for any core of these tests.
+    pub fn new() -> Self {
+        Self { host: Self::host(), restart: None, dumps: Vec::new() }
+    }
+
+    /// One that forgets everything at that time.
+    pub fn restarting_at(restart: Instant) -> Self {
+        Self { restart: Some(restart), ..Self::new() }
+    }
+
+    /// Ends what is still open, which keeps what has come.
+    pub fn shut_down(&mut self, now: Instant) {
+        self.host.shut_down(now);
+        self.take_events();
+    }
+
+    fn host() -> Host<MemoryStore> {
+        let receiver = Receiver::new(ReceiverConfig::default(), MemoryStore::with_limit(1 << 30));
+        Host::new(HostConfig { mac: SERVER_MAC, address: SERVER_IP }, receiver)
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.host.poll_event() {
+            if let ReceiverEvent::Ended { ending, stored, .. } = event {
+                self.dumps.push((ending, stored.expect("memory takes everything")));
+            }
+        }
+    }
+}
+
+impl Default for HostStation {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Station for HostStation {
+    fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
+        // What it ignores it counts.
+        let _ = self.host.handle_frame(now, frame);
+        self.take_events();
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        if self.restart.is_some_and(|at| at <= now) {
+            self.restart = None;
+            self.shut_down(now);
+            self.host = Self::host();
+        }
+        self.host.handle_timeout(now);
+        self.take_events();
+    }
+
+    fn poll_transmit(&mut self, _now: Instant, frame: &mut Vec<u8>) -> bool {
+        self.host.poll_transmit(frame)
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.restart.into_iter().chain(self.host.poll_timeout()).min()
+    }
+}
+
+/// A router with a server behind it: the wire sees the router only, the server sees frames from it.
+#[derive(Debug)]
+pub struct Gateway<S> {
+    /// The server behind it.
+    pub server: S,
+    answers: VecDeque<ArpPacket>,
+}
+
+impl<S: Station> Gateway<S> {
+    /// Before this server.
+    pub fn before(server: S) -> Self {
+        Self { server, answers: VecDeque::new() }
+    }
+}
+
+impl<S: Station> Station for Gateway<S> {
+    fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
+        if let Some(question) = question_for(GATEWAY_IP, frame) {
+            self.answers.push_back(question.reply_from(GATEWAY_MAC));
+        } else if frame[..6] == GATEWAY_MAC.0 && frame[12..14] == [8, 0] {
+            self.server.handle_frame(now, &forwarded(frame, SERVER_MAC, GATEWAY_MAC));
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.server.handle_timeout(now);
+    }
+
+    fn poll_transmit(&mut self, now: Instant, frame: &mut Vec<u8>) -> bool {
+        if let Some(answer) = self.answers.pop_front() {
+            put_arp(&answer, frame);
+            return true;
+        }
+        if !self.server.poll_transmit(now, frame) {
+            return false;
+        }
+        *frame = forwarded(frame, CLIENT_MAC, GATEWAY_MAC);
+        true
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.server.poll_timeout()
+    }
+}
+
+/// What a router makes of a frame: new hardware addresses, one hop less to live.
+fn forwarded(frame: &[u8], to: MacAddr, from: MacAddr) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame[..6].copy_from_slice(&to.0);
+    frame[6..12].copy_from_slice(&from.0);
+    frame[22] -= 1;
+    frame[24..26].fill(0);
+    let words = frame[14..34].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).expect("folded twice");
+    frame[24..26].copy_from_slice(&(!folded).to_be_bytes());
+    frame
+}
+
+/// An ARP request for that address, if the frame is one.
+pub(super) fn question_for(address: Ipv4Addr, frame: &[u8]) -> Option<ArpPacket> {
+    let packet = ArpPacket::parse(frame.get(14..)?).ok().filter(|_| frame[12..14] == [8, 6])?;
+    (packet.operation == ArpOperation::Request && packet.target_ip == address).then_some(packet)
+}
+
+/// A frame with this packet for whom it is meant.
+pub(super) fn put_arp(packet: &ArpPacket, frame: &mut Vec<u8>) {
+    let to = if packet.target_mac == MacAddr::ZERO { MacAddr::BROADCAST } else { packet.target_mac };
+    frame.clear();
+    frame.extend_from_slice(&to.0);
+    frame.extend_from_slice(&packet.sender_mac.0);
+    frame.extend_from_slice(&[8, 6]);
+    packet.emit(frame);
+}
+
+/// A round number of milliseconds.
+pub fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
