@@ -4,7 +4,7 @@ use harness::guests::Bench;
 use harness::netns::Capture;
 use harness::pcap::datagram;
 
-use crate::lab::{GUEST_MAC, Lab, SMALL, TO_COLLECTOR};
+use crate::lab::{GUEST_MAC, Lab, SERVER, SMALL};
 use crate::needs_network;
 
 /// Every state that `net-wedge` can leave.
@@ -34,17 +34,19 @@ pub(crate) fn seen(capture: &Capture, number: u32) -> usize {
     })
 }
 
-/// A guest that asks for the collector, hears it, sends three datagrams, and then leaves its queues so.
-pub(crate) const USES_NETWORK: [&str; 3] = ["--kenv=ip=10.0.0.5", "--kenv=wait_rx=1", "--kenv=frames=3"];
+/// Has `net-wedge` ask for the collector, hear it, and send three datagrams before it leaves its queues in a state.
+pub(crate) const USES_NETWORK: [&str; 2] = ["--kenv=wait_rx=1", "--kenv=frames=3"];
 
 fn dump_all(link: &str) {
     let lab = Lab::bridged();
     let receiver = lab.serve();
-    for wedge in WEDGES {
+    for (wedge, host) in WEDGES.into_iter().zip(20..) {
         let capture = lab.collector.capture();
         let bench = Bench::new("net-wedge");
-        let wedge_option = format!("--kenv=wedge={wedge}");
-        let options = [&SMALL[..], &TO_COLLECTOR, &USES_NETWORK, &["--netdump-link", link, &wedge_option]];
+        // An address each: a receiver lets a client wait that begins its next dump within two seconds.
+        let own = [format!("--kenv=ip=10.0.0.{host}"), format!("--kenv=wedge={wedge}")];
+        let way = ["--tap", "tap0", "--netdump-server", SERVER, "--netdump-link", link, &own[0], &own[1]];
+        let options = [&SMALL[..], &USES_NETWORK, &way];
         let dump = lab.dump(&receiver, &bench, &options.concat());
         assert_eq!(dump.report["panic"]["source"], "pvpanic", "{wedge}");
         let console = &dump.vmm.stdout;
