@@ -4,6 +4,8 @@ pub mod fake_guest;
 pub mod fake_kernel;
 pub mod guests;
 pub mod needs;
+pub mod netns;
+pub mod pcap;
 pub mod programs;
 pub mod readers;
 pub mod simnet;

@@ -39,8 +39,8 @@ use self::neighbor::{ArpNews, Neighbor};
 use self::spans::Spans;
 use self::window::{AckError, AckWindow, Chunk, Pace};
 use crate::vmcore::kdh::KDH_LEN;
-use crate::wire::MessageKind;
 use crate::wire::arp::ArpPacket;
+use crate::wire::{MacAddr, MessageKind};
 use crate::{ReadAt, ReadError};
 
 /// What was sent and received so far.
@@ -90,7 +90,8 @@ pub struct Client {
     learned_port: Option<u16>,
     /// When the dump fails whatever it does.
     deadline: Option<Instant>,
-    conflict_told: bool,
+    /// Who else uses our address.
+    conflict: Option<MacAddr>,
     events: VecDeque<ClientEvent>,
     stats: ClientStats,
 }
@@ -114,7 +115,7 @@ impl Client {
             queued: 0,
             learned_port: None,
             deadline: config.deadline().map(|limit| now + limit),
-            conflict_told: false,
+            conflict: None,
             events: VecDeque::from([ClientEvent::Reached(Phase::Resolve)]),
             stats: ClientStats::default(),
             config,
@@ -159,7 +160,7 @@ impl Client {
         if self.phase == Phase::Closed {
             return Ok(None);
         }
-        if let Some(packet) = self.neighbor.poll_transmit() {
+        if let Some(packet) = self.neighbor.poll_transmit(now) {
             self.emit_arp(&packet, frame);
             return Ok(Some(Transmit { sending: Sending::Arp(packet.operation), body: None }));
         }
@@ -264,8 +265,7 @@ impl Client {
                 Ok(())
             }
             ArpNews::Conflict(mac) => {
-                if !self.conflict_told {
-                    self.conflict_told = true;
+                if self.conflict.replace(mac).is_none() {
                     self.events.push_back(ClientEvent::AddressConflict { mac });
                 }
                 Err(Ignored::AddressConflict)
@@ -374,15 +374,16 @@ impl Client {
     }
 
     fn silence(&self) -> FailReason {
-        let waited = self.patience();
+        let (waited, conflict) = (self.patience(), self.conflict);
         match self.phase {
             Phase::Herald => {
                 let server = SocketAddrV4::new(self.config.server, self.config.server_port);
-                FailReason::NoServer { server, waited }
+                FailReason::NoServer { server, waited, conflict }
             }
             Phase::Finish => FailReason::Unfinished { server: self.server(), waited },
             phase => {
-                FailReason::Silent { server: self.server(), phase, waited, missing: self.missing_bytes() }
+                let missing = self.missing_bytes();
+                FailReason::Silent { server: self.server(), phase, waited, missing, conflict }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! ARP, both ways: finding the next hop (RFC 826; the server is asked first, then the gateway, as there is no netmask),
-//! and answering for our own address, for which nobody else speaks while the guest is stopped.
+//! and keeping our own address, for which nobody else speaks while the guest is stopped: questions are answered, and a
+//! claim by another host is met with our own (RFC 5227, 2.4), as a server sends its acks to whom it heard last.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -12,6 +13,9 @@ use crate::wire::arp::{ArpOperation, ArpPacket};
 
 /// Answers that wait for room on the link; further requests are dropped, and asked again by who needs them.
 const MAX_REPLIES: usize = 8;
+/// Least time between two claims of our address, so that two hosts that both defend it do not flood their network
+/// (RFC 5227, `DEFEND_INTERVAL`).
+const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Who takes our frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +55,10 @@ pub(super) struct Neighbor {
     wait: Duration,
     state: State,
     replies: VecDeque<ArpPacket>,
+    /// Whether our address is to be claimed.
+    contested: bool,
+    /// When it may be claimed next.
+    claim_at: Instant,
 }
 
 impl Neighbor {
@@ -73,6 +81,8 @@ impl Neighbor {
                 until: now + wait,
             },
             replies: VecDeque::with_capacity(MAX_REPLIES),
+            contested: false,
+            claim_at: now,
         }
     }
 
@@ -90,20 +100,21 @@ impl Neighbor {
     }
 
     /// The packet to send now, if any.
-    pub(super) fn poll_transmit(&mut self) -> Option<ArpPacket> {
+    pub(super) fn poll_transmit(&mut self, now: Instant) -> Option<ArpPacket> {
         if let Some(reply) = self.replies.pop_front() {
             return Some(reply);
+        }
+        if self.contested && self.claim_at <= now {
+            self.contested = false;
+            self.claim_at = now + DEFEND_INTERVAL;
+            // A question for the own address: whoever knows it takes our hardware address from it.
+            return Some(self.question(self.client));
         }
         match &mut self.state {
             State::Asking { target, unsent, .. } if *unsent => {
                 *unsent = false;
-                Some(ArpPacket {
-                    operation: ArpOperation::Request,
-                    sender_mac: self.mac,
-                    sender_ip: self.client,
-                    target_mac: MacAddr::ZERO,
-                    target_ip: *target,
-                })
+                let target = *target;
+                Some(self.question(target))
             }
             State::Asking { .. } | State::Known(_) | State::Silent => None,
         }
@@ -111,10 +122,12 @@ impl Neighbor {
 
     /// When [`Self::handle_timeout`] has something to do.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        match self.state {
+        let next_question = match self.state {
             State::Asking { until, .. } => Some(until),
             State::Known(_) | State::Silent => None,
-        }
+        };
+        let next_claim = self.contested.then_some(self.claim_at);
+        next_question.into_iter().chain(next_claim).min()
     }
 
     /// Asks again, or the gateway instead, or gives up.
@@ -146,6 +159,7 @@ impl Neighbor {
             return Err(Ignored::ArpSender);
         }
         if packet.sender_ip == self.client {
+            self.contested = true;
             return Ok(ArpNews::Conflict(packet.sender_mac));
         }
         if packet.target_ip != self.client {
@@ -160,6 +174,16 @@ impl Neighbor {
                 Ok(ArpNews::Asked)
             }
             ArpOperation::Reply => self.handle_reply(packet),
+        }
+    }
+
+    fn question(&self, target_ip: Ipv4Addr) -> ArpPacket {
+        ArpPacket {
+            operation: ArpOperation::Request,
+            sender_mac: self.mac,
+            sender_ip: self.client,
+            target_mac: MacAddr::ZERO,
+            target_ip,
         }
     }
 
@@ -215,7 +239,7 @@ mod tests {
         let mut asked = Vec::new();
         let mut now = start;
         loop {
-            while let Some(packet) = neighbor.poll_transmit() {
+            while let Some(packet) = neighbor.poll_transmit(now) {
                 asked.push(((now - start).as_secs(), packet.target_ip));
             }
             let Some(next) = neighbor.poll_timeout() else { break };
@@ -272,12 +296,12 @@ mod tests {
 
     #[test]
     fn requests_for_us_are_answered_before_our_own_question() {
-        let (mut neighbor, _) = neighbor(None);
+        let (mut neighbor, now) = neighbor(None);
         let request = packet(ArpOperation::Request, (THEIR_MAC, SERVER), (MacAddr::ZERO, CLIENT));
         assert_eq!(neighbor.handle(&request), Ok(ArpNews::Asked));
         let answer = packet(ArpOperation::Reply, (OUR_MAC, CLIENT), (THEIR_MAC, SERVER));
-        assert_eq!(neighbor.poll_transmit(), Some(answer));
-        assert_eq!(neighbor.poll_transmit().map(|question| question.target_ip), Some(SERVER));
+        assert_eq!(neighbor.poll_transmit(now), Some(answer));
+        assert_eq!(neighbor.poll_transmit(now).map(|question| question.target_ip), Some(SERVER));
         let other = packet(ArpOperation::Request, (THEIR_MAC, SERVER), (MacAddr::ZERO, GATEWAY));
         assert_eq!(neighbor.handle(&other), Err(Ignored::ArpForOther));
     }
@@ -292,9 +316,25 @@ mod tests {
     }
 
     #[test]
-    fn another_owner_of_our_address_is_noticed() {
-        let (mut neighbor, _) = neighbor(None);
-        let claim = packet(ArpOperation::Request, (THEIR_MAC, CLIENT), (MacAddr::ZERO, CLIENT));
-        assert_eq!(neighbor.handle(&claim), Ok(ArpNews::Conflict(THEIR_MAC)));
+    fn another_owner_of_our_address_is_noticed_and_answered_with_our_claim_once_in_ten_seconds() {
+        let (mut neighbor, start) = neighbor(None);
+        neighbor.poll_transmit(start);
+        assert_eq!(neighbor.handle(&reply(THEIR_MAC, SERVER)), Ok(ArpNews::Resolved(NextHop::Server)));
+        let theirs = packet(ArpOperation::Request, (THEIR_MAC, CLIENT), (MacAddr::ZERO, SERVER));
+        let ours = packet(ArpOperation::Request, (OUR_MAC, CLIENT), (MacAddr::ZERO, CLIENT));
+        let mut claims = Vec::new();
+        for second in 0..25 {
+            let now = start + Duration::from_secs(second);
+            if second < 20 {
+                assert_eq!(neighbor.handle(&theirs), Ok(ArpNews::Conflict(THEIR_MAC)));
+                assert!(neighbor.poll_timeout().is_some());
+            }
+            while let Some(packet) = neighbor.poll_transmit(now) {
+                assert_eq!(packet, ours);
+                claims.push(second);
+            }
+        }
+        assert_eq!(claims, [0, 10, 20]);
+        assert_eq!(neighbor.poll_timeout(), None);
     }
 }
