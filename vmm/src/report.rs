@@ -229,8 +229,11 @@ impl PanicReport {
         for refused in &target.refused {
             line(f, "refused", &format!("{}={} ({})", refused.variable, refused.value, refused.reason))?;
         }
-        let server = target.server.as_deref().unwrap_or("the embedded receiver");
-        line(f, "sent to", &format!("{server} over {}", target.link))?;
+        let to = match &target.server {
+            Some(server) => format!("{server} over {}", target.link),
+            None => "the embedded receiver".to_owned(),
+        };
+        line(f, "sent to", &to)?;
         let outcome = match dump.outcome {
             Outcome::Complete => "complete, acknowledged by the receiver",
             Outcome::Unconfirmed => "all data acknowledged, FINISHED not",
