@@ -16,7 +16,8 @@ fn reset_twice(link: &str, wedge: &str) {
     let bench = Bench::new("net-wedge");
     let wedge = format!("--kenv=wedge={wedge}");
     // Each panic waits a little, so that a report can be read before the next one replaces it.
-    let more = ["--on-panic", "reset", "--netdump-link", link, &wedge, "--kenv=ip=10.0.0.5", "--kenv=after=700"];
+    let more =
+        ["--on-panic", "reset", "--netdump-link", link, &wedge, "--kenv=ip=10.0.0.5", "--kenv=after=700"];
     let mut vmm = lab.start(&bench, &[&SMALL[..], &TO_COLLECTOR, &USES_NETWORK, &more].concat());
     for dump in 1..=3 {
         let core = receiver.wait_for_cores(dump).remove(dump - 1);
