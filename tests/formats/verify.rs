@@ -230,3 +230,14 @@ fn kind_of_core_that_cannot_be_read_is_proven_by_its_report_alone() {
     assert!(!check(&path, None).whole());
     assert!(check(&path, Some(&report_of(&path))).whole());
 }
+
+#[test]
+fn words_of_a_server_cannot_command_the_terminal() {
+    let (path, directory) = stored();
+    for ending in ["  Missing: \u{1b}[2J\nDump incomplete: x", "Dump incomplete: \u{1b}]0;title\u{7}"] {
+        fs::write(directory.path().join("info.vm1.0"), info(1, "Pass", ending)).unwrap();
+        let text = check(&path, None).to_string();
+        assert!(text.contains("\\u{1b}"), "{text}");
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text}");
+    }
+}

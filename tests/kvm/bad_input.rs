@@ -1,8 +1,10 @@
 //! Everything that can be given wrongly: one clear sentence, the right exit code, and no guest started.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use harness::guests::{Bench, assert_code};
+use harness::needs::Need;
 use harness::programs::{Ended, arg, program, run};
 
 use crate::needs_kvm;
@@ -119,4 +121,39 @@ fn a_missing_network_interface_is_named_before_the_guest_starts() {
         boot(&bench.image(), &["--memory=64M", "--netdump-server", "10.0.0.9", "--netdump-link", "virtio"]);
     assert_says(&ended, 1, &["--tap"]);
     assert!(ended.stdout.is_empty(), "the guest did not start");
+}
+
+/// What `vmm demo` says where `shell` was run before it.
+fn demo_after(shell: &str) -> Ended {
+    let folder = tempfile::tempdir().unwrap();
+    // A place that any user can read.
+    let vmm = folder.path().join("vmm");
+    std::fs::copy(program("vmm"), &vmm).unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let script = format!("cd {}; {shell} ./vmm demo", arg(folder.path()));
+    run("unshare", &["--mount", "sh", "-c", &script])
+}
+
+#[test]
+fn a_machine_without_kvm_is_told_what_is_missing_and_how_to_get_it() {
+    if !Need::Mount.or_skip() {
+        return;
+    }
+    assert_says(
+        &demo_after("mount -t tmpfs tmpfs /dev;"),
+        1,
+        &["/dev/kvm does not exist", "nested virtualisation"],
+    );
+}
+
+#[test]
+fn a_user_without_permission_is_told_how_to_get_it() {
+    if !(Need::Mount.or_skip() && Need::Kvm.or_skip()) {
+        return;
+    }
+    // A device node of our own: the machine's is not ours to change.
+    let closed =
+        "mount -t tmpfs tmpfs /dev; mknod -m 600 /dev/kvm c 10 232; setpriv --reuid 65534 --clear-groups";
+    let closed = demo_after(closed);
+    assert_says(&closed, 1, &["/dev/kvm may not be opened", "usermod -aG kvm"]);
 }

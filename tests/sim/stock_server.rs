@@ -1,6 +1,8 @@
 //! A stock netdumpd's socket buffer holds about 100 datagrams of 1448 bytes or 30 of 4096, and it stores 270 MB/s of the
 //! small or 500 MB/s of the large ones. What does not fit is lost without a word.
 
+use std::time::Duration;
+
 use harness::simnet::{FakeServer, Manner, SimNet, Weather};
 use netdump::client::Ending;
 
@@ -33,4 +35,13 @@ fn large_messages_do_not_collapse() {
 fn stray_losses_cost_little() {
     let (rate, _) = rate(1500, Weather::lossy(1));
     assert!(rate > 0.5 * 270e6, "{:.0} MB/s", rate / 1e6);
+}
+
+#[test]
+fn losses_on_a_path_with_a_round_trip_do_not_collapse_the_rate() {
+    let delay = Duration::from_millis(1);
+    let far = |loss| Weather { delay: delay..delay, ..Weather::lossy(loss) };
+    let (calm, _) = rate(1500, far(0));
+    let (stormy, _) = rate(1500, far(50));
+    assert!(stormy > 0.3 * calm, "{:.1} of {:.1} MB/s", stormy / 1e6, calm / 1e6);
 }

@@ -201,6 +201,28 @@ pub struct Wishes<'a> {
 }
 
 impl DumpConfig {
+    /// Dumps to the embedded receiver, unless the guest asks for another, with the protocol's own patience.
+    pub fn new(crash_dir: PathBuf, name: String) -> Self {
+        Self {
+            enabled: true,
+            server: None,
+            client: None,
+            gateway: None,
+            path: None,
+            link: None,
+            guest_environment: GuestEnvironment::Read,
+            allowed_servers: Vec::new(),
+            format: netdump::vmcore::ALL[0],
+            polls: 2000,
+            retries: 10,
+            arp_retries: 3,
+            deadline: None,
+            crash_dir,
+            pcap: None,
+            name,
+        }
+    }
+
     /// The link that is used once it is known whether there is a server: also known before the guest starts, when the
     /// server is an option.
     pub fn link_for(&self, server: Option<SocketAddrV4>, has_tap: bool) -> LinkSpec {
@@ -308,24 +330,7 @@ mod tests {
     use super::*;
 
     fn config() -> DumpConfig {
-        DumpConfig {
-            enabled: true,
-            server: None,
-            client: None,
-            gateway: None,
-            path: None,
-            link: None,
-            guest_environment: GuestEnvironment::Read,
-            allowed_servers: Vec::new(),
-            format: netdump::vmcore::ALL[0],
-            polls: 2000,
-            retries: 10,
-            arp_retries: 3,
-            deadline: None,
-            crash_dir: "crash".into(),
-            pcap: None,
-            name: "vm".into(),
-        }
+        DumpConfig::new("crash".into(), "vm".into())
     }
 
     fn target(config: &DumpConfig, environment: &[(&str, &str)], has_tap: bool) -> Target {

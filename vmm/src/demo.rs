@@ -18,13 +18,15 @@ use crate::cli::DemoOptions;
 use crate::show::Text;
 
 /// The guest of the demonstration.
-const GUEST: &str = "panic";
+const GUEST: &str = "smp-panic";
+/// Its vCPUs: one panics while the others are busy.
+const CPUS: u8 = 4;
 
 /// Runs it; the exit code is 0 when the core arrived whole.
 pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<u8> {
     vmm::vm::open_kvm()?;
     let guest = guest_images::find(GUEST).context("the guest of the demonstration is not built in")?;
-    let image = KernelImage::from_bytes(Path::new("built-in guest 'panic'"), guest.elf.to_vec())?;
+    let image = KernelImage::from_bytes(Path::new("built-in guest 'smp-panic'"), guest.elf.to_vec())?;
     let (vm, dump) = configure(options);
     let host = Host { vm: &vm, dump: &dump, image: &image, report: None };
     let mut observer = Remember { shown: Text::default(), core: None, report: None };
@@ -35,16 +37,17 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<u8> {
     let core = observer.core.context("the embedded receiver did not say where the core is")?;
     let verdict = verify(&core, observer.report.as_ref(), &mut |_, _| ());
     println!("\n{verdict}");
-    println!("look at it with: netdump inspect {}", core.display());
+    println!("look at it with: cargo run --release -p netdump -- inspect {}", core.display());
     Ok(if verdict.whole() { 0 } else { 1 })
 }
 
 fn configure(options: &DemoOptions) -> (VmConfig, DumpConfig) {
-    let variables = [("fill", "all"), ("net.dump.server", "10.0.0.9"), ("text", "demonstration")];
+    // The guest fills its memory with a pattern; an underscore in its text is a blank.
+    let variables = [("fill", "all"), ("cpu", "2"), ("text", "nothing_is_wrong:_this_is_a_demonstration")];
     let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let vm = VmConfig {
         memory: options.memory,
-        cpus: 2,
+        cpus: CPUS,
         handover: Handover { cmdline: String::new(), environment },
         tap: None,
         mac: DEFAULT_MAC,
@@ -54,22 +57,9 @@ fn configure(options: &DemoOptions) -> (VmConfig, DumpConfig) {
         on_reset: OnReset::Exit,
     };
     let dump = DumpConfig {
-        enabled: true,
-        server: None,
-        client: None,
-        gateway: None,
-        path: None,
         link: Some(LinkSpec::Embedded),
         guest_environment: GuestEnvironment::Ignore,
-        allowed_servers: Vec::new(),
-        format: netdump::vmcore::ALL[0],
-        polls: 2000,
-        retries: 10,
-        arp_retries: 3,
-        deadline: None,
-        crash_dir: options.crash_dir.clone(),
-        pcap: None,
-        name: "demo".into(),
+        ..DumpConfig::new(options.crash_dir.clone(), "demo".into())
     };
     (vm, dump)
 }

@@ -229,11 +229,10 @@ impl PanicReport {
         for refused in &target.refused {
             line(f, "refused", &format!("{}={} ({})", refused.variable, refused.value, refused.reason))?;
         }
-        let to = match &target.server {
-            Some(server) => format!("{server} over {}", target.link),
-            None => "the embedded receiver".to_owned(),
-        };
-        line(f, "sent to", &to)?;
+        match &target.server {
+            Some(server) => line(f, "sent to", &format!("{server} over {}", target.link))?,
+            None => line(f, "sent to", "the embedded receiver")?,
+        }
         let outcome = match dump.outcome {
             Outcome::Complete => "complete, acknowledged by the receiver",
             Outcome::Unconfirmed => "all data acknowledged, FINISHED not",

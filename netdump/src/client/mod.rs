@@ -108,7 +108,7 @@ impl Client {
             length: plan.length,
             payload_limit: config.payload_limit(),
             neighbor: Neighbor::new(&config, now),
-            window: AckWindow::new(config.try_wait()),
+            window: AckWindow::new(config.payload_limit(), config.try_wait()),
             spans: Spans::new(plan.length),
             flow: Flow::Open,
             phase: Phase::Resolve,

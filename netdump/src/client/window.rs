@@ -96,8 +96,9 @@ pub(super) struct AckWindow {
 }
 
 impl AckWindow {
-    /// Empty; the next message is the dump's first. No wait for an ack will be longer than `longest_wait`.
-    pub(super) fn new(longest_wait: Duration) -> Self {
+    /// Empty; the next message is the dump's first. Full ones will have `payload_limit` bytes, and no wait for an ack
+    /// will be longer than `longest_wait`.
+    pub(super) fn new(payload_limit: usize, longest_wait: Duration) -> Self {
         Self {
             base: Sequence::FIRST,
             flights: VecDeque::with_capacity(SPAN),
@@ -107,7 +108,7 @@ impl AckWindow {
             transmissions: 0,
             doubled_at: 0,
             pace: Pace::Single,
-            congestion: Congestion::new(),
+            congestion: Congestion::new(payload_limit),
             round_trip: RoundTrip::new(longest_wait),
         }
     }
@@ -303,7 +304,7 @@ mod tests {
     /// A streaming window with `count` messages sent, numbered from 1 on.
     fn window(count: u64) -> (AckWindow, Instant) {
         let now = Instant::now();
-        let mut window = AckWindow::new(SECOND);
+        let mut window = AckWindow::new(4096, SECOND);
         window.set_pace(Pace::Stream);
         for number in 1..=count {
             assert!(window.has_room());
@@ -482,7 +483,7 @@ mod tests {
         #[test]
         fn window_agrees_with_a_set(start in any::<u32>(), steps in prop::collection::vec((0..3_u8, 0..80_u32), 1..400)) {
             let mut now = Instant::now();
-            let mut window = AckWindow::new(SECOND);
+            let mut window = AckWindow::new(4096, SECOND);
             window.set_pace(Pace::Stream);
             window.base = Sequence(start);
             let mut open = BTreeSet::new();

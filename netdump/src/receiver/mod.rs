@@ -71,7 +71,7 @@ pub struct ReceiverConfig {
     pub timeout: Duration,
     /// How long after a dump's end repeated messages are acknowledged again. A stock client repeats for 12 seconds.
     pub linger: Duration,
-    /// Most sessions at a time. When all are taken, one that has ended makes room.
+    /// Most sessions at a time. When all are taken, one that has ended makes room, or one to which nothing came.
     pub max_sessions: usize,
     /// Most separate ranges of received bytes in one session, at about 32 bytes of memory each: a bound on the holes
     /// of a sparse core. A message that would exceed it is not acknowledged.
@@ -137,7 +137,8 @@ pub enum ReceiverEvent<T> {
         /// Where the store has put it, or why it could not be kept.
         stored: Result<T, Arc<StoreError>>,
     },
-    /// The session is forgotten; its port is of no more use.
+    /// The session is forgotten; its port is of no more use. One to which nothing came may be closed without having
+    /// ended.
     Closed {
         /// The session.
         session: SessionId,
@@ -287,8 +288,7 @@ impl<S: DumpStore> Receiver<S> {
                 Err(Ignored::LateHerald)
             }
             HeraldAgain::NewDump => {
-                self.abandon(now, id, Cause::Restarted);
-                self.close(id);
+                self.make_way(now, id);
                 self.open(now, message.sequence, request)
             }
         }
@@ -299,9 +299,10 @@ impl<S: DumpStore> Receiver<S> {
             return Err(Ignored::Stopping);
         }
         if self.sessions.len() >= self.config.max_sessions {
-            let ended = self.sessions.iter().filter(|(_, session)| !session.is_open());
-            let oldest = ended.min_by_key(|(_, session)| session.heard()).map(|(&id, _)| id);
-            self.close(oldest.ok_or(Ignored::TooManySessions)?);
+            let known = self.sessions.iter().filter(|(_, session)| session.is_dispensable(now));
+            let oldest = known.min_by_key(|(_, session)| (session.is_open(), session.heard()));
+            let oldest = oldest.map(|(&id, _)| id).ok_or(Ignored::TooManySessions)?;
+            self.make_way(now, oldest);
         }
         let dump = match self.store.create(&request) {
             Ok(dump) => dump,
@@ -363,6 +364,16 @@ impl<S: DumpStore> Receiver<S> {
                 self.follow(id, failed);
             }
         }
+    }
+
+    /// Closes a session for another dump. Of one to which nothing came nothing is kept or told: a flood of HERALDs must
+    /// not fill the disk with empty dumps.
+    fn make_way(&mut self, now: Instant, id: SessionId) {
+        match self.sessions.get_mut(&id) {
+            Some(session) if session.is_unused() => session.discard(),
+            _ => self.abandon(now, id, Cause::Restarted),
+        }
+        self.close(id);
     }
 
     fn close(&mut self, session: SessionId) {

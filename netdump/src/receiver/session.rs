@@ -1,8 +1,9 @@
 //! One dump from one client: what its messages do, and when they are acknowledged.
 //!
 //! Every message may come late, repeatedly and in any order. An ack goes out only when the store has taken what the
-//! message carries; data that lies in a row is gathered into one write, and its acks wait for that. A session outlives its dump for a while, so that messages repeated because an ack was lost are
-//! acknowledged again; they change nothing then.
+//! message carries; data that lies in a row is gathered into one write, and its acks wait for that. A session outlives
+//! its dump for a while, so that messages repeated because an ack was lost are acknowledged again; they change nothing
+//! then.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,6 +26,9 @@ const RESTART_SILENCE: Duration = Duration::from_secs(2);
 /// ... and when another HERALD came in that silence, at least this much earlier: a lone duplicate can be as late as
 /// it likes.
 const RESTART_REPEAT: Duration = Duration::from_millis(250);
+/// A session to which nothing came in this time since its last HERALD gives its place to another client. A client that
+/// has the HERALD's ack sends at once, and one that lacks it repeats the HERALD about every second.
+const UNUSED: Duration = Duration::from_secs(3);
 /// How often the store is asked whether a commit is done.
 const COMMIT_POLL: Duration = Duration::from_millis(5);
 /// Most bytes gathered for one write.
@@ -37,10 +41,9 @@ const MAX_KEY_END: u64 = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Session<D> {
     request: NewDump,
-    herald: u32,
     state: State<D>,
     opened: Instant,
-    /// When the last message was taken.
+    /// When the last message was taken, HERALDs that were acknowledged included.
     heard: Instant,
     /// When, since then, a HERALD came that was not acknowledged.
     herald_again: Option<Instant>,
@@ -117,7 +120,6 @@ impl<D: OpenDump> Session<D> {
     pub(super) fn new(now: Instant, request: NewDump, herald: u32, dump: D, config: &ReceiverConfig) -> Self {
         Self {
             request,
-            herald,
             state: State::Receiving(dump),
             opened: now,
             heard: now,
@@ -151,6 +153,16 @@ impl<D: OpenDump> Session<D> {
         self.received.bytes()
     }
 
+    /// Whether nothing came but HERALDs.
+    pub(super) fn is_unused(&self) -> bool {
+        self.messages == 0 && matches!(self.state, State::Receiving(_))
+    }
+
+    /// Whether another client may have its place.
+    pub(super) fn is_dispensable(&self, now: Instant) -> bool {
+        !self.is_open() || (self.is_unused() && now.saturating_duration_since(self.heard) >= UNUSED)
+    }
+
     pub(super) fn count_ignored(&mut self) {
         self.ignored += 1;
     }
@@ -160,12 +172,11 @@ impl<D: OpenDump> Session<D> {
         self.acks.drain(..)
     }
 
-    /// Judges another HERALD from the same client, and acknowledges a repeated one.
+    /// Judges another HERALD from the same client, and acknowledges a repeated one. Before data that is any for the same
+    /// directory, as netdumpd sees it: whether the client has begun anew makes no difference then.
     pub(super) fn herald_again(&mut self, now: Instant, sequence: u32, request: &NewDump) -> HeraldAgain {
-        if self.messages == 0 && matches!(self.state, State::Receiving(_)) {
-            if sequence != self.herald || *request != self.request {
-                return HeraldAgain::NewDump;
-            }
+        if self.is_unused() && *request == self.request {
+            self.heard = now;
             self.acks.push(sequence);
             return HeraldAgain::Repeated;
         }
@@ -248,6 +259,14 @@ impl<D: OpenDump> Session<D> {
                 self.state = other;
                 None
             }
+        }
+    }
+
+    /// Forgets a dump of which nothing came.
+    pub(super) fn discard(&mut self) {
+        if let State::Receiving(dump) = &mut self.state {
+            dump.discard();
+            self.state = State::Abandoned;
         }
     }
 

@@ -31,7 +31,7 @@ pub trait DumpStore {
 /// One dump being written. What a call has taken survives the death of this program, as far as the storage is capable
 /// of that: the client is told so as soon as the call returns.
 ///
-/// After [`Self::abandon`], or [`Self::commit`] with [`Commit::Done`], nothing else is called.
+/// After [`Self::abandon`], [`Self::discard`], or [`Self::commit`] with [`Commit::Done`], nothing else is called.
 pub trait OpenDump {
     /// As in [`DumpStore`].
     type Stored;
@@ -51,6 +51,9 @@ pub trait OpenDump {
 
     /// Keeps what came under a name that says that it is not whole.
     fn abandon(&mut self, summary: &DumpSummary, ending: &Ending) -> Result<Self::Stored, StoreError>;
+
+    /// Removes what was made for a dump of which nothing came.
+    fn discard(&mut self) {}
 }
 
 /// How far a commit is.

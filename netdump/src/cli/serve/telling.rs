@@ -58,10 +58,14 @@ impl Teller {
             }
             ReceiverEvent::Header { session, header } => self.header(*session, header),
             ReceiverEvent::Ended { session, ending, summary, stored } => {
+                self.peers.remove(session);
                 self.ended(*session, ending, summary, stored.as_ref().map_err(|error| chain(error)));
             }
             ReceiverEvent::Closed { session } => {
-                self.peers.remove(session);
+                if let Some(peer) = self.peers.remove(session) {
+                    tracing::trace!(peer, "nothing came");
+                    self.emit(&json!({ "event": "discarded", "session": session.number(), "peer": peer }));
+                }
             }
         }
     }
@@ -100,8 +104,8 @@ impl Teller {
         };
         let peer = self.peers.get(&session);
         match fields {
-            Some(fields) => tracing::debug!(peer, panic = ?fields.panic_string, parity, "dump header"),
-            None => tracing::debug!(peer, ?header, "dump header not usable"),
+            Some(fields) => tracing::trace!(peer, panic = ?fields.panic_string, parity, "dump header"),
+            None => tracing::trace!(peer, ?header, "dump header not usable"),
         }
         self.emit(&json!({
             "event": "header",
@@ -135,7 +139,7 @@ impl Teller {
         if ending.is_complete() {
             tracing::info!(%peer, holes, repeated = summary.repeated, panic, "{ending}: {sizes}");
         } else {
-            tracing::warn!(%peer, missing = ?summary.gaps, "{ending}; received {sizes}");
+            tracing::warn!(%peer, gaps = summary.gaps.count, missing = holes, "{ending}; received {sizes}");
         }
         if let Err(error) = &stored {
             tracing::error!(%peer, error, "the dump could not be kept");

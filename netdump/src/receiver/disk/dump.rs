@@ -55,7 +55,7 @@ impl DiskDump {
         index: u32,
         note: Option<String>,
     ) -> Result<Self, StoreError> {
-        let names = ["vmcore", "info"].map(|kind| format!("{kind}.{host}.{index}.partial"));
+        let names = partial_names(&host, index);
         let make = |name: &String| {
             let made = directory.create_new(name, PRIVATE);
             made.map_err(|source| StoreError::File { doing: "making", path: directory.path_of(name), source })
@@ -80,9 +80,7 @@ impl DiskDump {
                 Ok(Self { files: Arc::new(files), text, commit: None })
             }
             Err(error) => {
-                for name in names.iter().chain([&format!("info.{host}.{index}")]) {
-                    let _ = directory.remove(name);
-                }
+                remove_all(&directory, &host, index);
                 Err(error)
             }
         }
@@ -131,6 +129,10 @@ impl OpenDump for DiskDump {
 
     fn abandon(&mut self, summary: &DumpSummary, ending: &Ending) -> Result<StoredDump, StoreError> {
         self.files.abandon(&self.text.ended(summary, ending), &summary.header)
+    }
+
+    fn discard(&mut self) {
+        remove_all(&self.files.directory, &self.files.host, self.files.index);
     }
 }
 
@@ -237,6 +239,18 @@ impl Files {
     }
 }
 
+/// The files of a dump of which nothing came, but for the info file that claims its number.
+fn partial_names(host: &str, index: u32) -> [String; 2] {
+    ["vmcore", "info"].map(|kind| format!("{kind}.{host}.{index}.partial"))
+}
+
+/// Removes them; the number is free when all are gone.
+fn remove_all(directory: &Directory, host: &str, index: u32) {
+    for name in partial_names(host, index).iter().chain([&format!("info.{host}.{index}")]) {
+        let _ = directory.remove(name);
+    }
+}
+
 /// How netdumpd names a core with such a header.
 struct CoreName {
     kind: &'static str,
@@ -254,10 +268,10 @@ fn core_name(header: &HeaderSeen) -> CoreName {
     }
 }
 
-/// Allocates blocks for the longest text.
+/// Allocates blocks for the longest text. The file stays empty: that is what is left of it if the receiver dies.
 fn reserve(file: &File) -> io::Result<()> {
     let len = i64::try_from(info::MAX_LEN).expect("a constant of some KiB fits");
-    match fallocate(file, FallocateFlags::empty(), 0, len) {
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, len) {
         // Not every file system can; then the text may be lost when the disk is full, not the core.
         Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
         Err(error) => Err(error.into()),

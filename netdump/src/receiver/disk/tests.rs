@@ -112,6 +112,14 @@ fn next_dump_takes_the_next_number_and_the_links() {
 }
 
 #[test]
+fn nothing_is_left_of_a_dump_that_is_discarded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = store(dir.path());
+    store.create(&request(b"")).unwrap().discard();
+    assert_eq!(names(dir.path()), [format!("bounds.{H}")]);
+}
+
+#[test]
 fn while_it_is_received_a_dump_is_said_to_be_incomplete() {
     let dir = tempfile::tempdir().unwrap();
     let mut dump = store(dir.path()).create(&request(b"")).unwrap();
@@ -122,6 +130,7 @@ fn while_it_is_received_a_dump_is_said_to_be_incomplete() {
     dump.write_at(0, b"core").unwrap();
     // As after kill -9: what was acknowledged is in the files.
     drop(dump);
+    assert_eq!(text(dir.path().join(format!("info.{H}.0.partial"))), "");
     assert!(text(&info).contains("Panic String: boom\n"));
     assert_eq!(text(dir.path().join(format!("vmcore.{H}.0.partial"))), "core");
     let mut again = store(dir.path());

@@ -13,6 +13,7 @@ use super::open::{OpenError, open};
 use super::symbols::KernelSymbols;
 use crate::facts::{self, GuestFacts};
 pub use render::bytes_text;
+pub(super) use render::plain;
 
 /// Everything that is said of a core.
 #[derive(Debug, Clone, PartialEq, Serialize)]

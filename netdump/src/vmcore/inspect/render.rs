@@ -1,5 +1,5 @@
-//! The text of an [`Inspection`] for a terminal: one block a subject, facts at a glance. Texts of the guest are printed
-//! without control characters.
+//! The text of an [`Inspection`] for a terminal: one block a subject, facts at a glance. Texts of others (the guest, a
+//! server, a file's name) are printed [plainly](plain).
 
 use std::fmt::{self, Display, Write as _};
 
@@ -14,7 +14,7 @@ const LABEL: usize = 9;
 
 impl Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.path.display())?;
+        writeln!(f, "{}", plain(&self.path.display().to_string()))?;
         self.file(f)?;
         self.panic(f)?;
         self.guest(f)?;
@@ -22,7 +22,7 @@ impl Display for Inspection {
         self.memory(f)?;
         self.cpus(f)?;
         self.environment(f)?;
-        self.problems.iter().try_for_each(|problem| line(f, "Problem", problem))
+        self.problems.iter().try_for_each(|problem| line(f, "Problem", plain(problem)))
     }
 }
 
@@ -218,11 +218,13 @@ fn rest(f: &mut fmt::Formatter<'_>, count: usize, what: &str) -> fmt::Result {
     }
 }
 
-/// A guest's text without anything that a terminal would obey.
-fn plain(text: &str) -> String {
+/// Somebody else's text without anything that a terminal would obey, be it a command or a change of direction.
+pub(in crate::vmcore) fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.trim_end().chars() {
-        if character.is_control() {
+        let turns =
+            matches!(character, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if character.is_control() || turns {
             write!(out, "{}", character.escape_default()).expect("writing to a String cannot fail");
         } else {
             out.push(character);
@@ -258,6 +260,6 @@ mod tests {
 
     #[test]
     fn guest_text_cannot_command_the_terminal() {
-        assert_eq!(plain("a\x1b[2Jb\u{9b}c\n"), "a\\u{1b}[2Jb\\u{9b}c");
+        assert_eq!(plain("a\x1b[2Jb\u{9b}c\u{202e}d\n"), "a\\u{1b}[2Jb\\u{9b}c\\u{202e}d");
     }
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::core_file::CoreFile;
 use super::info::{self, InfoFile};
-use super::inspect::bytes_text;
+use super::inspect::{bytes_text, plain};
 use super::memory::PhysicalMemory;
 use super::open::{Core, OpenError, Piece, PieceContent, open};
 use crate::report::{DumpReport, Outcome};
@@ -83,7 +83,7 @@ const STRUCTURE: &str = "structure";
 const CONTENT: &str = "content";
 
 impl fmt::Display for Verdict {
-    /// A line for each check, then the verdict.
+    /// A line for each check, then the verdict. Whatever a server's info file or a report says stays on its line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for check in &self.checks {
             let mark = match check.finding {
@@ -91,7 +91,7 @@ impl fmt::Display for Verdict {
                 Finding::Fail => "FAIL",
                 Finding::NotApplicable => "-",
             };
-            writeln!(f, "{mark:>4}  {:<10} {}", check.name, check.text)?;
+            writeln!(f, "{mark:>4}  {:<10} {}", check.name, plain(&check.text))?;
         }
         f.write_str(match (self.whole(), self.is_content_proven()) {
             (true, true) => "The core is whole: its content is what the sender sent.",
