@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 mod addresses;
+mod failures;
+mod interfaces;
 mod lab;
 mod links;
 mod reset;

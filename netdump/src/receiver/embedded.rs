@@ -1,12 +1,16 @@
 //! A link whose other end is a receiver in this process: real frames, no network, no root. The receiver works inside
 //! [`Link::send`] and [`Link::receive`]; nothing is queued but its acks.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::host::{Host, HostConfig};
-use super::{DiskStore, Ending, HostNames, Receiver, ReceiverConfig, ReceiverEvent, StoreError, StoredDump};
+use super::{
+    Cause, DiskStore, Ending, HostNames, Receiver, ReceiverConfig, ReceiverEvent, StoreError, StoredDump,
+};
 use crate::link::{Frame, Link, LinkError, Sent};
 use crate::wire::MacAddr;
 
@@ -22,6 +26,8 @@ pub struct EmbeddedLink {
     mtu: u32,
     stored: Option<StoredDump>,
     ending: Option<Ending>,
+    /// Why the receiver cannot store. Over a wire it would fall silent; here its words can reach the sender.
+    broken: Option<Arc<StoreError>>,
 }
 
 impl EmbeddedLink {
@@ -31,7 +37,7 @@ impl EmbeddedLink {
         let store = DiskStore::create(directory, HostNames::numeric())?;
         let receiver = Receiver::new(ReceiverConfig::default(), store);
         let config = HostConfig { mac: SERVER_MAC, address: server };
-        Ok(Self { host: Host::new(config, receiver), mtu, stored: None, ending: None })
+        Ok(Self { host: Host::new(config, receiver), mtu, stored: None, ending: None, broken: None })
     }
 
     /// Where the last dump that ended is. A dump whose FINISHED was acknowledged has ended.
@@ -59,15 +65,16 @@ impl EmbeddedLink {
         while let Some(event) = self.host.poll_event() {
             match event {
                 ReceiverEvent::Ended { ending, stored, .. } => {
+                    if let Ending::Incomplete(Cause::Store(error)) = &ending {
+                        self.broken = Some(error.clone());
+                    }
                     self.ending = Some(ending);
                     match stored {
                         Ok(stored) => self.stored = Some(stored),
                         Err(error) => tracing::warn!(%error, "the dump could not be kept"),
                     }
                 }
-                ReceiverEvent::Refused { error, .. } => {
-                    tracing::warn!(error = &*error as &dyn std::error::Error, "the dump cannot be stored");
-                }
+                ReceiverEvent::Refused { error, .. } => self.broken = Some(error),
                 _ => {}
             }
         }
@@ -105,6 +112,10 @@ impl Link for EmbeddedLink {
                 return Ok(true);
             }
             self.take_events();
+            if let Some(error) = self.broken.take() {
+                let doing = "the embedded receiver cannot store the dump".to_owned();
+                return Err(LinkError::Io { doing, source: io::Error::other(error) });
+            }
             if now >= until {
                 return Ok(false);
             }
@@ -180,6 +191,23 @@ mod tests {
         assert_eq!(link.stored(), None);
         let stored = link.finish().expect("it is kept").clone();
         assert_eq!((stored.complete, stored.core), (false, dir.path().join("vmcore.10.0.0.2.0.incomplete")));
+    }
+
+    #[test]
+    fn receiver_that_cannot_store_ends_the_dump_at_once_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut link = EmbeddedLink::open(dir.path(), SERVER, 1500).unwrap();
+        std::fs::remove_dir(dir.path()).unwrap();
+        let report = run(&mut link, &core(), &mut |_| ControlFlow::Continue(()));
+        assert_eq!(report.outcome, Outcome::Failed);
+        assert!(report.seconds < 1.0, "{report:?}");
+        let reason = report.reason.unwrap();
+        let want =
+            "the link failed while announcing the dump: the embedded receiver cannot store the dump: making ";
+        assert!(
+            reason.starts_with(want) && reason.ends_with("No such file or directory (os error 2)"),
+            "{reason}"
+        );
     }
 
     #[test]
