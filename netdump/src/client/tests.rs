@@ -351,6 +351,18 @@ fn the_herald_is_repeated_for_the_originals_patience() {
 }
 
 #[test]
+fn a_path_that_takes_only_short_messages_is_suspected() {
+    let mut bench = Bench::accepted(config(), plan(20 * 1448 + 10));
+    let last = bench.messages().last().unwrap().sequence;
+    bench.ack(last).unwrap();
+    bench.silence();
+    let (outcome, reason) = bench.outcome_and_reason();
+    assert_eq!(outcome, Outcome::Failed);
+    let want = "no packet of 1500 bytes was acknowledged (is the MTU smaller on the way?)";
+    assert!(reason.ends_with(want), "{reason}");
+}
+
+#[test]
 fn a_silent_server_leaves_a_list_of_what_is_missing() {
     let mut bench = Bench::accepted(config(), plan(100 * 1448));
     bench.messages();
