@@ -12,7 +12,10 @@ fn print_rate(what: &str, mtu: &str, report: &serde_json::Value) {
     let dump = &report["dump"];
     let (bytes, seconds) = (dump["bytes_sent"].as_f64().unwrap(), dump["seconds"].as_f64().unwrap());
     let (rate, resends) = (bytes / seconds / 1e6, &dump["resends"]);
-    println!("{what:<9} MTU {mtu:<5} {:>5.0} MB in {seconds:.2} s: {rate:>5.0} MB/s, {resends} resends", bytes / 1e6);
+    println!(
+        "{what:<9} MTU {mtu:<5} {:>5.0} MB in {seconds:.2} s: {rate:>5.0} MB/s, {resends} resends",
+        bytes / 1e6
+    );
     assert!(rate > 5.0, "{what}: {rate} MB/s");
 }
 
