@@ -8,7 +8,9 @@ use harness::netns::until;
 use harness::programs::{Running, arg, program};
 use nix::sys::signal::Signal;
 
-use crate::lab::{CLIENT, IMPATIENT, Lab, Receiver, SERVER, SMALL, TO_COLLECTOR, check, reason};
+use crate::lab::{
+    CLIENT, FAR_CLIENT, GATEWAY, IMPATIENT, Lab, Receiver, SERVER, SMALL, TO_COLLECTOR, check, reason,
+};
 use crate::needs_network;
 
 /// A guest whose dump is long enough for a test to act in the middle of it: about 17 MB, at 8 MB/s.
@@ -212,6 +214,42 @@ fn servers_that_do_not_answer_are_named_with_what_was_asked_of_them() {
     // A host that has no way there.
     let away = ["--netdump-link", "udp", "--netdump-server", "192.0.2.1"];
     assert_fails(&lab, &away, &["192.0.2.1", "unreachable"]);
+}
+
+#[test]
+fn a_way_narrower_than_the_link_is_suspected() {
+    needs_network!();
+    let lab = Lab::bridged();
+    lab.host.ip("link set tap0 mtu 9000");
+    let quick = ["--netdump-polls", "100", "--netdump-retries", "5"];
+    let suspected = |lab: &Lab, options: &[&str], words: &[&str]| {
+        let _receiver = lab.serve();
+        let bench = Bench::new("panic");
+        assert_code(&lab.start(&bench, &[&SMALL[..], &quick, options].concat()).wait(), 11);
+        let reason = reason(&bench);
+        assert!(words.iter().all(|word| reason.contains(word)), "{words:?} in {reason}");
+    };
+    suspected(&lab, &TO_COLLECTOR, &["stopped acknowledging", "no packet of 4148 bytes", "MTU"]);
+    // A router says so by ICMP, but to the guest, which is stopped.
+    let lab = Lab::routed();
+    lab.narrow_the_far_network(1400);
+    let far = ["--tap", "tap0", "--netdump-server", SERVER, "--netdump-client", FAR_CLIENT];
+    let options = [&far[..], &["--netdump-gateway", GATEWAY]].concat();
+    suspected(&lab, &options, &["stopped acknowledging", "no packet of 1500 bytes", "MTU"]);
+}
+
+#[test]
+fn a_link_that_needs_a_server_says_who_can_name_one() {
+    needs_network!();
+    let lab = Lab::bridged();
+    let options = ["--tap", "tap0", "--netdump-link", "tap", "--netdump-client", CLIENT];
+    assert_fails(&lab, &options, &["needs a server", "--netdump-server", "net.dump.server"]);
+    // What the guest named and was refused is in the report, and what the user reads names it.
+    let bench = Bench::new("panic");
+    let refused = ["--kenv=net.dump.server=10.0.0.9", "--allow-server", "10.9.0.0/16"];
+    let vmm = lab.start(&bench, &[&SMALL[..], &options, &refused].concat()).wait();
+    assert_code(&vmm, 11);
+    assert!(vmm.stderr.contains("--allow-server"), "{}", vmm.stderr);
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub(crate) struct Lab {
     /// Where `netdump serve` runs.
     pub(crate) collector: Namespace,
     /// What is between their networks.
-    _router: Option<Namespace>,
+    router: Option<Namespace>,
 }
 
 impl Lab {
@@ -57,7 +57,7 @@ impl Lab {
         collector.ip(&format!("link set eth0 mtu {mtu}"));
         collector.ip("address add 10.0.0.9/24 dev eth0");
         bridge(&host, mtu);
-        Self { host, collector, _router: None }
+        Self { host, collector, router: None }
     }
 
     /// Host and collector on two networks, with a router between them.
@@ -71,7 +71,7 @@ impl Lab {
         collector.ip("address add 10.0.0.9/24 dev eth0");
         collector.ip("route add default via 10.0.0.1");
         bridge(&host, 1500);
-        Self { host, collector, _router: Some(router) }
+        Self { host, collector, router: Some(router) }
     }
 
     /// Another tap on the bridge.
@@ -87,7 +87,12 @@ impl Lab {
 
     /// Starts a receiver that stores in `folder`, and waits until it listens.
     pub(crate) fn serve_in(&self, folder: &Path) -> Running {
-        let arguments = ["serve", "--dir", arg(folder), "--listen", SERVER];
+        self.serve_at(SERVER, folder)
+    }
+
+    /// The same at another address or port.
+    pub(crate) fn serve_at(&self, address: &str, folder: &Path) -> Running {
+        let arguments = ["serve", "--dir", arg(folder), "--listen", address];
         let running = self.collector.start(program("netdump"), &arguments);
         running.wait_for_stderr("listening");
         running
@@ -106,6 +111,13 @@ impl Lab {
         let core = receiver.wait_for_cores(before + 1).remove(before);
         check(bench, &core);
         Dump { vmm, core, report: bench.report() }
+    }
+
+    /// Sets the MTU between router and collector.
+    pub(crate) fn narrow_the_far_network(&self, mtu: u32) {
+        let router = self.router.as_ref().expect("there is a router");
+        router.ip(&format!("link set wan0 mtu {mtu}"));
+        self.collector.ip(&format!("link set eth0 mtu {mtu}"));
     }
 
     /// Makes the way from the host to the collector slow, so that a test can act in the middle of a dump.

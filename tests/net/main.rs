@@ -7,6 +7,7 @@ mod failures;
 mod interfaces;
 mod lab;
 mod links;
+mod rates;
 mod reset;
 mod routing;
 mod wedge;

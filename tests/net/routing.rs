@@ -1,8 +1,8 @@
 //! A server on another network, and a dump whose target only the guest knows.
 
-use harness::guests::Bench;
+use harness::guests::{Bench, assert_code};
 
-use crate::lab::{FAR_CLIENT, GATEWAY, Lab, SERVER, SMALL};
+use crate::lab::{FAR_CLIENT, GATEWAY, Lab, SERVER, SMALL, check};
 use crate::needs_network;
 
 #[test]
@@ -53,4 +53,23 @@ fn a_gateway_is_not_used_where_the_server_itself_answers() {
     let way = ["--tap", "tap0", "--netdump-server", SERVER, "--netdump-client", "10.0.0.5"];
     // Nobody has that address.
     lab.dump(&receiver, &bench, &[&SMALL[..], &way, &["--netdump-gateway", "10.0.0.66"]].concat());
+}
+
+#[test]
+fn a_server_may_listen_on_another_port() {
+    needs_network!();
+    let lab = Lab::bridged();
+    let folder = tempfile::tempdir().unwrap();
+    let receiver = lab.serve_at("10.0.0.9:4711", folder.path());
+    for (options, number) in
+        [(["--netdump-server", "10.0.0.9:4711"], 6), (["--kenv", "net.dump.server=10.0.0.9:4711"], 7)]
+    {
+        let bench = Bench::new("panic");
+        let client = format!("--netdump-client=10.0.0.{number}");
+        let vmm = lab.start(&bench, &[&SMALL[..], &["--tap", "tap0", &client], &options].concat()).wait();
+        assert_code(&vmm, 10);
+        let core = folder.path().join(format!("vmcore.10.0.0.{number}.0"));
+        check(&bench, &core);
+        assert!(receiver.stdout().contains(core.to_str().unwrap()));
+    }
 }

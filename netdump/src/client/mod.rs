@@ -19,19 +19,21 @@ mod incoming;
 mod neighbor;
 mod outgoing;
 mod phase;
+mod silence;
 mod spans;
 mod timers;
 mod window;
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use config::{ClientConfig, ConfigError, DumpPlan, MIN_MTU, check_path};
 pub use ignored::{Ignored, IgnoredCounts};
 pub use neighbor::NextHop;
 pub use outgoing::{Attempt, PAYLOAD_AT, Sending, Transmit};
 pub use phase::{ClientEvent, Ending, FailReason, Phase};
+pub use silence::Suspicion;
 pub use window::Sequence;
 
 use self::incoming::Incoming;
@@ -92,6 +94,8 @@ pub struct Client {
     deadline: Option<Instant>,
     /// Who else uses our address.
     conflict: Option<MacAddr>,
+    /// Payload bytes of the longest data message that was acknowledged.
+    longest_acked: usize,
     events: VecDeque<ClientEvent>,
     stats: ClientStats,
 }
@@ -116,6 +120,7 @@ impl Client {
             learned_port: None,
             deadline: config.deadline().map(|limit| now + limit),
             conflict: None,
+            longest_acked: 0,
             events: VecDeque::from([ClientEvent::Reached(Phase::Resolve)]),
             stats: ClientStats::default(),
             config,
@@ -287,7 +292,10 @@ impl Client {
                 self.learned_port = Some(port);
                 self.events.push_back(ClientEvent::Accepted { port });
             }
-            MessageKind::Vmcore => self.stats.bytes_acked += chunk.len as u64,
+            MessageKind::Vmcore => {
+                self.stats.bytes_acked += chunk.len as u64;
+                self.longest_acked = self.longest_acked.max(chunk.len);
+            }
             MessageKind::Kdh | MessageKind::EkcdKey | MessageKind::Finished => {}
         }
         self.advance();
@@ -358,33 +366,6 @@ impl Client {
             Phase::Key => self.queued += chunk.len,
             Phase::Herald | Phase::Header | Phase::Finish => self.queued = 1,
             Phase::Resolve | Phase::Closed => {}
-        }
-    }
-
-    /// When the oldest unacknowledged message has been waited for long enough.
-    fn gives_up_at(&self) -> Option<Instant> {
-        Some(self.window.oldest()? + self.patience())
-    }
-
-    fn patience(&self) -> Duration {
-        match self.phase {
-            Phase::Finish => self.config.finish_patience(),
-            _ => self.config.patience(),
-        }
-    }
-
-    fn silence(&self) -> FailReason {
-        let (waited, conflict) = (self.patience(), self.conflict);
-        match self.phase {
-            Phase::Herald => {
-                let server = SocketAddrV4::new(self.config.server, self.config.server_port);
-                FailReason::NoServer { server, waited, conflict }
-            }
-            Phase::Finish => FailReason::Unfinished { server: self.server(), waited },
-            phase => {
-                let missing = self.missing_bytes();
-                FailReason::Silent { server: self.server(), phase, waited, missing, conflict }
-            }
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::neighbor::NextHop;
+use super::silence::Suspicion;
 use crate::ReadError;
 use crate::link::LinkError;
 use crate::report::Outcome;
@@ -113,20 +114,20 @@ pub enum FailReason {
         gateway: Option<Ipv4Addr>,
     },
     /// The HERALD was not acknowledged.
-    #[error("no netdump server answers at {server} (UDP) within {waited:?}{}", rival(*.conflict))]
+    #[error("no netdump server answers at {server} (UDP) within {waited:?}{}", or_nothing(*.suspicion))]
     NoServer {
         /// Where the HERALD went.
         server: SocketAddrV4,
         /// How long the client waited.
         waited: Duration,
-        /// Another host that uses the client's address, and may have got the ack.
-        conflict: Option<MacAddr>,
+        /// What may be behind it.
+        suspicion: Option<Suspicion>,
     },
     /// The server fell silent.
     #[error(
         "{server} stopped acknowledging while {phase}, {waited:?} ago; {}{}",
         lacking(*.phase, *.missing),
-        rival(*.conflict)
+        or_nothing(*.suspicion)
     )]
     Silent {
         /// The server, with the port of this dump.
@@ -137,8 +138,8 @@ pub enum FailReason {
         waited: Duration,
         /// Bytes of the core that were not acknowledged.
         missing: u64,
-        /// Another host that uses the client's address, and may have got the acks.
-        conflict: Option<MacAddr>,
+        /// What may be behind it.
+        suspicion: Option<Suspicion>,
     },
     /// FINISHED was not acknowledged.
     #[error("{server} has acknowledged the whole core but not within {waited:?} that it is stored")]
@@ -191,9 +192,8 @@ fn lacking(phase: Phase, missing: u64) -> String {
     }
 }
 
-fn rival(conflict: Option<MacAddr>) -> String {
-    conflict
-        .map_or_else(String::new, |mac| format!("; {mac} uses the guest's address too and may get the acks"))
+fn or_nothing(suspicion: Option<Suspicion>) -> String {
+    suspicion.map_or_else(String::new, |suspicion| format!("; {suspicion}"))
 }
 
 fn or_gateway(gateway: Option<&Ipv4Addr>) -> String {
@@ -219,16 +219,16 @@ mod tests {
         let gateway = Some(Ipv4Addr::new(10, 0, 0, 1));
         let said = FailReason::NoNeighbor { server: *server.ip(), gateway }.to_string();
         assert_eq!(said, "10.0.0.9 does not answer ARP, and neither does the gateway 10.0.0.1");
-        let said =
-            FailReason::Silent { server, phase: Phase::Data, waited, missing: 7, conflict: None }.to_string();
+        let said = FailReason::Silent { server, phase: Phase::Data, waited, missing: 7, suspicion: None }
+            .to_string();
         let want = "10.0.0.9:4000 stopped acknowledging while sending memory, 12s ago; 7 bytes of the core are missing";
         assert_eq!(said, want);
-        let conflict = Some(MacAddr([2, 0, 0, 0, 0, 7]));
-        let said = FailReason::NoServer { server, waited, conflict }.to_string();
+        let suspicion = Some(Suspicion::Rival(MacAddr([2, 0, 0, 0, 0, 7])));
+        let said = FailReason::NoServer { server, waited, suspicion }.to_string();
         let want = "no netdump server answers at 10.0.0.9:4000 (UDP) within 12s; \
                     02:00:00:00:00:07 uses the guest's address too and may get the acks";
         assert_eq!(said, want);
-        let said = FailReason::Silent { server, phase: Phase::Header, waited, missing: 0, conflict: None }
+        let said = FailReason::Silent { server, phase: Phase::Header, waited, missing: 0, suspicion: None }
             .to_string();
         let want = "10.0.0.9:4000 stopped acknowledging while sending the dump header, 12s ago; only the dump header is missing";
         assert_eq!(said, want);

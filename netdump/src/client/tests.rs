@@ -1,6 +1,7 @@
 //! The client against a peer that says exactly what a test lets it say.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -348,6 +349,18 @@ fn the_herald_is_repeated_for_the_originals_patience() {
     assert_eq!(bench.now - start, 12 * SECOND);
     let want = "no netdump server answers at 10.0.0.9:20023 (UDP) within 12s";
     assert_eq!(bench.outcome_and_reason(), (Outcome::Failed, want.to_owned()));
+}
+
+#[test]
+fn a_path_that_takes_only_short_messages_is_suspected() {
+    let mut bench = Bench::accepted(config(), plan(20 * 1448 + 10));
+    let last = bench.messages().last().unwrap().sequence;
+    bench.ack(last).unwrap();
+    bench.silence();
+    let (outcome, reason) = bench.outcome_and_reason();
+    assert_eq!(outcome, Outcome::Failed);
+    let want = "no packet of 1500 bytes was acknowledged (is the MTU smaller on the way?)";
+    assert!(reason.ends_with(want), "{reason}");
 }
 
 #[test]
