@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
-use crate::aftermath::{Aftermath, ReportError};
+use crate::aftermath::Aftermath;
 use crate::boot::{self, BootError, KernelImage};
 use crate::bus::{Bus, BusError};
 use crate::config::{DumpConfig, OnPanic, OnReset, VmConfig};
@@ -19,7 +19,7 @@ use crate::console::{Console, ConsoleOutput};
 use crate::devices::serial::SerialPort;
 use crate::events::{self, EventQueue, MachineEvent, PanicEvent};
 use crate::input::Input;
-use crate::link::TapRoute;
+use crate::link::{LinkSpec, TapRoute};
 use crate::memory;
 use crate::nic::Nic;
 use crate::panic::{Places, REQUEST, Wakeup};
@@ -55,8 +55,8 @@ pub enum MachineError {
     },
     #[error("vCPU {vcpu} cannot be run: {reason}")]
     Vcpu { vcpu: u32, reason: String },
-    #[error(transparent)]
-    Report(#[from] ReportError),
+    #[error("--crash-dir {0} is not a folder")]
+    CrashDir(PathBuf),
 }
 
 fn os(doing: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
@@ -83,6 +83,10 @@ impl Host<'_> {
             return Ok(None);
         }
         let link = self.dump.link_for(self.dump.server, nic.is_some());
+        let crash_dir = &self.dump.crash_dir;
+        if link == LinkSpec::Embedded && crash_dir.exists() && !crash_dir.is_dir() {
+            return Err(MachineError::CrashDir(crash_dir.clone()));
+        }
         Ok(link.check(nic.map(Nic::tap))?)
     }
 }
@@ -103,7 +107,7 @@ pub fn run(
         let end = machine.run(&signals, &mut input, observer)?;
         let verdict = match end {
             End::PowerOff => return Ok(machine.status_without_panic()),
-            End::Stopped => return Ok(ExitStatus::PoweredOff),
+            End::Stopped => return Ok(machine.status_without_panic()),
             End::Reset if machine.crash_loaded => {
                 machine.after_panic(host.vm.on_panic, ExitStatus::NotDumped)
             }
@@ -114,7 +118,7 @@ pub fn run(
             End::Panic(panic) => {
                 let nic = nic.as_ref();
                 let mut ending = Aftermath { host, signals: &signals, observer, nic, route: route.as_ref() };
-                let status = ending.dump(&mut machine.vm, &panic)?;
+                let status = ending.dump(&mut machine.vm, &panic);
                 // Whoever interrupted the dump wants the VMM to end, not the guest to boot again.
                 let policy =
                     if signals.stop_requested().is_some() { OnPanic::Exit } else { host.vm.on_panic };

@@ -145,12 +145,14 @@ impl VmBuilder {
         let vcpus = (0..count)
             .map(|index| self.vcpu(index, count, entry, with, &sender))
             .collect::<Result<Vec<_>, _>>()?;
-        let vcpus = vcpus
-            .into_iter()
-            .map(Vcpu::start)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|source| VmError::Os { doing: "starting a vCPU thread", source })?;
-        Ok(Vm { vcpus, parked, _fd: self.fd, memory: self.memory })
+        // Should one thread not start, the machine ends those that run before memory goes.
+        let mut vm = Vm { vcpus: Vec::new(), parked, _fd: self.fd, memory: self.memory };
+        for vcpu in vcpus {
+            let handle =
+                vcpu.start().map_err(|source| VmError::Os { doing: "starting a vCPU thread", source })?;
+            vm.vcpus.push(handle);
+        }
+        Ok(vm)
     }
 
     fn check_cpu_count(&self, wanted: u8) -> Result<(), VmError> {
@@ -212,14 +214,14 @@ impl Vm {
                 Err(_) => self.kick_where(|index| states.get(index).is_some_and(Option::is_none)),
             }
         }
-        let all_stopped_at = states.iter().flatten().map(|parked| parked.at).max();
+        let stopped_at = states.iter().map(|parked| parked.as_ref().map_or(until, |parked| parked.at)).max();
         let cpus = (0..).zip(states).map(|(index, parked)| state_of(index, parked)).collect();
         let ranges = self
             .memory
             .iter()
             .map(|region| MemoryRange { start: region.start_addr().0, len: region.len() })
             .collect();
-        PausedGuest { memory: &self.memory, ranges, cpus, stopped_at: all_stopped_at.unwrap_or(until) }
+        PausedGuest { memory: &self.memory, ranges, cpus, stopped_at: stopped_at.unwrap_or(until) }
     }
 
     fn kick_where(&self, wanted: impl Fn(usize) -> bool) {
@@ -267,7 +269,7 @@ pub(crate) struct PausedGuest<'vm> {
 }
 
 impl PausedGuest<'_> {
-    /// When the last vCPU stopped.
+    /// When the last vCPU stopped, or when waiting for one that did not was given up.
     pub(crate) fn stopped_at(&self) -> Instant {
         self.stopped_at
     }
