@@ -270,6 +270,19 @@ fn clients_are_served_at_once() {
 }
 
 #[test]
+fn a_stranger_with_a_herald_does_not_take_the_place_of_the_only_dump() {
+    let (dir, files) = (directory(), directory());
+    let (file, bytes) = pattern(files.path(), "core", 100_000);
+    let mut server = Server::start(dir.path(), &["--once"]);
+    let _stranger = Peer::herald(server.address, b"");
+    let sent = server.send_command(&file).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(sent.code(), Some(0));
+    server.event("discarded");
+    assert!(fs::read(path_of(&server.event("ended"), "core")).unwrap() == bytes);
+    assert_eq!(server.exit_code(), Some(0));
+}
+
+#[test]
 fn acknowledged_bytes_survive_the_receivers_death() {
     let dir = directory();
     let mut server = Server::start(dir.path(), &[]);

@@ -1,9 +1,14 @@
 //! RAM of all sizes.
 
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::guests::{Bench, assert_code, verify};
 use harness::programs::Running;
+use harness::readers::elf::ElfCore;
+use nix::sys::signal::Signal;
 
 use crate::needs_kvm;
 
@@ -35,7 +40,6 @@ fn memory_above_4_gib_arrives_and_untouched_pages_are_neither_sent_nor_stored() 
     assert!(bench.check_memory(&core) > 0);
     let metadata = std::fs::metadata(&core).unwrap();
     assert!(metadata.len() > 6 << 30);
-    use std::os::unix::fs::MetadataExt;
     assert!(metadata.blocks() * 512 < 256 << 20, "the stored core is sparse");
 }
 
@@ -60,4 +64,33 @@ fn all_of_a_filled_memory_arrives() {
     let bench = Bench::new("panic");
     assert_code(&bench.run(&["--memory=256M", "--kenv", "fill=all", "--kenv", "seed=42"]), 10);
     assert_eq!(bench.check_memory(&bench.core_path()), 240 << 20);
+}
+
+#[test]
+fn the_core_is_guest_memory_byte_for_byte() {
+    needs_kvm!();
+    // A held guest stays paused: its memory file can be read beside the core that was made of it.
+    let bench = Bench::new("panic");
+    let vmm = bench.start(&["--memory=3200M", "--on-panic", "hold", "--kenv", "fill=64M"]);
+    vmm.wait_for_stderr("stays paused");
+    let files =
+        std::fs::read_dir(format!("/proc/{}/fd", vmm.pid())).unwrap().map(|file| file.unwrap().path());
+    let is_memory =
+        |file: &PathBuf| std::fs::read_link(file).is_ok_and(|l| l.to_string_lossy().contains("guest-memory"));
+    let memory =
+        File::open(files.into_iter().find(is_memory).expect("guest memory is a memory file")).unwrap();
+    let core = ElfCore::open(&bench.core_path()).unwrap();
+    let mut offset = 0;
+    for load in &core.loads {
+        for at in (0..load.filesz).step_by(4 << 20) {
+            let len = usize::try_from((load.filesz - at).min(4 << 20)).unwrap();
+            let mut expected = vec![0; len];
+            memory.read_exact_at(&mut expected, offset + at).unwrap();
+            assert!(core.memory(load.paddr + at, len).unwrap() == expected, "{:#x} differs", load.paddr + at);
+        }
+        offset += load.filesz;
+    }
+    assert_eq!(offset, 3200 << 20);
+    vmm.signal(Signal::SIGTERM);
+    assert_code(&vmm.wait(), 10);
 }

@@ -188,8 +188,8 @@ mod tests {
     #[test]
     fn a_datagram_is_taken_apart() {
         let mut frame = vec![2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 5, 8, 0];
-        frame.extend([0x45, 0, 0, 32, 0, 0, 0x40, 0, 255, 17, 0x67, 0xbd, 10, 0, 0, 5, 10, 0, 0, 9]);
-        frame.extend([0x4e, 0x38, 0x4e, 0x37, 0, 12, 0x4f, 0x56, 0, 0, 0, 7]);
+        frame.extend([0x45, 0, 0, 32, 0, 0, 0x40, 0, 255, 17, 0x67, 0xbf, 10, 0, 0, 5, 10, 0, 0, 9]);
+        frame.extend([0x4e, 0x38, 0x4e, 0x37, 0, 12, 0x4f, 0x52, 0, 0, 0, 7]);
         let datagram = datagram(&frame).unwrap();
         assert_eq!((datagram.from.port(), datagram.to.port()), (20024, 20023));
         assert_eq!((datagram.flags, datagram.ttl, ack(datagram.payload)), (0x4000, 255, Some(7)));

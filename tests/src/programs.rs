@@ -22,8 +22,9 @@ fn build() -> PathBuf {
     let test = std::env::current_exe().expect("a running program has a path");
     let folder = test.ancestors().nth(2).expect("tests are built into target/PROFILE/deps").to_owned();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--bins"]);
-    cargo.args(["--package", "vmm", "--package", "netdump", "--package", "guest-images"]);
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet"]);
+    // The whole workspace, as the check builds it: other packages would mean other features, and all anew.
+    cargo.args(["--workspace", "--bins"]);
     cargo.arg("--target-dir").arg(folder.parent().expect("a profile lies in a target folder"));
     if folder.ends_with("release") {
         cargo.arg("--release");

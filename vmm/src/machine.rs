@@ -158,6 +158,8 @@ struct Machine {
     started: Instant,
     ask_console_at: Option<Instant>,
     crash_loaded: bool,
+    /// Whether a panic was seen after that.
+    left_to_guest: bool,
 }
 
 impl Machine {
@@ -203,7 +205,17 @@ impl Machine {
         };
         let started = Instant::now();
         let vm = platform.vm.start(host.vm.cpus, &entry, &environment)?;
-        Ok(Self { vm, events, console, serial, wakeups, started, ask_console_at: None, crash_loaded: false })
+        Ok(Self {
+            vm,
+            events,
+            console,
+            serial,
+            wakeups,
+            started,
+            ask_console_at: None,
+            crash_loaded: false,
+            left_to_guest: false,
+        })
     }
 
     /// The event loop: sleeps until something happens that ends this boot.
@@ -273,7 +285,9 @@ impl Machine {
     ) -> Result<Option<End>, MachineError> {
         match event {
             MachineEvent::Panic(panic) if self.crash_loaded && panic.survivable => {
-                tracing::info!(source = panic.source, "left to the guest's own crash kernel");
+                if !std::mem::replace(&mut self.left_to_guest, true) {
+                    tracing::info!(source = panic.source, "left to the guest's own crash kernel");
+                }
                 self.vm.run_on();
             }
             MachineEvent::Panic(panic) => return Ok(Some(End::Panic(panic))),

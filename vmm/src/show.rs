@@ -14,13 +14,27 @@ use vmm::report::{Event, Observer};
 pub(crate) struct Text {
     /// While a dump runs.
     progress: Option<Reporter>,
+    /// Boots so far.
+    boots: u64,
+}
+
+impl Text {
+    /// A guest that resets for ever must not fill the log: after the first few boots, ever fewer are told of.
+    fn tells_of_this_boot(&self) -> bool {
+        self.boots <= 4 || self.boots.is_power_of_two()
+    }
 }
 
 impl Observer for Text {
     fn event(&mut self, event: &Event<'_>) {
+        if let Event::Booting { .. } = event {
+            self.boots += 1;
+        }
         match event {
+            Event::Booting { .. } | Event::Reset { .. } if !self.tells_of_this_boot() => {}
             Event::Booting { image, memory, cpus, protocol } => {
-                tracing::info!(image, memory_mib = memory >> 20, cpus, protocol, "booting");
+                let boot = self.boots;
+                tracing::info!(image, memory_mib = memory >> 20, cpus, protocol, boot, "booting");
             }
             Event::Panic { seen } => tracing::info!(source = seen.source, vcpu = seen.vcpu, "guest panicked"),
             Event::CrashLoaded { vcpu } => {

@@ -27,6 +27,9 @@ use crate::panic::ExitHook;
 use crate::sys;
 use crate::x86_64::regs;
 
+/// Parts of the longest access, rounded up generously: KVM cuts at pages and, for MMIO, every 8 bytes.
+const MOST_PARTS: usize = 16;
+
 /// What a vCPU thread is told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Command {
@@ -232,8 +235,20 @@ impl Vcpu {
     /// still points at it. With `immediate_exit` KVM finishes it and returns before the next instruction.
     fn park(&mut self) {
         self.fd.set_kvm_immediate_exit(1);
-        let completed = self.fd.run();
-        tracing::trace!(?completed, "completed what was pending");
+        // An access that crosses a page or is wider than 8 bytes comes in several parts, an exit each.
+        for _ in 0..MOST_PARTS {
+            match self.fd.run() {
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    let _ = self.ports.write(port.into(), data);
+                }
+                Ok(VcpuExit::IoIn(port, data)) => self.ports.read(port.into(), data),
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    let _ = self.mmio.write(address, data);
+                }
+                Ok(VcpuExit::MmioRead(address, data)) => self.mmio.read(address, data),
+                _ => break,
+            }
+        }
         self.fd.set_kvm_immediate_exit(0);
         let at = Instant::now();
         let registers = regs::read_registers(&self.fd)

@@ -413,4 +413,43 @@ mod tests {
             entered.recv_timeout(Duration::from_secs(5)).unwrap();
         }
     }
+
+    /// A device that takes its time, so that a pause finds the vCPU inside.
+    struct SlowRead(mpsc::Sender<()>);
+    impl BusDevice for SlowRead {
+        fn read(&mut self, _offset: u64, data: &mut [u8]) {
+            let _ = self.0.send(());
+            std::thread::sleep(Duration::from_millis(100));
+            data.fill(0x11);
+        }
+        fn write(&mut self, _offset: u64, _data: &[u8]) -> AfterWrite {
+            AfterWrite::Run
+        }
+    }
+
+    #[test]
+    fn an_access_in_several_parts_is_completed_before_registers_are_read() {
+        if !has_kvm() {
+            return;
+        }
+        let (sender, entered) = mpsc::channel();
+        let memory = create(MemorySize::new(2 << 20).unwrap()).unwrap();
+        // mov eax, [0xd0000ffe]; jmp .
+        memory.write_slice(&[0xa1, 0xfe, 0x0f, 0x00, 0xd0, 0xeb, 0xfe], GuestAddress(PROGRAM)).unwrap();
+        let mut mmio = Bus::new();
+        mmio.insert("test", 0xd000_0000, 0x2000, Arc::new(Mutex::new(SlowRead(sender)))).unwrap();
+        let (events, _queue) = events::channel().unwrap();
+        let with = VcpuEnvironment {
+            ports: Arc::new(Bus::new()),
+            mmio: Arc::new(mmio),
+            exit_hooks: Arc::new(Vec::new()),
+            events,
+        };
+        let entry = BootState { entry: PROGRAM, rbx: 0, mode: EntryMode::Protected32 };
+        let mut vm = VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap();
+        entered.recv().unwrap();
+        let guest = vm.pause(Duration::from_secs(5));
+        let registers = guest.cpus()[0].registers.clone().unwrap();
+        assert_eq!((registers.rip, registers.rax & 0xffff_ffff), (PROGRAM + 5, 0x1111_1111));
+    }
 }

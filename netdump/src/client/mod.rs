@@ -165,7 +165,7 @@ impl Client {
         if self.phase == Phase::Closed {
             return Ok(None);
         }
-        if let Some(packet) = self.neighbor.poll_transmit(now) {
+        if let Some(packet) = self.neighbor.poll_transmit() {
             self.emit_arp(&packet, frame);
             return Ok(Some(Transmit { sending: Sending::Arp(packet.operation), body: None }));
         }
@@ -256,13 +256,13 @@ impl Client {
             return Err(Ignored::Closed);
         }
         match Incoming::parse(&self.config, frame)? {
-            Incoming::Arp(packet) => self.take_arp(&packet),
+            Incoming::Arp(packet) => self.take_arp(now, &packet),
             Incoming::Ack { port, sequence } => self.take_ack(now, port, sequence),
         }
     }
 
-    fn take_arp(&mut self, packet: &ArpPacket) -> Result<(), Ignored> {
-        match self.neighbor.handle(packet)? {
+    fn take_arp(&mut self, now: Instant, packet: &ArpPacket) -> Result<(), Ignored> {
+        match self.neighbor.handle(now, packet)? {
             ArpNews::Asked => Ok(()),
             ArpNews::Resolved(hop) => {
                 self.events.push_back(ClientEvent::Resolved { hop, mac: packet.sender_mac });

@@ -55,7 +55,9 @@ pub(super) struct Neighbor {
     wait: Duration,
     state: State,
     replies: VecDeque<ArpPacket>,
-    /// Whether our address is to be claimed.
+    /// Whether our address is to be claimed as soon as there is room on the link.
+    claim_unsent: bool,
+    /// Whether it is to be claimed when that may be done next.
     contested: bool,
     /// When it may be claimed next.
     claim_at: Instant,
@@ -81,6 +83,7 @@ impl Neighbor {
                 until: now + wait,
             },
             replies: VecDeque::with_capacity(MAX_REPLIES),
+            claim_unsent: false,
             contested: false,
             claim_at: now,
         }
@@ -100,13 +103,11 @@ impl Neighbor {
     }
 
     /// The packet to send now, if any.
-    pub(super) fn poll_transmit(&mut self, now: Instant) -> Option<ArpPacket> {
+    pub(super) fn poll_transmit(&mut self) -> Option<ArpPacket> {
         if let Some(reply) = self.replies.pop_front() {
             return Some(reply);
         }
-        if self.contested && self.claim_at <= now {
-            self.contested = false;
-            self.claim_at = now + DEFEND_INTERVAL;
+        if std::mem::take(&mut self.claim_unsent) {
             // A question for the own address: whoever knows it takes our hardware address from it.
             return Some(self.question(self.client));
         }
@@ -130,8 +131,11 @@ impl Neighbor {
         next_question.into_iter().chain(next_claim).min()
     }
 
-    /// Asks again, or the gateway instead, or gives up.
+    /// Claims our address again; asks again, or the gateway instead, or gives up.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.contested {
+            self.claim(now);
+        }
         let State::Asking { hop, target, tries_left, unsent, until } = &mut self.state else { return };
         if now < *until {
             return;
@@ -151,7 +155,7 @@ impl Neighbor {
     }
 
     /// Takes one packet.
-    pub(super) fn handle(&mut self, packet: &ArpPacket) -> Result<ArpNews, Ignored> {
+    pub(super) fn handle(&mut self, now: Instant, packet: &ArpPacket) -> Result<ArpNews, Ignored> {
         if packet.sender_mac == self.mac {
             return Err(Ignored::OwnFrame);
         }
@@ -159,7 +163,7 @@ impl Neighbor {
             return Err(Ignored::ArpSender);
         }
         if packet.sender_ip == self.client {
-            self.contested = true;
+            self.claim(now);
             return Ok(ArpNews::Conflict(packet.sender_mac));
         }
         if packet.target_ip != self.client {
@@ -174,6 +178,15 @@ impl Neighbor {
                 Ok(ArpNews::Asked)
             }
             ArpOperation::Reply => self.handle_reply(packet),
+        }
+    }
+
+    /// Has our address claimed now, or when that may be done next.
+    fn claim(&mut self, now: Instant) {
+        self.contested = now < self.claim_at;
+        if !self.contested {
+            self.claim_unsent = true;
+            self.claim_at = now + DEFEND_INTERVAL;
         }
     }
 
@@ -239,7 +252,7 @@ mod tests {
         let mut asked = Vec::new();
         let mut now = start;
         loop {
-            while let Some(packet) = neighbor.poll_transmit(now) {
+            while let Some(packet) = neighbor.poll_transmit() {
                 asked.push(((now - start).as_secs(), packet.target_ip));
             }
             let Some(next) = neighbor.poll_timeout() else { break };
@@ -263,10 +276,10 @@ mod tests {
 
     #[test]
     fn first_answer_is_kept() {
-        let (mut neighbor, _) = neighbor(Some(GATEWAY));
-        assert_eq!(neighbor.handle(&reply(THEIR_MAC, SERVER)), Ok(ArpNews::Resolved(NextHop::Server)));
+        let (mut neighbor, now) = neighbor(Some(GATEWAY));
+        assert_eq!(neighbor.handle(now, &reply(THEIR_MAC, SERVER)), Ok(ArpNews::Resolved(NextHop::Server)));
         let later = MacAddr([2, 0, 0, 0, 0, 66]);
-        assert_eq!(neighbor.handle(&reply(later, SERVER)), Err(Ignored::ArpNotAsked));
+        assert_eq!(neighbor.handle(now, &reply(later, SERVER)), Err(Ignored::ArpNotAsked));
         assert_eq!(neighbor.next_hop(), Some(THEIR_MAC));
         assert_eq!(neighbor.poll_timeout(), None);
     }
@@ -274,23 +287,26 @@ mod tests {
     #[test]
     fn gateway_counts_only_when_it_is_asked() {
         let (mut neighbor, start) = neighbor(Some(GATEWAY));
-        assert_eq!(neighbor.handle(&reply(THEIR_MAC, GATEWAY)), Err(Ignored::ArpNotAsked));
+        assert_eq!(neighbor.handle(start, &reply(THEIR_MAC, GATEWAY)), Err(Ignored::ArpNotAsked));
         for second in 1..=3 {
             neighbor.handle_timeout(start + Duration::from_secs(second));
         }
-        assert_eq!(neighbor.handle(&reply(THEIR_MAC, GATEWAY)), Ok(ArpNews::Resolved(NextHop::Gateway)));
+        assert_eq!(
+            neighbor.handle(start, &reply(THEIR_MAC, GATEWAY)),
+            Ok(ArpNews::Resolved(NextHop::Gateway))
+        );
     }
 
     #[test]
     fn answers_from_strangers_and_impossible_addresses_are_ignored() {
-        let (mut neighbor, _) = neighbor(None);
+        let (mut neighbor, now) = neighbor(None);
         let stranger = Ipv4Addr::new(10, 0, 0, 66);
-        assert_eq!(neighbor.handle(&reply(THEIR_MAC, stranger)), Err(Ignored::ArpNotAsked));
-        assert_eq!(neighbor.handle(&reply(MacAddr::BROADCAST, SERVER)), Err(Ignored::ArpSender));
-        assert_eq!(neighbor.handle(&reply(MacAddr::ZERO, SERVER)), Err(Ignored::ArpSender));
-        assert_eq!(neighbor.handle(&reply(OUR_MAC, SERVER)), Err(Ignored::OwnFrame));
+        assert_eq!(neighbor.handle(now, &reply(THEIR_MAC, stranger)), Err(Ignored::ArpNotAsked));
+        assert_eq!(neighbor.handle(now, &reply(MacAddr::BROADCAST, SERVER)), Err(Ignored::ArpSender));
+        assert_eq!(neighbor.handle(now, &reply(MacAddr::ZERO, SERVER)), Err(Ignored::ArpSender));
+        assert_eq!(neighbor.handle(now, &reply(OUR_MAC, SERVER)), Err(Ignored::OwnFrame));
         let for_other = packet(ArpOperation::Reply, (THEIR_MAC, SERVER), (OUR_MAC, stranger));
-        assert_eq!(neighbor.handle(&for_other), Err(Ignored::ArpForOther));
+        assert_eq!(neighbor.handle(now, &for_other), Err(Ignored::ArpForOther));
         assert_eq!(neighbor.next_hop(), None);
     }
 
@@ -298,19 +314,19 @@ mod tests {
     fn requests_for_us_are_answered_before_our_own_question() {
         let (mut neighbor, now) = neighbor(None);
         let request = packet(ArpOperation::Request, (THEIR_MAC, SERVER), (MacAddr::ZERO, CLIENT));
-        assert_eq!(neighbor.handle(&request), Ok(ArpNews::Asked));
+        assert_eq!(neighbor.handle(now, &request), Ok(ArpNews::Asked));
         let answer = packet(ArpOperation::Reply, (OUR_MAC, CLIENT), (THEIR_MAC, SERVER));
-        assert_eq!(neighbor.poll_transmit(now), Some(answer));
-        assert_eq!(neighbor.poll_transmit(now).map(|question| question.target_ip), Some(SERVER));
+        assert_eq!(neighbor.poll_transmit(), Some(answer));
+        assert_eq!(neighbor.poll_transmit().map(|question| question.target_ip), Some(SERVER));
         let other = packet(ArpOperation::Request, (THEIR_MAC, SERVER), (MacAddr::ZERO, GATEWAY));
-        assert_eq!(neighbor.handle(&other), Err(Ignored::ArpForOther));
+        assert_eq!(neighbor.handle(now, &other), Err(Ignored::ArpForOther));
     }
 
     #[test]
     fn a_flood_of_requests_is_bounded() {
-        let (mut neighbor, _) = neighbor(None);
+        let (mut neighbor, now) = neighbor(None);
         let request = packet(ArpOperation::Request, (THEIR_MAC, SERVER), (MacAddr::ZERO, CLIENT));
-        let results: Vec<_> = (0..100).map(|_| neighbor.handle(&request)).collect();
+        let results: Vec<_> = (0..100).map(|_| neighbor.handle(now, &request)).collect();
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), MAX_REPLIES);
         assert_eq!(results[99], Err(Ignored::ArpFlood));
     }
@@ -318,18 +334,19 @@ mod tests {
     #[test]
     fn another_owner_of_our_address_is_noticed_and_answered_with_our_claim_once_in_ten_seconds() {
         let (mut neighbor, start) = neighbor(None);
-        neighbor.poll_transmit(start);
-        assert_eq!(neighbor.handle(&reply(THEIR_MAC, SERVER)), Ok(ArpNews::Resolved(NextHop::Server)));
+        neighbor.poll_transmit();
+        assert_eq!(neighbor.handle(start, &reply(THEIR_MAC, SERVER)), Ok(ArpNews::Resolved(NextHop::Server)));
         let theirs = packet(ArpOperation::Request, (THEIR_MAC, CLIENT), (MacAddr::ZERO, SERVER));
         let ours = packet(ArpOperation::Request, (OUR_MAC, CLIENT), (MacAddr::ZERO, CLIENT));
         let mut claims = Vec::new();
         for second in 0..25 {
             let now = start + Duration::from_secs(second);
+            neighbor.handle_timeout(now);
             if second < 20 {
-                assert_eq!(neighbor.handle(&theirs), Ok(ArpNews::Conflict(THEIR_MAC)));
-                assert!(neighbor.poll_timeout().is_some());
+                assert_eq!(neighbor.handle(now, &theirs), Ok(ArpNews::Conflict(THEIR_MAC)));
             }
-            while let Some(packet) = neighbor.poll_transmit(now) {
+            assert!(neighbor.poll_timeout().is_none_or(|at| at > now), "what is due waits for the link only");
+            while let Some(packet) = neighbor.poll_transmit() {
                 assert_eq!(packet, ours);
                 claims.push(second);
             }

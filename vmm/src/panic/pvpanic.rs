@@ -29,8 +29,11 @@ impl PanicSource for Pvpanic {
     }
 
     fn arm(&'static self, places: &mut Places<'_>) -> Result<(), BusError> {
-        let device =
-            Device { events: places.events.clone(), ignore_crashloaded: places.options.ignore_crashloaded };
+        let device = Device {
+            events: places.events.clone(),
+            ignore_crashloaded: places.options.ignore_crashloaded,
+            left_to_guest: false,
+        };
         places.ports.insert(NAME, layout::PVPANIC, 1, Arc::new(Mutex::new(device)))
     }
 }
@@ -39,6 +42,8 @@ impl PanicSource for Pvpanic {
 struct Device {
     events: EventSender,
     ignore_crashloaded: bool,
+    /// The guest has said that its crash kernel takes over; saying it again is no news.
+    left_to_guest: bool,
 }
 
 impl BusDevice for Device {
@@ -55,7 +60,9 @@ impl BusDevice for Device {
         let vcpu = current_vcpu();
         let left_to_guest = bits & CRASHLOADED != 0 && !self.ignore_crashloaded;
         if left_to_guest {
-            self.events.send(MachineEvent::CrashLoaded { vcpu });
+            if !std::mem::replace(&mut self.left_to_guest, true) {
+                self.events.send(MachineEvent::CrashLoaded { vcpu });
+            }
             AfterWrite::Run
         } else if bits & (PANICKED | CRASHLOADED) != 0 {
             self.events.send(MachineEvent::Panic(PanicEvent {
@@ -78,9 +85,13 @@ mod tests {
     use super::*;
     use crate::events;
 
+    fn device(events: EventSender, ignore_crashloaded: bool) -> Device {
+        Device { events, ignore_crashloaded, left_to_guest: false }
+    }
+
     fn written(bytes: &[u8], ignore_crashloaded: bool) -> (AfterWrite, Option<MachineEvent>) {
         let (events, queue) = events::channel().unwrap();
-        let after = Device { events, ignore_crashloaded }.write(0, bytes);
+        let after = device(events, ignore_crashloaded).write(0, bytes);
         (after, queue.next())
     }
 
@@ -103,6 +114,16 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_repeats_crashloaded_is_heard_once() {
+        let (events, queue) = events::channel().unwrap();
+        let mut device = device(events, false);
+        for _ in 0..1000 {
+            let _ = device.write(0, &[CRASHLOADED]);
+        }
+        assert!(queue.next().is_some() && queue.next().is_none());
+    }
+
+    #[test]
     fn crashloaded_is_a_panic_when_it_is_to_be_ignored() {
         assert!(matches!(written(&[0x02], true).1, Some(MachineEvent::Panic(_))));
     }
@@ -119,7 +140,7 @@ mod tests {
     fn reading_tells_the_supported_events() {
         let (events, _queue) = events::channel().unwrap();
         let mut data = [0xff; 4];
-        Device { events, ignore_crashloaded: false }.read(0, &mut data);
+        device(events, false).read(0, &mut data);
         assert_eq!(data, [3, 0, 0, 0]);
     }
 }

@@ -24,7 +24,7 @@ use super::names::HostNames;
 use super::path::{DumpPath, PathRefusal};
 use super::store::{DumpStore, NewDump, StoreError};
 
-/// Numbers tried from the one in `bounds.HOST` on.
+/// Numbers tried from the one in `bounds.HOST` on, then from 0 on.
 const INDEX_TRIES: u32 = 1024;
 /// Most bytes of a `bounds.HOST` that are read.
 const MAX_BOUNDS: u64 = 32;
@@ -100,7 +100,7 @@ impl DumpStore for DiskStore {
             .directory_for(&request.path)
             .map_err(|source| StoreError::Directory { path: self.root.path().to_owned(), source })?;
         let first = next_index(&directory, &host);
-        for index in first..first.saturating_add(INDEX_TRIES) {
+        for index in (first..first.saturating_add(INDEX_TRIES)).chain(0..INDEX_TRIES) {
             match directory.create_new(&format!("info.{host}.{index}"), PRIVATE) {
                 Ok(info) => {
                     if is_taken(&directory, &host, index) {

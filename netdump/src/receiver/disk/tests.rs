@@ -109,6 +109,8 @@ fn next_dump_takes_the_next_number_and_the_links() {
     assert_eq!(text(dir.path().join(format!("vmcore.{H}.last"))), "third");
     fs::write(dir.path().join(format!("bounds.{H}")), "40").unwrap();
     assert_eq!(dump(&mut store, b"", b"x").core, dir.path().join(format!("vmcore.{H}.40")));
+    fs::write(dir.path().join(format!("bounds.{H}")), u32::MAX.to_string()).unwrap();
+    assert_eq!(dump(&mut store, b"", b"x").core, dir.path().join(format!("vmcore.{H}.3")));
 }
 
 #[test]
