@@ -2,7 +2,7 @@
 
 use harness::guests::{Bench, assert_code};
 use harness::netns::{Namespace, until};
-use harness::pcap::{arp, datagram};
+use harness::pcap::{arp, datagram, kind, message};
 
 use crate::lab::{CLIENT, GUEST_MAC, Lab, SERVER, SMALL, TO_COLLECTOR, check, reason};
 use crate::needs_network;
@@ -107,8 +107,11 @@ fn what_is_for_others_on_the_network_does_not_disturb_a_dump() {
     let bench = Bench::new("panic");
     let capture = lab.collector.capture();
     let vmm = lab.start(&bench, &[&LONG[..], &TO_COLLECTOR].concat());
-    receiver.wait_for_dump();
-    // Broadcasts, and datagrams for the guest from the server's address: none of them an ack.
+    // From here on the client knows the server's port, and what comes from another is no ack.
+    capture.wait_for("data", |frame| {
+        message(datagram(frame)?.payload).filter(|message| message.kind == kind::VMCORE).map(drop)
+    });
+    // Broadcasts, and datagrams for the guest from the server's address.
     lab.collector.inside(|| {
         let socket = std::net::UdpSocket::bind((SERVER, 0)).unwrap();
         socket.set_broadcast(true).unwrap();

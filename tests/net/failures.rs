@@ -257,6 +257,8 @@ fn two_guests_dump_to_one_receiver_at_once() {
     needs_network!();
     let lab = Lab::bridged();
     lab.add_tap("tap1");
+    // So slow that neither can be done before the other begins.
+    lab.slow_down(40);
     let receiver = lab.serve();
     let guests = [
         ("tap0", "52:54:00:00:00:01", "10.0.0.6", "seed=1"),
@@ -265,7 +267,7 @@ fn two_guests_dump_to_one_receiver_at_once() {
     let benches = guests.map(|_| Bench::new("panic"));
     let run = |bench: &Bench, (tap, mac, client, seed): (&str, &str, &str, &str)| {
         let way = ["--tap", tap, "--mac", mac, "--netdump-server", SERVER, "--netdump-client", client];
-        lab.start(bench, &[&["--memory=128M", "--kenv", "fill=96M", "--kenv", seed], &way[..]].concat())
+        lab.start(bench, &[&["--memory=64M", "--kenv", "fill=48M", "--kenv", seed], &way[..]].concat())
     };
     let both: Vec<Running> = benches.iter().zip(guests).map(|(bench, guest)| run(bench, guest)).collect();
     for vmm in both {
