@@ -3,7 +3,7 @@
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use netdump::link::LinkError;
@@ -257,17 +257,16 @@ impl Machine {
     }
 
     fn wait(&mut self, signals: &Signals, input: &mut Input) -> Result<(), MachineError> {
-        let next = self.dump_at().into_iter().chain(self.ask_console_at).min();
+        let now = Instant::now();
+        let next =
+            [self.dump_at(), self.ask_console_at, input.held_back_until(now)].into_iter().flatten().min();
         // A millisecond more: poll counts in whole ones, and waking early would only mean to wait again.
-        let timeout = next.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        let timeout = next.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
         let timeout =
             timeout.map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
         let watched = [self.events.as_fd(), signals.as_fd()];
         let mut fds: Vec<_> = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).into();
-        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-        let listens = input.fd().filter(|_| serial.input_room() > 0);
-        fds.extend(listens.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        drop(serial);
+        fds.extend(input.fd(now).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(os("waiting for events")(error.into())),
@@ -275,9 +274,7 @@ impl Machine {
         let typed = fds.get(2).and_then(|fd| fd.any()).unwrap_or(false);
         drop(fds);
         if typed {
-            serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-            let bytes = input.read(serial.input_room());
-            serial.input(&bytes);
+            input.pass_on(&self.serial);
         }
         Ok(())
     }
