@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use netdump::vmcore::cpu::{Activity, CpuState};
 use netdump::vmcore::{MemoryError, MemoryRange, PhysicalMemory};
@@ -141,9 +141,15 @@ impl VmBuilder {
         register_kick_handler()
             .map_err(|source| VmError::Os { doing: "installing a signal handler", source })?;
         let (sender, parked) = mpsc::channel();
+        let supported =
+            cpuid::supported(&self.kvm).map_err(kvm_error("asking for supported CPU features"))?;
+        let has_tsc_deadline = self.kvm.check_extension(Cap::TscDeadlineTimer);
         // All are made before any runs: the guest must find every CPU that it is told of.
         let vcpus = (0..count)
-            .map(|index| self.vcpu(index, count, entry, with, &sender))
+            .map(|index| {
+                let cpuid = cpuid::adapt(&supported, index, count, has_tsc_deadline);
+                self.vcpu(index, &cpuid, entry, with, &sender)
+            })
             .collect::<Result<Vec<_>, _>>()?;
         // Should one thread not start, the machine ends those that run before memory goes.
         let mut vm = Vm { vcpus: Vec::new(), parked, _fd: self.fd, memory: self.memory };
@@ -170,15 +176,13 @@ impl VmBuilder {
     fn vcpu(
         &self,
         index: u8,
-        count: u8,
+        cpuid: &CpuId,
         entry: &BootState,
         with: &VcpuEnvironment,
         parked: &mpsc::Sender<Parked>,
     ) -> Result<Vcpu, VmError> {
         let fd = self.fd.create_vcpu(index.into()).map_err(kvm_error("creating a vCPU"))?;
-        let cpuid = cpuid::for_cpu(&self.kvm, index, count)
-            .map_err(kvm_error("asking for supported CPU features"))?;
-        fd.set_cpuid2(&cpuid).map_err(kvm_error("setting a vCPU's features"))?;
+        fd.set_cpuid2(cpuid).map_err(kvm_error("setting a vCPU's features"))?;
         regs::set_power_on(&fd).map_err(kvm_error("setting a vCPU's power-on state"))?;
         if index == 0 {
             regs::set_entry(&fd, entry).map_err(kvm_error("putting the boot CPU at the kernel's entry"))?;
