@@ -66,8 +66,9 @@ fn start_blocked(bench: &Bench, room: usize, options: &[&str]) -> (Running, Pipe
 fn a_panic_is_dumped_though_its_text_never_gets_out() {
     needs_kvm!();
     let bench = Bench::new("console-panic");
-    let room = "panic: pa".len();
-    let (mut vmm, _reader) = start_blocked(&bench, room, &["--kenv", "newline=no"]);
+    // Room for the words, whatever is printed before them, and not for all of the text.
+    let text = format!("text={}", "x".repeat(110));
+    let (mut vmm, _reader) = start_blocked(&bench, 100, &["--kenv", "newline=no", "--kenv", &text]);
     assert_eq!(vmm.code(), Some(10));
     let report = bench.report();
     assert_eq!(report["panic"]["source"], "console");
