@@ -96,6 +96,37 @@ fn options_are_checked_before_anything_runs() {
 }
 
 #[test]
+fn options_that_could_have_no_effect_are_refused() {
+    let cases: [(&[&str], &str); 7] = [
+        (&["--dump-after", "1", "--panic-source", "pvpanic"], "'request'"),
+        (&["--ignore-crashloaded", "--panic-source", "console"], "'pvpanic'"),
+        (&["--netdump-link", "udp"], "--allow-server"),
+        (&["--netdump-link", "virtio", "--guest-env", "ignore"], "--netdump-server"),
+        (
+            &["--netdump-link", "udp", "--netdump-server", "10.0.0.9", "--netdump-client", "10.0.0.5"],
+            "no client",
+        ),
+        (
+            &["--netdump-link", "udp", "--netdump-server", "10.0.0.9", "--netdump-gateway", "10.0.0.1"],
+            "no gateway",
+        ),
+        (&["--netdump-link", "embedded", "--netdump-server", "10.0.0.9"], "no server"),
+    ];
+    for (options, words) in cases {
+        assert_says(&run(program("vmm"), &[&["run"], options, &["image"]].concat()), 2, &[words]);
+    }
+}
+
+#[test]
+fn a_crash_folder_that_is_a_file_is_named_before_the_guest_starts() {
+    needs_kvm!();
+    let bench = Bench::new("panic");
+    let ended = boot(&bench.image(), &["--memory=64M", "--crash-dir", arg(&bench.image())]);
+    assert_says(&ended, 1, &["--crash-dir", "is not a folder"]);
+    assert!(ended.stdout.is_empty(), "the guest did not start");
+}
+
+#[test]
 fn environment_variables_that_cannot_be_passed_are_refused() {
     needs_kvm!();
     let bench = Bench::new("panic");

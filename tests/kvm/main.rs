@@ -7,6 +7,7 @@ mod memory;
 mod policies;
 mod registers;
 mod sources;
+mod terminal;
 
 /// Ends a test on a machine without KVM.
 macro_rules! needs_kvm {

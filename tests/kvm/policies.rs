@@ -1,9 +1,11 @@
 //! What follows a panic, and the exit codes.
 
+use std::fs::File;
 use std::net::UdpSocket;
 use std::time::Duration;
 
 use harness::guests::{Bench, assert_code};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 
 use crate::needs_kvm;
@@ -117,6 +119,7 @@ fn ctrl_c_during_a_dump_ends_it_as_failed_with_what_is_missing() {
     let _port = client_port();
     let bench = Bench::new("panic");
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let address = server.local_addr().unwrap().to_string();
     let vmm = bench.start(&["--netdump-server", &address, "--netdump-link", "udp"]);
     // A server that takes the HERALD and then says nothing more.
@@ -147,8 +150,28 @@ fn events_are_lines_of_json_if_wanted() {
     assert_eq!(events.last().unwrap()["report"]["exit_code"], 10);
 }
 
-/// The udp link has one client port a host, as the protocol has: tests that use it take turns.
-fn client_port() -> std::sync::MutexGuard<'static, ()> {
-    static PORT: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    PORT.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+#[test]
+fn a_dump_waits_for_another_that_uses_the_hosts_client_port() {
+    needs_kvm!();
+    let _port = client_port();
+    let other = UdpSocket::bind("0.0.0.0:20024").unwrap();
+    let bench = Bench::new("panic");
+    let vmm = bench.start(&to_nobody());
+    vmm.wait_for_stderr("waiting for its end");
+    drop(other);
+    assert_code(&vmm.wait(), 11);
+    assert!(bench.report()["dump"]["reason"].as_str().unwrap().contains("127.0.0.1:9"), "it was its turn");
+
+    let _other = UdpSocket::bind("0.0.0.0:20024").unwrap();
+    let vmm = bench.start(&to_nobody());
+    vmm.wait_for_stderr("waiting for its end");
+    vmm.signal(Signal::SIGINT);
+    assert_code(&vmm.wait(), 11);
+    assert!(bench.report()["dump"]["reason"].as_str().unwrap().contains("20024"));
+}
+
+/// The udp link has one client port a host, as the protocol has: tests that use it take turns, other processes' too.
+fn client_port() -> Flock<File> {
+    let file = File::create(std::env::temp_dir().join("netdump-client-port.lock")).unwrap();
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap()
 }

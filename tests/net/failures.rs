@@ -199,9 +199,11 @@ fn servers_that_do_not_answer_are_named_with_what_was_asked_of_them() {
     let lab = Lab::bridged();
     lab.host.ip("address add 10.0.0.4/24 dev br0");
     // The collector is there, but no receiver.
-    for link in ["tap", "virtio", "udp"] {
-        let options = [&TO_COLLECTOR[..], &["--netdump-link", link]].concat();
-        assert_fails(&lab, &options, &["no netdump server answers at 10.0.0.9:20023"]);
+    let host_sockets = ["--netdump-server", SERVER, "--netdump-link", "udp"];
+    for options in
+        [&TO_COLLECTOR[..], &[&TO_COLLECTOR[..], &["--netdump-link", "virtio"]].concat(), &host_sockets]
+    {
+        assert_fails(&lab, options, &["no netdump server answers at 10.0.0.9:20023"]);
     }
     let guest = ["--tap", "tap0", "--netdump-client", CLIENT, "--netdump-server"];
     assert_fails(&lab, &[&guest[..], &["10.0.0.66"]].concat(), &["10.0.0.66 does not answer ARP", "gateway"]);

@@ -2,7 +2,7 @@
 
 use harness::guests::Bench;
 
-use crate::lab::{Lab, TO_COLLECTOR};
+use crate::lab::{Lab, SERVER, TO_COLLECTOR};
 use crate::needs_network;
 
 /// 240 MiB of it are filled, nothing of which can be left out.
@@ -32,7 +32,8 @@ fn rates_of_every_link() {
             lab.host.ip("address add 10.0.0.4/24 dev br0");
             let receiver = lab.serve();
             let bench = Bench::new("panic");
-            let options = [&FILLED[..], &TO_COLLECTOR, &["--netdump-link", link]].concat();
+            let to_collector = if link == "udp" { &["--netdump-server", SERVER][..] } else { &TO_COLLECTOR };
+            let options = [&FILLED[..], to_collector, &["--netdump-link", link]].concat();
             let dump = lab.dump(&receiver, &bench, &options);
             print_rate(link, &mtu.to_string(), &dump.report);
         }

@@ -1,12 +1,10 @@
 //! From the panic to the report: pause, ask the guest, dump, tell.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use netdump::facts::{self, GuestFacts};
 use netdump::vmcore::{CoreNotes, PhysicalMemory};
-use thiserror::Error;
 
 use crate::config::{Target, Wishes};
 use crate::dump::{self, Dumped, Job};
@@ -14,6 +12,7 @@ use crate::events::PanicEvent;
 use crate::link::TapRoute;
 use crate::machine::Host;
 use crate::nic::Nic;
+use crate::output_file;
 use crate::report::{
     Event, ExitStatus, GuestReport, Observer, PanicReport, PanicSeen, PauseReport, TargetReport, memory_of,
 };
@@ -22,14 +21,6 @@ use crate::vm::{PausedGuest, Vm};
 
 /// How long vCPUs get to stop. One that needs longer is blocked in this process, not in the guest.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(2);
-
-/// The report could not be written.
-#[derive(Debug, Error)]
-#[error("writing the report to {path}")]
-pub struct ReportError {
-    path: PathBuf,
-    source: std::io::Error,
-}
 
 /// What the way from panic to report needs.
 pub(crate) struct Aftermath<'a> {
@@ -42,7 +33,7 @@ pub(crate) struct Aftermath<'a> {
 
 impl Aftermath<'_> {
     /// Pauses the guest, dumps it and reports.
-    pub(crate) fn dump(&mut self, vm: &mut Vm, panic: &PanicEvent) -> Result<ExitStatus, ReportError> {
+    pub(crate) fn dump(&mut self, vm: &mut Vm, panic: &PanicEvent) -> ExitStatus {
         let time = SystemTime::now();
         let guest = vm.pause(PAUSE_DEADLINE);
         // After the vCPUs: a driver that runs could start the device again.
@@ -62,8 +53,8 @@ impl Aftermath<'_> {
             sent.as_ref().map_or(ExitStatus::NotDumped, |sent| ExitStatus::of(sent.1.report.outcome));
         let report = self.report(&guest, seen, pause, facts, sent, status);
         self.observer.event(&Event::Dumped { report: &report });
-        self.write(&report)?;
-        Ok(status)
+        self.write(&report);
+        status
     }
 
     fn send(
@@ -89,8 +80,9 @@ impl Aftermath<'_> {
         };
         let host_name = facts.host_name.clone().unwrap_or_else(|| config.name.clone());
         let route = self.route.filter(|_| target.link == config.link_for(config.server, self.nic.is_some()));
-        let job = Job { config, target: &target, notes, host_name, time, route, nic: self.nic };
         let (signals, observer) = (self.signals, &mut *self.observer);
+        let interrupted = &|| signals.stop_requested().is_some();
+        let job = Job { config, target: &target, notes, host_name, time, route, nic: self.nic, interrupted };
         let mut announced = false;
         let dumped = dump::run(&job, guest, &mut |progress| {
             if !std::mem::replace(&mut announced, true) {
@@ -136,14 +128,13 @@ impl Aftermath<'_> {
         }
     }
 
-    /// Writes the report aside and renames it: whoever waits for the file never sees half of it.
-    fn write(&self, report: &PanicReport) -> Result<(), ReportError> {
-        let Some(path) = &self.host.report else { return Ok(()) };
-        let aside = path.with_added_extension("partial");
+    /// Writes the report. What follows the panic does not depend on it.
+    fn write(&self, report: &PanicReport) {
+        let Some(path) = &self.host.report else { return };
         let json = serde_json::to_vec_pretty(report).expect("a report is plain data");
-        std::fs::write(&aside, json)
-            .and_then(|()| std::fs::rename(&aside, path))
-            .map_err(|source| ReportError { path: path.clone(), source })
+        if let Err(error) = output_file::write_whole(path, &json) {
+            tracing::error!(path = %path.display(), %error, "the report cannot be written");
+        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! `vmm run`: options into configuration. What clap can refuse by itself (exit code 2) it does, by the types' parsers.
 
-use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, check_path};
 use netdump::vmcore::{self, DumpFormat};
 use netdump::wire::MacAddr;
@@ -17,6 +17,7 @@ use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
 use vmm::memory::MemorySize;
 use vmm::nic::DEFAULT_MAC;
+use vmm::output_file;
 use vmm::panic::{self, SourceName, SourceOptions};
 use vmm::sys::interface::InterfaceName;
 use vmm::vm::MAX_CPUS;
@@ -197,6 +198,7 @@ impl std::fmt::Debug for Format {
 
 /// Runs a guest; the exit code.
 pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
+    check_combinations(&options).unwrap_or_else(|error| error.exit());
     let vm = vm_config(&options);
     let dump = dump_config(&options.netdump, &options.image);
     check_outputs(&options)?;
@@ -258,22 +260,48 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
     }
 }
 
-/// Finds out before the guest starts, not after it panicked, that a file cannot be written. What was not there is not
-/// left behind: whoever waits for the report waits for a whole one.
+/// Finds out before the guest starts, not after it panicked, that a file cannot be written.
 fn check_outputs(options: &RunOptions) -> anyhow::Result<()> {
     for (option, path) in [("--report", &options.output.report), ("--pcap", &options.netdump.pcap)] {
         let Some(path) = path else { continue };
-        let was_there = path.exists();
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .with_context(|| format!("{option} {} cannot be written", path.display()))?;
-        if !was_there {
-            std::fs::remove_file(path).with_context(|| format!("removing {} again", path.display()))?;
-        }
+        output_file::check(path).with_context(|| format!("{option} {} cannot be written", path.display()))?;
     }
     Ok(())
+}
+
+/// What no single option's parser can see: options that could have no effect.
+fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
+    let conflict = |message: &str| {
+        let mut command = Arguments::command();
+        let run = command.find_subcommand_mut("run").expect("there is a command `run`");
+        Err(run.error(ErrorKind::ArgumentConflict, message))
+    };
+    let sources = &options.panic.sources;
+    let lacks = |name: &str| !sources.is_empty() && !sources.iter().any(|source| source.0.name() == name);
+    let netdump = &options.netdump;
+    let guest_has_no_say = matches!(netdump.guest_env, GuestEnvOption::Ignore);
+    let no_server = netdump.server.is_none() && !netdump.no_netdump;
+    match &netdump.link {
+        _ if options.panic.dump_after.is_some() && lacks("request") => {
+            conflict("--dump-after needs the panic source 'request', which --panic-source leaves out")
+        }
+        _ if options.panic.ignore_crashloaded && lacks("pvpanic") => {
+            conflict("--ignore-crashloaded needs the panic source 'pvpanic', which --panic-source leaves out")
+        }
+        Some(LinkSpec::Udp) if no_server && (guest_has_no_say || netdump.allow_server.is_empty()) => {
+            conflict("the udp link needs --netdump-server, or --allow-server for a guest that names one")
+        }
+        Some(LinkSpec::GuestTap | LinkSpec::Tap(_) | LinkSpec::Virtio) if no_server && guest_has_no_say => {
+            conflict("this link needs --netdump-server, as the guest may not name one")
+        }
+        Some(LinkSpec::Udp) if netdump.client.is_some() || netdump.gateway.is_some() => conflict(
+            "the udp link sends from the host's own address and by its routes: no client, no gateway",
+        ),
+        Some(LinkSpec::Embedded) if netdump.server.is_some() || netdump.gateway.is_some() => {
+            conflict("the embedded link has its receiver in this process: no server, no gateway")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {

@@ -246,6 +246,9 @@ impl DumpConfig {
         let gateway = self.gateway.or_else(|| guest.address("net.dump.gateway"));
         let path = self.path.clone().or_else(|| guest.path());
         let link = self.link_for(server, wishes.has_tap);
+        // Host sockets have the host's address and routes, and the embedded receiver is nobody's neighbour.
+        let client = client.filter(|_| link != LinkSpec::Udp);
+        let gateway = gateway.filter(|_| !matches!(link, LinkSpec::Udp | LinkSpec::Embedded));
         Target { link, server, client, gateway, path, refused: guest.refused }
     }
 }

@@ -1,9 +1,11 @@
 //! The dumper: a paused guest becomes a core image, the netdump client sends it over a link, and a report tells how it
 //! went. Nothing here keeps a copy of guest memory: the client reads the image as it sends.
 
+use std::fs::File;
+use std::io::BufWriter;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 use netdump::client::{ClientConfig, DumpPlan};
 use netdump::drive::{self, Progress};
@@ -17,14 +19,18 @@ use thiserror::Error;
 
 use crate::config::{DumpConfig, Target};
 use crate::link::{OpenError, OpenLink, TapRoute};
+use crate::memory::GuestMemory;
 use crate::nic::Nic;
 use crate::vm::PausedGuest;
 
 /// Block size in the dump header: netdump's (FreeBSD `netdump_client.c`).
 const BLOCK_SIZE: u32 = 4096;
 
+/// How long to wait for another dump of this host that uses the client port, and how often to look.
+const PORT_PATIENCE: Duration = Duration::from_secs(600);
+const PORT_POLL: Duration = Duration::from_millis(100);
+
 /// What is dumped and where to.
-#[derive(Debug)]
 pub(crate) struct Job<'a> {
     /// Options.
     pub(crate) config: &'a DumpConfig,
@@ -40,6 +46,8 @@ pub(crate) struct Job<'a> {
     pub(crate) route: Option<&'a TapRoute>,
     /// The guest's network card, stopped.
     pub(crate) nic: Option<&'a Nic>,
+    /// Whether the user wants the dump to end.
+    pub(crate) interrupted: &'a dyn Fn() -> bool,
 }
 
 /// A dump that has ended.
@@ -63,15 +71,6 @@ pub(crate) enum DumpError {
     /// Its MTU cannot be asked.
     #[error("asking the link for its MTU")]
     Mtu(#[source] LinkError),
-    /// The recording of its frames.
-    #[error("creating {path} to record the dump's frames")]
-    Pcap {
-        /// The file.
-        path: PathBuf,
-        /// What the operating system said.
-        #[source]
-        source: std::io::Error,
-    },
     /// Nobody knows the guest's address.
     #[error(
         "the guest's IPv4 address is not known: give --netdump-client, or set net.dump.client in the guest's kernel \
@@ -107,7 +106,7 @@ impl Job<'_> {
         watch: &mut dyn FnMut(&Progress) -> ControlFlow<String>,
     ) -> Result<Dumped, DumpError> {
         let memory = guest.guest_memory();
-        let mut link = OpenLink::open(self.target, self.route, &self.config.crash_dir, memory, self.nic)?;
+        let mut link = self.open_link(memory)?;
         let config = self.client_config(&mut link)?;
         let plan = DumpPlan {
             path: self.target.path.clone(),
@@ -115,17 +114,31 @@ impl Job<'_> {
             header: self.header(image),
             key: None,
         };
-        let mut report = match &self.config.pcap {
+        let recording = self.config.pcap.as_deref().and_then(recording);
+        let mut report = match recording {
             None => drive::run(config, plan, image, link.as_link(), watch)?,
-            Some(path) => {
-                let file = PcapFile::create(path)
-                    .map_err(|source| DumpError::Pcap { path: path.clone(), source })?;
-                let mut recorder = PcapWriter::new(link.as_link(), file);
-                drive::run(config, plan, image, &mut recorder, watch)?
-            }
+            Some(file) => drive::run(config, plan, image, &mut PcapWriter::new(link.as_link(), file), watch)?,
         };
         report.bad_pages = image.bad_pages();
         Ok(Dumped { report, core: link.close() })
+    }
+
+    /// Opens the link. The udp link's port can be another VMM's on this host, which dumps as well: one failed disk may
+    /// panic many guests at once. That one's dump will end.
+    fn open_link(&self, memory: &GuestMemory) -> Result<OpenLink, OpenError> {
+        let until = Instant::now() + self.config.deadline.unwrap_or(PORT_PATIENCE).min(PORT_PATIENCE);
+        let mut told = false;
+        loop {
+            match OpenLink::open(self.target, self.route, &self.config.crash_dir, memory, self.nic) {
+                Err(error) if error.is_port_in_use() && Instant::now() < until && !(self.interrupted)() => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::info!("another dump of this host uses the client port; waiting for its end");
+                    }
+                    std::thread::sleep(PORT_POLL);
+                }
+                opened => return opened,
+            }
+        }
     }
 
     fn client_config(&self, link: &mut OpenLink) -> Result<ClientConfig, DumpError> {
@@ -189,6 +202,12 @@ impl Job<'_> {
             core: None,
         }
     }
+}
+
+/// The file that frames are recorded in. The dump matters more: without the file it goes on.
+fn recording(path: &Path) -> Option<PcapFile<BufWriter<File>>> {
+    let created = PcapFile::create(path);
+    created.map_err(|error| tracing::warn!(path = %path.display(), %error, "frames are not recorded")).ok()
 }
 
 /// An error with its causes, on one line.

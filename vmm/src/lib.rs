@@ -18,6 +18,7 @@ pub mod link;
 pub mod machine;
 pub mod memory;
 pub mod nic;
+pub mod output_file;
 pub mod panic;
 mod platform;
 pub mod report;

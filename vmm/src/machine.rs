@@ -3,7 +3,7 @@
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use netdump::link::LinkError;
@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use thiserror::Error;
 
-use crate::aftermath::{Aftermath, ReportError};
+use crate::aftermath::Aftermath;
 use crate::boot::{self, BootError, KernelImage};
 use crate::bus::{Bus, BusError};
 use crate::config::{DumpConfig, OnPanic, OnReset, VmConfig};
@@ -19,7 +19,7 @@ use crate::console::{Console, ConsoleOutput};
 use crate::devices::serial::SerialPort;
 use crate::events::{self, EventQueue, MachineEvent, PanicEvent};
 use crate::input::Input;
-use crate::link::TapRoute;
+use crate::link::{LinkSpec, TapRoute};
 use crate::memory;
 use crate::nic::Nic;
 use crate::panic::{Places, REQUEST, Wakeup};
@@ -55,8 +55,8 @@ pub enum MachineError {
     },
     #[error("vCPU {vcpu} cannot be run: {reason}")]
     Vcpu { vcpu: u32, reason: String },
-    #[error(transparent)]
-    Report(#[from] ReportError),
+    #[error("--crash-dir {0} is not a folder")]
+    CrashDir(PathBuf),
 }
 
 fn os(doing: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
@@ -83,6 +83,10 @@ impl Host<'_> {
             return Ok(None);
         }
         let link = self.dump.link_for(self.dump.server, nic.is_some());
+        let crash_dir = &self.dump.crash_dir;
+        if link == LinkSpec::Embedded && crash_dir.exists() && !crash_dir.is_dir() {
+            return Err(MachineError::CrashDir(crash_dir.clone()));
+        }
         Ok(link.check(nic.map(Nic::tap))?)
     }
 }
@@ -103,7 +107,7 @@ pub fn run(
         let end = machine.run(&signals, &mut input, observer)?;
         let verdict = match end {
             End::PowerOff => return Ok(machine.status_without_panic()),
-            End::Stopped => return Ok(ExitStatus::PoweredOff),
+            End::Stopped => return Ok(machine.status_without_panic()),
             End::Reset if machine.crash_loaded => {
                 machine.after_panic(host.vm.on_panic, ExitStatus::NotDumped)
             }
@@ -114,7 +118,7 @@ pub fn run(
             End::Panic(panic) => {
                 let nic = nic.as_ref();
                 let mut ending = Aftermath { host, signals: &signals, observer, nic, route: route.as_ref() };
-                let status = ending.dump(&mut machine.vm, &panic)?;
+                let status = ending.dump(&mut machine.vm, &panic);
                 // Whoever interrupted the dump wants the VMM to end, not the guest to boot again.
                 let policy =
                     if signals.stop_requested().is_some() { OnPanic::Exit } else { host.vm.on_panic };
@@ -253,17 +257,16 @@ impl Machine {
     }
 
     fn wait(&mut self, signals: &Signals, input: &mut Input) -> Result<(), MachineError> {
-        let next = self.dump_at().into_iter().chain(self.ask_console_at).min();
+        let now = Instant::now();
+        let next =
+            [self.dump_at(), self.ask_console_at, input.held_back_until(now)].into_iter().flatten().min();
         // A millisecond more: poll counts in whole ones, and waking early would only mean to wait again.
-        let timeout = next.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        let timeout = next.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
         let timeout =
             timeout.map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
         let watched = [self.events.as_fd(), signals.as_fd()];
         let mut fds: Vec<_> = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).into();
-        let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-        let listens = input.fd().filter(|_| serial.input_room() > 0);
-        fds.extend(listens.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        drop(serial);
+        fds.extend(input.fd(now).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(os("waiting for events")(error.into())),
@@ -271,9 +274,7 @@ impl Machine {
         let typed = fds.get(2).and_then(|fd| fd.any()).unwrap_or(false);
         drop(fds);
         if typed {
-            serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-            let bytes = input.read(serial.input_room());
-            serial.input(&bytes);
+            input.pass_on(&self.serial);
         }
         Ok(())
     }

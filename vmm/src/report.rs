@@ -11,6 +11,7 @@ use netdump::vmcore::cpu::{Activity, CpuState, Registers};
 use serde::Serialize;
 
 use crate::config::Refused;
+use crate::panic::REQUEST;
 
 /// How the run of the VMM ended; the discriminants are its exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -206,8 +207,12 @@ impl PanicReport {
 impl fmt::Display for PanicReport {
     /// A report that a person reads at a glance.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let on = self.panic.vcpu.map_or_else(String::new, |cpu| format!(" on CPU {cpu}"));
-        writeln!(f, "guest panicked{on}, seen by {}: {}", self.panic.source, self.panic.detail)?;
+        let detail = printable(&self.panic.detail);
+        match self.panic.vcpu {
+            _ if self.panic.source == REQUEST => writeln!(f, "guest dumped on request: {detail}")?,
+            Some(cpu) => writeln!(f, "guest panicked on CPU {cpu}, seen by {}: {detail}", self.panic.source)?,
+            None => writeln!(f, "guest panicked, seen by {}: {detail}", self.panic.source)?,
+        }
         line(f, "panic", self.panic.text.as_deref().unwrap_or("(the guest left no words)"))?;
         line(f, "kernel", self.guest.version.as_deref().unwrap_or("unknown").trim())?;
         line(f, "host", &self.guest.host_name)?;
@@ -261,10 +266,15 @@ impl fmt::Display for PauseReport {
     }
 }
 
-/// A line of the report. Values may be the guest's own words, which must not steer the reader's terminal.
 fn line(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
-    let printable: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    writeln!(f, "  {name:<8} {printable}")
+    writeln!(f, "  {name:<8} {}", printable(value))
+}
+
+/// The guest's own words without what would steer the reader's terminal: control characters, and those that turn the
+/// direction of writing (Unicode's bidirectional controls).
+fn printable(text: &str) -> String {
+    let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if steers(c) { ' ' } else { c }).collect()
 }
 
 fn brief(cpu: &CpuState) -> String {

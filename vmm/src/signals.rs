@@ -1,5 +1,5 @@
-//! The signals that this process acts on, as a descriptor for the event loop: SIGINT and SIGTERM stop it, SIGUSR1 asks
-//! for a dump.
+//! The signals that this process acts on, as a descriptor for the event loop: SIGINT, SIGTERM, SIGHUP and SIGQUIT stop
+//! it (in order, so that the terminal gets its mode back), SIGUSR1 asks for a dump.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
@@ -19,7 +19,12 @@ pub(crate) struct Signals {
 impl Signals {
     /// Blocks the signals in this thread and all that it starts from now on.
     pub(crate) fn block() -> std::io::Result<Self> {
-        let set: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1].into_iter().collect();
+        let mut set: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1].into_iter().collect();
+        // A blocked signal reaches the descriptor even if it is ignored, which is how nohup and shells ask to stay alive.
+        let ignored = ignored();
+        set.extend(
+            [Signal::SIGHUP, Signal::SIGQUIT].into_iter().filter(|&signal| ignored & bit(signal) == 0),
+        );
         set.thread_block()?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         Ok(Self { fd, stop: Mutex::new(None) })
@@ -47,6 +52,17 @@ impl Signals {
             let _ = poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
         }
     }
+}
+
+/// The signals that this process was started to ignore, a bit each (proc(5), `SigIgn`).
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn bit(signal: Signal) -> u64 {
+    1 << (signal as i32 - 1)
 }
 
 impl AsFd for Signals {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use netdump::vmcore::cpu::{Activity, CpuState};
 use netdump::vmcore::{MemoryError, MemoryRange, PhysicalMemory};
@@ -141,16 +141,24 @@ impl VmBuilder {
         register_kick_handler()
             .map_err(|source| VmError::Os { doing: "installing a signal handler", source })?;
         let (sender, parked) = mpsc::channel();
+        let supported =
+            cpuid::supported(&self.kvm).map_err(kvm_error("asking for supported CPU features"))?;
+        let has_tsc_deadline = self.kvm.check_extension(Cap::TscDeadlineTimer);
         // All are made before any runs: the guest must find every CPU that it is told of.
         let vcpus = (0..count)
-            .map(|index| self.vcpu(index, count, entry, with, &sender))
+            .map(|index| {
+                let cpuid = cpuid::adapt(&supported, index, count, has_tsc_deadline);
+                self.vcpu(index, &cpuid, entry, with, &sender)
+            })
             .collect::<Result<Vec<_>, _>>()?;
-        let vcpus = vcpus
-            .into_iter()
-            .map(Vcpu::start)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|source| VmError::Os { doing: "starting a vCPU thread", source })?;
-        Ok(Vm { vcpus, parked, _fd: self.fd, memory: self.memory })
+        // Should one thread not start, the machine ends those that run before memory goes.
+        let mut vm = Vm { vcpus: Vec::new(), parked, _fd: self.fd, memory: self.memory };
+        for vcpu in vcpus {
+            let handle =
+                vcpu.start().map_err(|source| VmError::Os { doing: "starting a vCPU thread", source })?;
+            vm.vcpus.push(handle);
+        }
+        Ok(vm)
     }
 
     fn check_cpu_count(&self, wanted: u8) -> Result<(), VmError> {
@@ -168,15 +176,13 @@ impl VmBuilder {
     fn vcpu(
         &self,
         index: u8,
-        count: u8,
+        cpuid: &CpuId,
         entry: &BootState,
         with: &VcpuEnvironment,
         parked: &mpsc::Sender<Parked>,
     ) -> Result<Vcpu, VmError> {
         let fd = self.fd.create_vcpu(index.into()).map_err(kvm_error("creating a vCPU"))?;
-        let cpuid = cpuid::for_cpu(&self.kvm, index, count)
-            .map_err(kvm_error("asking for supported CPU features"))?;
-        fd.set_cpuid2(&cpuid).map_err(kvm_error("setting a vCPU's features"))?;
+        fd.set_cpuid2(cpuid).map_err(kvm_error("setting a vCPU's features"))?;
         regs::set_power_on(&fd).map_err(kvm_error("setting a vCPU's power-on state"))?;
         if index == 0 {
             regs::set_entry(&fd, entry).map_err(kvm_error("putting the boot CPU at the kernel's entry"))?;
@@ -212,14 +218,14 @@ impl Vm {
                 Err(_) => self.kick_where(|index| states.get(index).is_some_and(Option::is_none)),
             }
         }
-        let all_stopped_at = states.iter().flatten().map(|parked| parked.at).max();
+        let stopped_at = states.iter().map(|parked| parked.as_ref().map_or(until, |parked| parked.at)).max();
         let cpus = (0..).zip(states).map(|(index, parked)| state_of(index, parked)).collect();
         let ranges = self
             .memory
             .iter()
             .map(|region| MemoryRange { start: region.start_addr().0, len: region.len() })
             .collect();
-        PausedGuest { memory: &self.memory, ranges, cpus, stopped_at: all_stopped_at.unwrap_or(until) }
+        PausedGuest { memory: &self.memory, ranges, cpus, stopped_at: stopped_at.unwrap_or(until) }
     }
 
     fn kick_where(&self, wanted: impl Fn(usize) -> bool) {
@@ -267,7 +273,7 @@ pub(crate) struct PausedGuest<'vm> {
 }
 
 impl PausedGuest<'_> {
-    /// When the last vCPU stopped.
+    /// When the last vCPU stopped, or when waiting for one that did not was given up.
     pub(crate) fn stopped_at(&self) -> Instant {
         self.stopped_at
     }

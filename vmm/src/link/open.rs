@@ -1,5 +1,6 @@
 //! A link opened for one dump, with what only its kind knows: the addresses at its two ends, and where the core went.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,13 @@ pub enum OpenError {
         /// The link.
         link: LinkSpec,
     },
+}
+
+impl OpenError {
+    /// Whether the host's client port is another socket's.
+    pub(crate) fn is_port_in_use(&self) -> bool {
+        matches!(self, Self::Link(LinkError::Io { source, .. }) if source.kind() == io::ErrorKind::AddrInUse)
+    }
 }
 
 /// An open link.

@@ -31,6 +31,7 @@ fn recognise(exit: &Exit) -> Option<ExitPanic> {
         Exit::InternalError { suberror: 1 } => "KVM could not emulate an instruction".into(),
         Exit::InternalError { suberror } => format!("KVM internal error, suberror {suberror}"),
         Exit::FailEntry { reason } => format!("the CPU refused to enter the guest, reason {reason:#x}"),
+        Exit::Unexpected(what) => what.clone(),
         _ => return None,
     };
     Some(ExitPanic { source: NAME, detail })
