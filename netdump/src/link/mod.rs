@@ -14,11 +14,25 @@ use crate::wire::MacAddr;
 /// Why a link failed for good. A frame lost on the way is no failure.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The interface cannot be used: missing, down, not Ethernet, or its MTU is too small.
+    /// The interface cannot be used: missing, not Ethernet, or its MTU is too small.
     #[error("interface {name}: {problem}")]
     Interface {
         /// The interface.
         name: String,
+        /// What is wrong and what to do.
+        problem: &'static str,
+    },
+    /// The interface is there, but switched off.
+    #[error("interface {name} is down; as root: ip link set {name} up")]
+    Down {
+        /// The interface.
+        name: String,
+    },
+    /// The link cannot do what is asked of it, whatever the interface.
+    #[error("link {link}: {problem}")]
+    Unfit {
+        /// The link, as options name it.
+        link: String,
         /// What is wrong and what to do.
         problem: &'static str,
     },

@@ -55,10 +55,7 @@ impl Link for Pipe {
     /// Guest memory is out of reach here; a frame that ends in it is refused.
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
         if frame.guest.is_some() {
-            return Err(LinkError::Interface {
-                name: "pipe".into(),
-                problem: "cannot send from guest memory",
-            });
+            return Err(LinkError::Unfit { link: "pipe".into(), problem: "cannot send from guest memory" });
         }
         let mut queues = self.outgoing.lock();
         if queues.frames.len() >= self.outgoing.capacity {

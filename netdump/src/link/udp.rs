@@ -139,10 +139,7 @@ impl Link for UdpLink {
 
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
         if frame.guest.is_some() {
-            return Err(LinkError::Interface {
-                name: "udp".into(),
-                problem: "cannot send from guest memory",
-            });
+            return Err(LinkError::Unfit { link: "udp".into(), problem: "cannot send from guest memory" });
         }
         match EthernetHeader::parse(frame.bytes) {
             Ok((EthernetHeader { ethertype: EtherType::ARP, .. }, packet)) => {

@@ -136,7 +136,7 @@ impl TapRoute {
 
 fn no_card(spec: &LinkSpec) -> LinkError {
     let problem = "the guest has no network card; give it one with --tap, or choose another link";
-    LinkError::Interface { name: spec.to_string(), problem }
+    LinkError::Unfit { link: spec.to_string(), problem }
 }
 
 /// Opens a tap that has to be there: one made now would lead nowhere.

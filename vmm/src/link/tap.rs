@@ -96,7 +96,7 @@ pub(super) fn usable(tap: &Tap) -> Result<Interface, LinkError> {
     let interface = interface.ok_or_else(|| bad("it has been removed"))?;
     match interface {
         Interface { ethernet: false, .. } => Err(bad("it is not Ethernet, and netdump needs that")),
-        Interface { up: false, .. } => Err(bad("it is down; set it up with `ip link set dev NAME up`")),
+        Interface { up: false, .. } => Err(LinkError::Down { name: tap.name().to_string() }),
         Interface { mtu: ..MIN_MTU, .. } => {
             Err(bad("its MTU is below 564 bytes, too small for a dump header"))
         }

@@ -399,12 +399,12 @@ fn interfaces_that_will_not_do_are_refused_before_the_guest_starts() {
             ("br0", "it is no tap with a single queue, but another kind of interface"),
             ("lo", "it is no tap with a single queue, but another kind of interface"),
             ("tun0", "it is no tap with a single queue, but another kind of interface"),
-            ("down0", "it is down; set it up with `ip link set dev NAME up`"),
             ("small0", "its MTU is below 564 bytes, too small for a dump header"),
             ("busy0", "it is in use by another process"),
         ] {
             assert_eq!(refusal(name), format!("interface {name}: {problem}"));
         }
+        assert_eq!(refusal("down0"), "interface down0 is down; as root: ip link set down0 up");
         let guest = Guest::new("guest0");
         ip("link set guest0 mtu 500");
         for spec in OF_GUEST {
