@@ -87,6 +87,17 @@ fn dump_after_comes_though_the_output_is_blocked() {
 }
 
 #[test]
+fn a_dump_comes_though_nobody_reads_the_events() {
+    needs_kvm!();
+    let bench = Bench::new("panic");
+    let (mut vmm, _reader) = start_blocked(&bench, 0, &["--json"]);
+    assert_eq!(vmm.code(), Some(10));
+    assert_eq!(bench.report()["panic"]["source"], "pvpanic");
+    let errors = std::fs::read_to_string(bench.folder().join("stderr")).unwrap();
+    assert!(errors.contains("standard output is not read"), "{errors}");
+}
+
+#[test]
 fn sigterm_ends_it_though_the_output_is_blocked() {
     needs_kvm!();
     let bench = Bench::new("hang");

@@ -22,7 +22,7 @@ use vmm::panic::{self, SourceName, SourceOptions};
 use vmm::sys::interface::InterfaceName;
 use vmm::vm::MAX_CPUS;
 
-use crate::show::{Json, JsonConsole, Text};
+use crate::show::{Json, Text};
 
 /// Runs guests on KVM and dumps their memory when their kernels panic.
 #[derive(Debug, Parser)]
@@ -205,7 +205,11 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     let image = KernelImage::read(&options.image)?;
     let host = Host { vm: &vm, dump: &dump, image: &image, report: options.output.report };
     let status = if options.output.json {
-        machine::run(&host, &mut || Box::new(JsonConsole::default()), &mut Json::default())
+        let mut json = Json::new().context("starting the thread that prints events")?;
+        let console = json.console();
+        let status = machine::run(&host, &mut || Box::new(console.fresh()), &mut json);
+        json.finish();
+        status
     } else {
         machine::run(&host, &mut || Box::new(std::io::stdout()), &mut Text::default())
     };

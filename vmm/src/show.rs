@@ -2,6 +2,8 @@
 //! stdout.
 
 use std::io::{IsTerminal, Write, stderr};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
 
 use netdump::drive::Progress;
 use netdump::progress::{ProgressStyle, Reporter};
@@ -66,42 +68,100 @@ impl Observer for Text {
     }
 }
 
+/// Lines that may wait for whoever reads standard output.
+const QUEUE: usize = 1024;
+/// How long the event loop waits for room in the queue, and in the end for the queue to empty.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// For machines: one object a line.
-#[derive(Debug, Default)]
+///
+/// A thread of its own writes: a reader that stalls must cost lines, and not the dump.
+#[derive(Debug)]
 pub(crate) struct Json {
-    /// While a dump runs.
-    progress: Option<Reporter>,
+    lines: SyncSender<Line>,
+    lost: u64,
 }
 
-/// Prints an event. When nobody listens any more, the guest and its dump go on all the same.
-fn print(event: &impl serde::Serialize) {
-    let line = serde_json::to_string(event).expect("events are plain data");
-    // One write: lines of vCPU threads and of the event loop must not mix.
-    let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
+/// What the writing thread is given.
+#[derive(Debug)]
+enum Line {
+    Text(String),
+    /// Everything before has been written.
+    Mark(SyncSender<()>),
+}
+
+impl Json {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let (lines, queue) = sync_channel(QUEUE);
+        std::thread::Builder::new().name("json".into()).spawn(move || {
+            for line in queue {
+                match line {
+                    // When nobody listens any more, the guest and its dump go on all the same.
+                    Line::Text(text) => drop(writeln!(std::io::stdout(), "{text}")),
+                    Line::Mark(seen) => drop(seen.send(())),
+                }
+            }
+        })?;
+        Ok(Self { lines, lost: 0 })
+    }
+
+    /// The guest's console as events. It waits for room: the guest can, the event loop cannot.
+    pub(crate) fn console(&self) -> JsonConsole {
+        JsonConsole { lines: self.lines.clone(), line: Vec::new() }
+    }
+
+    /// Hands an event over, unless there is no room for it before `until`.
+    fn print(&mut self, event: &impl serde::Serialize, patience: Duration) {
+        let until = Instant::now() + patience;
+        let mut line = Line::Text(serde_json::to_string(event).expect("events are plain data"));
+        while let Err(TrySendError::Full(back)) = self.lines.try_send(line) {
+            if Instant::now() >= until {
+                self.lost += 1;
+                return;
+            }
+            line = back;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until everything is written, or for as long as a stalled reader deserves.
+    pub(crate) fn finish(self) {
+        let (seen, written) = sync_channel(1);
+        let queued = self.lines.try_send(Line::Mark(seen)).is_ok();
+        if !(queued && written.recv_timeout(PATIENCE).is_ok()) || self.lost > 0 {
+            tracing::warn!(lost = self.lost, "standard output is not read: events are missing there");
+        }
+    }
 }
 
 impl Observer for Json {
     fn event(&mut self, event: &Event<'_>) {
-        print(event);
+        self.print(event, PATIENCE);
     }
 
     fn progress(&mut self, progress: &Progress) {
-        self.progress.get_or_insert_with(|| Reporter::new(ProgressStyle::Json)).update(progress);
+        let event = json!({
+            "event": "progress",
+            "phase": progress.phase.to_string(),
+            "done": progress.done,
+            "total": progress.total,
+            "resends": progress.resends,
+            "seconds": progress.elapsed.as_secs_f64(),
+        });
+        self.print(&event, Duration::ZERO);
     }
 
-    fn dump_ended(&mut self, report: &DumpReport) {
-        if let Some(progress) = self.progress.take() {
-            progress.finish(report);
-        }
-    }
+    /// The whole report follows.
+    fn dump_ended(&mut self, _report: &DumpReport) {}
 }
 
 /// Longest piece of console text in one event.
 const LINE_MAX: usize = 4096;
 
 /// The guest's console as events, a line of it each.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct JsonConsole {
+    lines: SyncSender<Line>,
     line: Vec<u8>,
 }
 
@@ -124,17 +184,27 @@ impl Write for JsonConsole {
 }
 
 impl JsonConsole {
+    /// The console of another boot.
+    pub(crate) fn fresh(&self) -> Self {
+        Self { lines: self.lines.clone(), line: Vec::new() }
+    }
+
     fn end_line(&mut self) {
         let text = String::from_utf8_lossy(&self.line);
-        print(&json!({ "event": "console", "text": text.trim_end_matches('\r') }));
+        let event = json!({ "event": "console", "text": text.trim_end_matches('\r') });
+        // The writing thread lives as long as the process.
+        let _ = self.lines.send(Line::Text(event.to_string()));
         self.line.clear();
     }
 }
 
 impl Drop for JsonConsole {
+    /// The rest of an unfinished line, if there is room for it: a drop must not wait.
     fn drop(&mut self) {
         if !self.line.is_empty() {
-            self.end_line();
+            let text = String::from_utf8_lossy(&self.line);
+            let event = json!({ "event": "console", "text": text });
+            let _ = self.lines.try_send(Line::Text(event.to_string()));
         }
     }
 }
