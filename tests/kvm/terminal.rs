@@ -119,8 +119,12 @@ fn the_terminal_gets_its_mode_back_whatever_signal_ends_the_vmm() {
         let bench = Bench::new("hang");
         let terminal = openpty(None, None).unwrap();
         let output = bench.folder().join("stdout");
-        let mut command = Command::new("setsid");
-        command.args(["--ctty", "sh", "-c", SESSION, "sh"]).arg(program("vmm")).args(bench.arguments(&[]));
+        // Whoever runs the tests under nohup has them, and all they start, ignore SIGHUP.
+        let mut command = Command::new("env");
+        command
+            .args(["--default-signal", "setsid", "--ctty", "sh", "-c", SESSION, "sh"])
+            .arg(program("vmm"))
+            .args(bench.arguments(&[]));
         command.stdin(terminal.slave.try_clone().unwrap()).stdout(File::create(&output).unwrap());
         let mut session = Running(command.spawn().unwrap());
         let by_line = || tcgetattr(terminal.master.as_fd()).unwrap().local_flags.contains(LocalFlags::ICANON);
