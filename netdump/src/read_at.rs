@@ -28,6 +28,14 @@ pub enum ReadError {
     },
 }
 
+impl ReadError {
+    /// Refuses `len` bytes at `offset` that do not all lie in a core of `total` bytes.
+    pub(crate) fn check_range(offset: u64, len: usize, total: u64) -> Result<(), Self> {
+        let inside = offset.checked_add(len as u64).is_some_and(|end| end <= total);
+        if inside { Ok(()) } else { Err(Self::OutOfRange { offset, len, total }) }
+    }
+}
+
 /// A core of known length that can be read at any offset, any number of times, with the same result each time.
 ///
 /// The client keeps no payload: a resend reads the core again.

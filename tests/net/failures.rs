@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use harness::guests::{Bench, assert_code};
-use harness::netns::until;
-use harness::programs::{Running, arg, program};
+use harness::netns::{Namespace, until};
+use harness::programs::{Ended, Running, arg, program};
 use nix::sys::signal::Signal;
 
 use crate::lab::{
@@ -137,23 +137,33 @@ fn a_receiver_told_to_stop_in_the_middle_keeps_what_came_under_a_name_that_says_
     assert!(info.contains("Dump incomplete") && info.contains("Missing"), "{info}");
 }
 
+/// Dumps over a link while `namespace`'s interface is down for a second; the dump must arrive all the same.
+fn dump_with_interface_down(
+    link: &str,
+    interface: &str,
+    namespace: impl Fn(&Lab) -> &Namespace,
+) -> (Ended, Bench) {
+    let lab = Lab::bridged();
+    lab.slow_down(SLOW);
+    let receiver = lab.serve();
+    let bench = Bench::new("panic");
+    let vmm = lab.start(&bench, &[&LONG[..], &TO_COLLECTOR, &["--netdump-link", link]].concat());
+    wait_for_bytes(&receiver, "vmcore.10.0.0.5.0.partial");
+    namespace(&lab).ip(&format!("link set {interface} down"));
+    std::thread::sleep(Duration::from_secs(1));
+    namespace(&lab).ip(&format!("link set {interface} up"));
+    let vmm = vmm.wait();
+    assert_code(&vmm, 10);
+    check(&bench, &receiver.wait_for_cores(1)[0]);
+    (vmm, bench)
+}
+
 #[test]
 fn a_cable_unplugged_for_a_second_only_delays_the_dump() {
     needs_network!();
     for link in ["tap", "virtio"] {
-        let lab = Lab::bridged();
-        lab.slow_down(SLOW);
-        let receiver = lab.serve();
-        let bench = Bench::new("panic");
-        let vmm = lab.start(&bench, &[&LONG[..], &TO_COLLECTOR, &["--netdump-link", link]].concat());
-        wait_for_bytes(&receiver, "vmcore.10.0.0.5.0.partial");
-        lab.collector.ip("link set eth0 down");
-        std::thread::sleep(Duration::from_secs(1));
-        lab.collector.ip("link set eth0 up");
-        let vmm = vmm.wait();
-        assert_code(&vmm, 10);
+        let (vmm, bench) = dump_with_interface_down(link, "eth0", |lab| &lab.collector);
         assert!(vmm.took > Duration::from_secs(1));
-        check(&bench, &receiver.wait_for_cores(1)[0]);
         assert!(bench.report()["dump"]["resends"].as_u64().unwrap() > 0);
     }
 }
@@ -162,17 +172,7 @@ fn a_cable_unplugged_for_a_second_only_delays_the_dump() {
 fn the_guests_tap_set_down_for_a_second_only_delays_the_dump() {
     needs_network!();
     for link in ["tap", "virtio"] {
-        let lab = Lab::bridged();
-        lab.slow_down(SLOW);
-        let receiver = lab.serve();
-        let bench = Bench::new("panic");
-        let vmm = lab.start(&bench, &[&LONG[..], &TO_COLLECTOR, &["--netdump-link", link]].concat());
-        wait_for_bytes(&receiver, "vmcore.10.0.0.5.0.partial");
-        lab.host.ip("link set tap0 down");
-        std::thread::sleep(Duration::from_secs(1));
-        lab.host.ip("link set tap0 up");
-        assert_code(&vmm.wait(), 10);
-        check(&bench, &receiver.wait_for_cores(1)[0]);
+        dump_with_interface_down(link, "tap0", |lab| &lab.host);
     }
 }
 

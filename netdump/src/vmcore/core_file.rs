@@ -81,10 +81,7 @@ impl ReadAt for CoreFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        let inside = offset.checked_add(buf.len() as u64).is_some_and(|end| end <= self.length);
-        if !inside {
-            return Err(ReadError::OutOfRange { offset, len: buf.len(), total: self.length });
-        }
+        ReadError::check_range(offset, buf.len(), self.length)?;
         self.read(offset, buf).map_err(|source| ReadError::Io { offset, len: buf.len(), source })
     }
 

@@ -115,10 +115,7 @@ impl ReadAt for DumpImage<'_> {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        let inside = offset.checked_add(buf.len() as u64).is_some_and(|end| end <= self.length);
-        if !inside {
-            return Err(ReadError::OutOfRange { offset, len: buf.len(), total: self.length });
-        }
+        ReadError::check_range(offset, buf.len(), self.length)?;
         let mut offset = offset;
         let mut rest = buf;
         for extent in &self.extents[self.extent_at(offset)..] {
