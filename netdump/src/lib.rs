@@ -28,6 +28,7 @@ pub mod progress;
 mod read_at;
 pub mod receiver;
 pub mod report;
+pub mod stream;
 pub mod vmcore;
 pub mod wire;
 
