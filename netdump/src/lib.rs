@@ -23,6 +23,7 @@ mod calendar;
 pub mod client;
 pub mod drive;
 pub mod facts;
+pub mod freebsd;
 pub mod link;
 pub mod progress;
 mod read_at;

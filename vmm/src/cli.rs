@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, check_path};
 use netdump::stream::CompressOption;
-use netdump::vmcore::{self, DumpFormat};
+use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
 use vmm::boot::{Handover, KernelImage};
@@ -132,9 +132,9 @@ struct NetdumpOptions {
     /// Servers that a guest may ask for; may be given again; any by default (none with the udp link).
     #[arg(long, value_name = "CIDR")]
     allow_server: Vec<Cidr>,
-    /// Core format.
-    #[arg(long, value_name = "NAME", default_value = "elf", value_parser = dump_format)]
-    dump_format: Format,
+    /// Core format; `auto` takes what the guest's own debuggers expect.
+    #[arg(long, value_name = "NAME", default_value = AUTO, value_parser = dump_format)]
+    dump_format: FormatChoice,
     /// Compress the core: gzip or zstd, with a level as in zstd:3; else the guest's kern.kerneldump_gzlevel, else 6.
     #[arg(long, value_name = "NAME[:LEVEL]")]
     dump_compress: Option<CompressOption>,
@@ -188,16 +188,6 @@ enum GuestEnvOption {
     Read,
     /// It has none.
     Ignore,
-}
-
-/// A dump format by its name.
-#[derive(Clone, Copy)]
-struct Format(&'static dyn DumpFormat);
-
-impl std::fmt::Debug for Format {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.name())
-    }
 }
 
 /// Runs a guest; the exit code.
@@ -257,7 +247,7 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
             GuestEnvOption::Ignore => GuestEnvironment::Ignore,
         },
         allowed_servers: options.allow_server.clone(),
-        format: options.dump_format.0,
+        format: options.dump_format,
         compress: options.dump_compress,
         polls: options.polls,
         retries: options.retries,
@@ -344,9 +334,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("'{text}' is not a number of seconds"))
 }
 
-fn dump_format(name: &str) -> Result<Format, String> {
-    vmcore::format(name).map(Format).ok_or_else(|| {
-        let names: Vec<_> = vmcore::ALL.iter().map(|format| format.name()).collect();
+fn dump_format(name: &str) -> Result<FormatChoice, String> {
+    FormatChoice::by_name(name).ok_or_else(|| {
+        let names: Vec<_> = FormatChoice::names().collect();
         format!("there is no core format '{name}'; there are {}", names.join(", "))
     })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use netdump::client::check_path;
 use netdump::stream::{CompressOption, Compressor, DEFAULT_LEVEL};
-use netdump::vmcore::DumpFormat;
+use netdump::vmcore::FormatChoice;
 use netdump::wire::message::MAX_PATH;
 use netdump::wire::{MacAddr, SERVER_PORT};
 use thiserror::Error;
@@ -91,7 +91,7 @@ pub struct DumpConfig {
     /// Servers that a guest may ask for; any when empty.
     pub allowed_servers: Vec<Cidr>,
     /// Core format.
-    pub format: &'static dyn DumpFormat,
+    pub format: FormatChoice,
     /// `--dump-compress`.
     pub compress: Option<CompressOption>,
     /// Half-milliseconds that one try waits for its ack.
@@ -217,7 +217,7 @@ impl DumpConfig {
             link: None,
             guest_environment: GuestEnvironment::Read,
             allowed_servers: Vec::new(),
-            format: netdump::vmcore::ALL[0],
+            format: FormatChoice::Auto,
             compress: None,
             polls: 2000,
             retries: 10,
