@@ -22,6 +22,7 @@
 mod calendar;
 pub mod client;
 pub mod drive;
+pub mod ekcd;
 pub mod facts;
 pub mod link;
 pub mod progress;
