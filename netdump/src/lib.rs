@@ -29,6 +29,7 @@ pub mod progress;
 mod read_at;
 pub mod receiver;
 pub mod report;
+mod sparse;
 pub mod vmcore;
 pub mod wire;
 

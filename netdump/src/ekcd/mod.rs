@@ -8,13 +8,17 @@
 //! Of the 64 random bytes that are drawn and encrypted both ciphers use the first 32. Compression comes before
 //! encryption, and AES-CBC with compression is refused by FreeBSD: see [`Cipher::allows_compression`].
 
+mod decrypt;
+mod head;
 mod key_block;
+mod names;
 mod rsa_key;
 mod stream;
 
 use rsa::rand_core::TryCryptoRng;
 use zeroize::Zeroizing;
 
+pub use decrypt::{DecryptError, Decrypted, Decryption};
 pub use getrandom::SysRng;
 pub use key_block::{KEY_BLOCK_HEADER, KeyBlock, KeyBlockError, MAX_ENCRYPTED_KEY, MAX_KEY_FILE};
 pub use rsa_key::{Padding, PrivateKey, PublicKey, RsaKeyError};
