@@ -24,6 +24,7 @@ pub mod client;
 pub mod drive;
 pub mod ekcd;
 pub mod facts;
+pub mod freebsd;
 pub mod link;
 pub mod progress;
 mod read_at;

@@ -10,7 +10,7 @@ use std::{fs, thread};
 
 use netdump::ReadAt;
 use netdump::vmcore::{self, CoreNotes, CpuState, KernelDumpHeader};
-use netdump::vmcore::{MemoryError, MemoryRange, PhysicalMemory};
+use netdump::vmcore::{MemoryError, MemoryRange, PhysicalMemory, StoppedGuest};
 use netdump::wire::{Message, MessageKind};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -589,7 +589,9 @@ impl PhysicalMemory for TwoPages {
 fn delivered_core_is_verified_and_inspected() {
     let (dir, files) = (directory(), directory());
     let memory = TwoPages([MemoryRange { start: 0x1000, len: 0x2000 }]);
-    let image = vmcore::format("elf").unwrap().plan(&memory, &CoreNotes::default()).unwrap();
+    let notes = CoreNotes::default();
+    let guest = StoppedGuest { memory: &memory, symbols: None, notes: &notes };
+    let image = vmcore::format("elf").unwrap().plan(&guest).unwrap().image;
     let mut core = vec![0; usize::try_from(image.length()).unwrap()];
     image.read_at(0, &mut core).unwrap();
     let file = files.path().join("core");

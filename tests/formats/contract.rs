@@ -6,7 +6,7 @@ use harness::fake_guest::FakeGuest;
 use harness::fake_kernel::FakeKernel;
 use netdump::ReadAt;
 use netdump::facts;
-use netdump::vmcore::{ALL, KernelSymbols, PhysicalMemory, Registers};
+use netdump::vmcore::{ALL, KernelSymbols, PhysicalMemory, Registers, StoppedGuest};
 
 use super::{guest, notes};
 
@@ -22,7 +22,9 @@ fn every_format_is_found_by_its_name() {
 fn every_format_plans_without_reading_memory_and_reads_its_own_cores() {
     for format in ALL {
         let guest = guest().unreadable(0x2000..0x3000);
-        let image = format.plan(&guest, &notes()).unwrap();
+        let notes = notes();
+        let stopped = StoppedGuest { memory: &guest, symbols: None, notes: &notes };
+        let image = format.plan(&stopped).unwrap().image;
         assert_eq!(image.bad_pages(), 0, "{}", format.name());
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("core");
@@ -34,7 +36,7 @@ fn every_format_plans_without_reading_memory_and_reads_its_own_cores() {
         assert!(format.recognise(&head), "{}", format.name());
         let core = netdump::vmcore::open(&path).unwrap();
         assert_eq!(core.format(), format.name());
-        assert_eq!(core.notes(), &notes());
+        assert_eq!(core.notes(), &notes);
         assert_eq!(core.problems(), []);
         assert_eq!(core.expected_length(), image.length());
         let mut page = [0; 4096];

@@ -3,7 +3,7 @@
 use harness::fake_guest::FakeGuest;
 use harness::readers::elf::ElfCore;
 use netdump::ReadAt;
-use netdump::vmcore::{Activity, CoreNotes, MemoryRange, PhysicalMemory, PlanError, Registers};
+use netdump::vmcore::{Activity, CoreNotes, MemoryRange, PhysicalMemory, PlanError, Registers, StoppedGuest};
 use proptest::prelude::*;
 
 use super::{all_bytes, notes, plan, store};
@@ -223,18 +223,22 @@ fn thousands_of_ranges_are_planned_and_read() {
 fn more_ranges_than_program_headers_are_refused() {
     let elf = netdump::vmcore::format("elf").unwrap();
     let guest = |count: u64| (0..count).fold(FakeGuest::new(3), |g, i| g.untouched_ram(i * 0x2000, 0x1000));
-    assert!(elf.plan(&guest(65_533), &CoreNotes::default()).is_ok());
-    assert_eq!(
-        elf.plan(&guest(65_534), &CoreNotes::default()).unwrap_err(),
-        PlanError::TooManyRanges { count: 65_534, most: 65_533 }
-    );
+    let plan = |guest: &FakeGuest| {
+        let notes = CoreNotes::default();
+        elf.plan(&StoppedGuest { memory: guest, symbols: None, notes: &notes })
+            .map(|core| core.image.length())
+    };
+    assert!(plan(&guest(65_533)).is_ok());
+    assert_eq!(plan(&guest(65_534)).unwrap_err(), PlanError::TooManyRanges { count: 65_534, most: 65_533 });
 }
 
 #[test]
 fn ranges_that_break_their_promise_are_refused() {
     let refused = |guest: FakeGuest| {
         let elf = netdump::vmcore::format("elf").unwrap();
-        matches!(elf.plan(&guest, &CoreNotes::default()), Err(PlanError::Range { .. }))
+        let notes = CoreNotes::default();
+        let stopped = StoppedGuest { memory: &guest, symbols: None, notes: &notes };
+        matches!(elf.plan(&stopped), Err(PlanError::Range { .. }))
     };
     let guest = || FakeGuest::new(1);
     assert!(refused(guest().untouched_ram(0x800, 0x1000)));

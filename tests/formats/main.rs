@@ -20,7 +20,7 @@ use std::path::Path;
 use harness::fake_guest::FakeGuest;
 use netdump::ReadAt;
 use netdump::facts::GuestFacts;
-use netdump::vmcore::{Activity, CoreNotes, DumpImage};
+use netdump::vmcore::{Activity, CoreNotes, DumpImage, StoppedGuest};
 
 /// Three CPUs, one of which did not stop; RAM below 1 MiB, above it with a hole that was never touched, above 4 GiB.
 fn guest() -> FakeGuest {
@@ -58,7 +58,8 @@ fn notes() -> CoreNotes {
 }
 
 fn plan<'m>(guest: &'m FakeGuest, notes: &CoreNotes) -> DumpImage<'m> {
-    netdump::vmcore::format("elf").expect("the format exists").plan(guest, notes).expect("a plan")
+    let guest = StoppedGuest { memory: guest, symbols: None, notes };
+    netdump::vmcore::format("elf").expect("the format exists").plan(&guest).expect("a plan").image
 }
 
 fn all_bytes(image: &DumpImage<'_>) -> Vec<u8> {

@@ -82,7 +82,18 @@ impl Aftermath<'_> {
         let route = self.route.filter(|_| target.link == config.link_for(config.server, self.nic.is_some()));
         let (signals, observer) = (self.signals, &mut *self.observer);
         let interrupted = &|| signals.stop_requested().is_some();
-        let job = Job { config, target: &target, notes, host_name, time, route, nic: self.nic, interrupted };
+        let symbols = self.host.image.symbols();
+        let job = Job {
+            config,
+            target: &target,
+            symbols,
+            notes,
+            host_name,
+            time,
+            route,
+            nic: self.nic,
+            interrupted,
+        };
         let mut announced = false;
         let dumped = dump::run(&job, guest, &mut |progress| {
             if !std::mem::replace(&mut announced, true) {
@@ -108,6 +119,8 @@ impl Aftermath<'_> {
         status: ExitStatus,
     ) -> PanicReport {
         let (target, dumped) = sent.unzip();
+        let core_format = dumped.as_ref().and_then(|dumped| dumped.format);
+        let remarks = dumped.as_ref().map(|dumped| dumped.remarks.clone()).unwrap_or_default();
         let (dump, core) = dumped.map(|dumped| (dumped.report, dumped.core)).unzip();
         PanicReport {
             image: self.host.image.path().display().to_string(),
@@ -122,6 +135,8 @@ impl Aftermath<'_> {
             memory: memory_of(guest.ranges()),
             cpus: guest.cpus().to_vec(),
             target,
+            core_format,
+            remarks,
             dump,
             core: core.flatten(),
             exit_code: status.code(),

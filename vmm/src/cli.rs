@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, check_path};
-use netdump::vmcore::{self, DumpFormat};
+use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
 use vmm::boot::{Handover, KernelImage};
@@ -131,9 +131,9 @@ struct NetdumpOptions {
     /// Servers that a guest may ask for; may be given again; any by default (none with the udp link).
     #[arg(long, value_name = "CIDR")]
     allow_server: Vec<Cidr>,
-    /// Core format.
-    #[arg(long, value_name = "NAME", default_value = "elf", value_parser = dump_format)]
-    dump_format: Format,
+    /// Core format; `auto` takes what the guest's own debuggers expect.
+    #[arg(long, value_name = "NAME", default_value = AUTO, value_parser = dump_format)]
+    dump_format: FormatChoice,
     /// How long one try waits for its ack, in polls of 0.5 ms.
     #[arg(long = "netdump-polls", value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     polls: u32,
@@ -184,16 +184,6 @@ enum GuestEnvOption {
     Read,
     /// It has none.
     Ignore,
-}
-
-/// A dump format by its name.
-#[derive(Clone, Copy)]
-struct Format(&'static dyn DumpFormat);
-
-impl std::fmt::Debug for Format {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.name())
-    }
 }
 
 /// Runs a guest; the exit code.
@@ -253,7 +243,7 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
             GuestEnvOption::Ignore => GuestEnvironment::Ignore,
         },
         allowed_servers: options.allow_server.clone(),
-        format: options.dump_format.0,
+        format: options.dump_format,
         polls: options.polls,
         retries: options.retries,
         arp_retries: options.arp_retries,
@@ -339,9 +329,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("'{text}' is not a number of seconds"))
 }
 
-fn dump_format(name: &str) -> Result<Format, String> {
-    vmcore::format(name).map(Format).ok_or_else(|| {
-        let names: Vec<_> = vmcore::ALL.iter().map(|format| format.name()).collect();
+fn dump_format(name: &str) -> Result<FormatChoice, String> {
+    FormatChoice::by_name(name).ok_or_else(|| {
+        let names: Vec<_> = FormatChoice::names().collect();
         format!("there is no core format '{name}'; there are {}", names.join(", "))
     })
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use netdump::client::check_path;
-use netdump::vmcore::DumpFormat;
+use netdump::vmcore::FormatChoice;
 use netdump::wire::message::MAX_PATH;
 use netdump::wire::{MacAddr, SERVER_PORT};
 use thiserror::Error;
@@ -90,7 +90,7 @@ pub struct DumpConfig {
     /// Servers that a guest may ask for; any when empty.
     pub allowed_servers: Vec<Cidr>,
     /// Core format.
-    pub format: &'static dyn DumpFormat,
+    pub format: FormatChoice,
     /// Half-milliseconds that one try waits for its ack.
     pub polls: u32,
     /// Tries after the first.
@@ -212,7 +212,7 @@ impl DumpConfig {
             link: None,
             guest_environment: GuestEnvironment::Read,
             allowed_servers: Vec::new(),
-            format: netdump::vmcore::ALL[0],
+            format: FormatChoice::Auto,
             polls: 2000,
             retries: 10,
             arp_retries: 3,

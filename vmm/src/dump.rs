@@ -13,7 +13,7 @@ use netdump::link::LinkError;
 use netdump::link::pcap::{PcapFile, PcapWriter};
 use netdump::report::{DumpReport, Outcome};
 use netdump::vmcore::kdh::{AMD64_ARCHITECTURE_VERSION, Compression};
-use netdump::vmcore::{CoreNotes, DumpImage, KernelDumpHeader, PlanError};
+use netdump::vmcore::{CoreNotes, DumpImage, KernelDumpHeader, KernelSymbols, PlanError, StoppedGuest};
 use netdump::{ReadAt, client};
 use thiserror::Error;
 
@@ -36,6 +36,8 @@ pub(crate) struct Job<'a> {
     pub(crate) config: &'a DumpConfig,
     /// Where it goes.
     pub(crate) target: &'a Target,
+    /// The symbols of the guest's kernel.
+    pub(crate) symbols: &'a KernelSymbols,
     /// What the core's own notes tell.
     pub(crate) notes: CoreNotes,
     /// The guest's name.
@@ -55,6 +57,10 @@ pub(crate) struct Job<'a> {
 pub(crate) struct Dumped {
     /// How it went.
     pub(crate) report: DumpReport,
+    /// The core's format, when one could be planned.
+    pub(crate) format: Option<&'static str>,
+    /// What a person should know of the core.
+    pub(crate) remarks: Vec<String>,
     /// The core, when the embedded receiver stored it.
     pub(crate) core: Option<PathBuf>,
 }
@@ -90,12 +96,15 @@ pub(crate) fn run(
     guest: &PausedGuest<'_>,
     watch: &mut dyn FnMut(&Progress) -> ControlFlow<String>,
 ) -> Dumped {
-    match job.config.format.plan(guest, &job.notes).map_err(DumpError::from) {
-        Ok(image) => {
-            job.send(&image, guest, watch).unwrap_or_else(|error| job.not_begun(&error, image.length()))
-        }
-        Err(error) => job.not_begun(&error, 0),
-    }
+    let stopped = StoppedGuest { memory: guest, symbols: Some(job.symbols), notes: &job.notes };
+    let core = match job.config.format.plan(&stopped) {
+        Ok(core) => core,
+        Err(error) => return job.not_begun(&error.into(), 0),
+    };
+    core.remarks.iter().for_each(|remark| tracing::warn!(format = core.format, "{remark}"));
+    let length = core.image.length();
+    let sent = job.send(&core.image, guest, watch).unwrap_or_else(|error| job.not_begun(&error, length));
+    Dumped { format: Some(core.format), remarks: core.remarks, ..sent }
 }
 
 impl Job<'_> {
@@ -120,7 +129,7 @@ impl Job<'_> {
             Some(file) => drive::run(config, plan, image, &mut PcapWriter::new(link.as_link(), file), watch)?,
         };
         report.bad_pages = image.bad_pages();
-        Ok(Dumped { report, core: link.close() })
+        Ok(Dumped { report, format: None, remarks: Vec::new(), core: link.close() })
     }
 
     /// Opens the link. The udp link's port can be another VMM's on this host, which dumps as well: one failed disk may
@@ -199,6 +208,8 @@ impl Job<'_> {
                 bad_pages: 0,
                 seconds: 0.0,
             },
+            format: None,
+            remarks: Vec::new(),
             core: None,
         }
     }

@@ -62,6 +62,10 @@ pub struct PanicReport {
     pub cpus: Vec<CpuState>,
     /// Where the dump was to go; absent when dumping is disabled.
     pub target: Option<TargetReport>,
+    /// The core's format.
+    pub core_format: Option<&'static str>,
+    /// What a person should know of the core, one sentence each.
+    pub remarks: Vec<String>,
     /// How the dump went; absent when dumping is disabled.
     pub dump: Option<DumpReport>,
     /// The core, when the embedded receiver stored it.

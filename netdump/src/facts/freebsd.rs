@@ -1,9 +1,9 @@
 //! FreeBSD and guests that keep its conventions: `sys/kern/kern_environment.c` for the kernel environment,
 //! `sys/kern/kern_shutdown.c` for the panic message, `sys/sys/jail.h` for the host name.
 
-use super::kernel_memory::{KernelMemory, text};
 use super::{GuestFacts, GuestOs};
-use crate::vmcore::paging::Mapping;
+use crate::freebsd::{is_freebsd, kernel_memory};
+use crate::vmcore::kernel_memory::{KernelMemory, text};
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 
 /// Pointers in `kenvp[]` (`KENV_SIZE`).
@@ -19,9 +19,6 @@ const MAX_PANIC_TEXT: usize = 256;
 const HOST_NAME_FROM_END: u64 = 608;
 const MAX_HOST_NAME: usize = 256;
 
-/// Any of these makes a kernel one of this kind.
-const TELLING_SYMBOLS: [&str; 4] = ["kenvp", "dynamic_kenv", "md_envp", "kern_envp"];
-
 /// A FreeBSD kernel, told by its symbols.
 pub(super) struct FreeBsd;
 
@@ -31,12 +28,12 @@ impl GuestOs for FreeBsd {
     }
 
     fn recognise(&self, _memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> bool {
-        kernel.is_some_and(|symbols| TELLING_SYMBOLS.iter().any(|name| symbols.address(name).is_some()))
+        kernel.is_some_and(is_freebsd)
     }
 
     fn facts(&self, memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> GuestFacts {
         let Some(symbols) = kernel else { return GuestFacts::default() };
-        let kernel = KernelMemory::new(memory, symbols, kernel_tables(memory, symbols));
+        let kernel = kernel_memory(memory, symbols);
         GuestFacts {
             os: kernel.array_text("ostype"),
             release: kernel.array_text("osrelease"),
@@ -45,17 +42,6 @@ impl GuestOs for FreeBsd {
             panic_text: panic_text(&kernel),
             environment: environment(&kernel),
         }
-    }
-}
-
-/// The kernel's PML4, whose physical address lies in `KPML4phys`. Under 5-level paging the PML4 is still the one of the
-/// kernel's half, so the walk is the 4-level one.
-fn kernel_tables(memory: &dyn PhysicalMemory, symbols: &KernelSymbols) -> Option<Mapping> {
-    let mut bytes = [0; 8];
-    memory.read(symbols.physical(symbols.address("KPML4phys")?)?, &mut bytes).ok()?;
-    match u64::from_le_bytes(bytes) {
-        0 => None,
-        root => Some(Mapping::FourLevel(root)),
     }
 }
 

@@ -5,7 +5,6 @@
 
 mod bare;
 mod freebsd;
-mod kernel_memory;
 
 use serde::{Deserialize, Serialize};
 

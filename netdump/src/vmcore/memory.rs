@@ -61,4 +61,16 @@ pub trait PhysicalMemory: Sync {
 
     /// The CPUs, in the order of their numbers.
     fn cpus(&self) -> &[CpuState];
+
+    /// How kernel addresses translate, where the file says so itself, as a minidump does: it lacks the upper levels of
+    /// the kernel's page tables.
+    fn kernel_map(&self) -> Option<&dyn KernelMap> {
+        None
+    }
+}
+
+/// A translation of kernel addresses that needs no page-table root.
+pub trait KernelMap: Sync {
+    /// Guest-physical address of the byte at virtual `address`; `None` when it is no kernel address or not mapped.
+    fn translate(&self, address: u64) -> Option<u64>;
 }

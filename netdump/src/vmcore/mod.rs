@@ -11,10 +11,12 @@ pub mod image;
 pub mod info;
 pub mod inspect;
 pub mod kdh;
+pub mod kernel_memory;
 pub mod memory;
 pub mod notes;
 mod open;
 pub mod paging;
+mod stopped;
 pub mod symbols;
 pub mod verify;
 
@@ -24,20 +26,27 @@ pub use image::DumpImage;
 pub use info::InfoFile;
 pub use inspect::{Inspection, inspect};
 pub use kdh::KernelDumpHeader;
-pub use memory::{MemoryError, MemoryRange, PhysicalMemory};
+pub use kernel_memory::KernelMemory;
+pub use memory::{KernelMap, MemoryError, MemoryRange, PhysicalMemory};
 pub use notes::CoreNotes;
 pub use open::{Core, OpenError, Piece, PieceContent, open};
+pub use stopped::{AUTO, FormatChoice, PlannedCore, StoppedGuest};
 pub use symbols::{KernelSymbols, SymbolsError};
 pub use verify::{Verdict, verify};
+
+use paging::PAGE_SIZE;
 
 /// One format of core files.
 pub trait DumpFormat: Sync + std::fmt::Debug {
     /// Its name on command lines and in reports.
     fn name(&self) -> &'static str;
 
-    /// Lists what the core of `memory` consists of. Reads no memory of the guest.
-    fn plan<'m>(&self, memory: &'m dyn PhysicalMemory, notes: &CoreNotes)
-    -> Result<DumpImage<'m>, PlanError>;
+    /// Whether this is a format that people expect of such a guest; the table's order says which they expect first.
+    fn suits(&self, guest: &StoppedGuest<'_, '_>) -> bool;
+
+    /// Lists what the core of `guest` consists of. Copies no more of its memory than the few pages that the format
+    /// changes.
+    fn plan<'m>(&self, guest: &StoppedGuest<'m, '_>) -> Result<PlannedCore<'m>, PlanError>;
 
     /// Whether a file that begins with these bytes is of this format. Up to 4096 are given.
     fn recognise(&self, head: &[u8]) -> bool;
@@ -46,7 +55,7 @@ pub trait DumpFormat: Sync + std::fmt::Debug {
     fn open(&self, file: CoreFile) -> Result<Core, OpenError>;
 }
 
-/// All formats, the default first.
+/// All formats, in the order in which they are tried for a guest that they suit.
 pub static ALL: &[&dyn DumpFormat] = &[&elf::Elf];
 
 /// The format of this name.
@@ -73,4 +82,17 @@ pub enum PlanError {
         /// Length in bytes.
         len: u64,
     },
+}
+
+/// RAM ranges must be what [`PhysicalMemory`] promises: a core made from others could not be read.
+fn check_ranges(ranges: &[MemoryRange]) -> Result<(), PlanError> {
+    let mut end = 0;
+    for range in ranges {
+        let aligned = range.start.is_multiple_of(PAGE_SIZE) && range.len.is_multiple_of(PAGE_SIZE);
+        if !aligned || range.len == 0 || range.start < end || range.start.checked_add(range.len).is_none() {
+            return Err(PlanError::Range { start: range.start, len: range.len });
+        }
+        end = range.end();
+    }
+    Ok(())
 }

@@ -14,11 +14,11 @@ mod read;
 
 use super::core_file::CoreFile;
 use super::image::DumpImage;
-use super::memory::{MemoryRange, PhysicalMemory};
-use super::notes::{self, CoreNotes};
+use super::memory::MemoryRange;
+use super::notes;
 use super::open::{Core, OpenError};
 use super::paging::PAGE_SIZE;
-use super::{DumpFormat, PlanError};
+use super::{DumpFormat, PlanError, PlannedCore, StoppedGuest, check_ranges};
 pub use read::ElfError;
 
 const MAGIC: &[u8] = b"\x7fELF";
@@ -43,13 +43,15 @@ impl DumpFormat for Elf {
         "elf"
     }
 
-    fn plan<'m>(
-        &self,
-        memory: &'m dyn PhysicalMemory,
-        notes: &CoreNotes,
-    ) -> Result<DumpImage<'m>, PlanError> {
+    /// Every guest's: the last resort.
+    fn suits(&self, _guest: &StoppedGuest<'_, '_>) -> bool {
+        true
+    }
+
+    fn plan<'m>(&self, guest: &StoppedGuest<'m, '_>) -> Result<PlannedCore<'m>, PlanError> {
+        let (memory, notes) = (guest.memory, guest.notes);
         let ranges = memory.ranges();
-        check(ranges)?;
+        check_ranges(ranges)?;
         let headers = u16::try_from(ranges.len() + 1)
             .ok()
             .filter(|&count| usize::from(count) <= MAX_PROGRAM_HEADERS)
@@ -75,7 +77,7 @@ impl DumpFormat for Elf {
         for range in ranges {
             image.push_guest(*range);
         }
-        Ok(image)
+        Ok(PlannedCore { image, format: self.name(), remarks: Vec::new() })
     }
 
     fn recognise(&self, head: &[u8]) -> bool {
@@ -85,19 +87,6 @@ impl DumpFormat for Elf {
     fn open(&self, file: CoreFile) -> Result<Core, OpenError> {
         read::open(file).map_err(OpenError::Elf)
     }
-}
-
-/// RAM ranges must be what [`PhysicalMemory`] promises: a core made from others could not be read.
-fn check(ranges: &[MemoryRange]) -> Result<(), PlanError> {
-    let mut end = 0;
-    for range in ranges {
-        let aligned = range.start.is_multiple_of(PAGE_SIZE) && range.len.is_multiple_of(PAGE_SIZE);
-        if !aligned || range.len == 0 || range.start < end || range.start.checked_add(range.len).is_none() {
-            return Err(PlanError::Range { start: range.start, len: range.len });
-        }
-        end = range.end();
-    }
-    Ok(())
 }
 
 fn header(program_headers: u16) -> Vec<u8> {

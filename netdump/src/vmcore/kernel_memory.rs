@@ -3,28 +3,32 @@
 //! No single root can be trusted to do. A CPU may have stopped in user mode on tables that lack most of the kernel, or
 //! been reset by a triple fault; a table named by a symbol may not be filled yet.
 
-use crate::vmcore::paging::{AddressSpace, Mapping, left_in_page};
-use crate::vmcore::{KernelSymbols, PhysicalMemory};
+use super::paging::{AddressSpace, Mapping, left_in_page};
+use super::{KernelSymbols, PhysicalMemory};
 
 /// Most address spaces that are tried for an address.
 const MAX_SPACES: usize = 16;
 /// Longest array that is read for a string variable.
 const MAX_ARRAY: usize = 1024;
+const PAGE_LEN: usize = 4096;
 
 /// The kernel's memory by virtual address and by symbol.
-pub(super) struct KernelMemory<'m> {
+#[derive(Clone)]
+pub struct KernelMemory<'m> {
     symbols: &'m KernelSymbols,
     memory: &'m dyn PhysicalMemory,
     spaces: Vec<AddressSpace<'m>>,
 }
 
+impl std::fmt::Debug for KernelMemory<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KernelMemory").field("spaces", &self.spaces).finish_non_exhaustive()
+    }
+}
+
 impl<'m> KernelMemory<'m> {
     /// Tries `root` first (the kernel's own tables, where a symbol names them), then the tables of each stopped CPU.
-    pub(super) fn new(
-        memory: &'m dyn PhysicalMemory,
-        symbols: &'m KernelSymbols,
-        root: Option<Mapping>,
-    ) -> Self {
+    pub fn new(memory: &'m dyn PhysicalMemory, symbols: &'m KernelSymbols, root: Option<Mapping>) -> Self {
         let used = memory.cpus().iter().filter_map(|cpu| Mapping::of(cpu.registers.as_ref()?));
         let (flat, paged): (Vec<_>, Vec<_>) = used.partition(|mapping| *mapping == Mapping::Identity);
         let mut mappings: Vec<Mapping> = Vec::new();
@@ -38,7 +42,10 @@ impl<'m> KernelMemory<'m> {
     }
 
     /// Fills `buf` from virtual `address`.
-    pub(super) fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
+    pub fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
+        if self.read_by_file(address, buf).is_some() {
+            return Some(());
+        }
         if self.spaces.iter().any(|space| space.read(address, buf).is_some()) {
             return Some(());
         }
@@ -46,20 +53,56 @@ impl<'m> KernelMemory<'m> {
         self.memory.read(self.symbols.physical(address)?, buf).ok()
     }
 
+    /// Through the translation that a core file brings, where it does.
+    fn read_by_file(&self, address: u64, buf: &mut [u8]) -> Option<()> {
+        let map = self.memory.kernel_map()?;
+        let mut address = address;
+        for piece in split_at_pages(address, buf) {
+            self.memory.read(map.translate(address)?, piece).ok()?;
+            address = address.wrapping_add(piece.len() as u64);
+        }
+        Some(())
+    }
+
+    /// Guest-physical address of the byte at virtual `address`.
+    pub fn translate(&self, address: u64) -> Option<u64> {
+        let by_file = || self.memory.kernel_map()?.translate(address);
+        by_file()
+            .or_else(|| self.spaces.iter().find_map(|space| space.translate(address)))
+            .or_else(|| self.symbols.physical(address))
+    }
+
+    /// The guest's physical memory.
+    pub fn physical(&self) -> &'m dyn PhysicalMemory {
+        self.memory
+    }
+
+    /// The kernel's symbols.
+    pub fn symbols(&self) -> &'m KernelSymbols {
+        self.symbols
+    }
+
     /// Reads a little-endian u64.
-    pub(super) fn read_u64(&self, address: u64) -> Option<u64> {
+    pub fn read_u64(&self, address: u64) -> Option<u64> {
         let mut bytes = [0; 8];
         self.read(address, &mut bytes)?;
         Some(u64::from_le_bytes(bytes))
     }
 
+    /// Reads a little-endian u32.
+    pub fn read_u32(&self, address: u64) -> Option<u32> {
+        let mut bytes = [0; 4];
+        self.read(address, &mut bytes)?;
+        Some(u32::from_le_bytes(bytes))
+    }
+
     /// The bytes before the NUL of a string; `None` when it has none among its first `max` bytes or is not readable.
-    pub(super) fn read_string(&self, address: u64, max: usize) -> Option<Vec<u8>> {
+    pub fn read_string(&self, address: u64, max: usize) -> Option<Vec<u8>> {
         self.read_cut_string(address, max).filter(|text| text.len() < max)
     }
 
     /// The bytes before the NUL of a string, at most `max`; `None` when it is not readable.
-    pub(super) fn read_cut_string(&self, address: u64, max: usize) -> Option<Vec<u8>> {
+    pub fn read_cut_string(&self, address: u64, max: usize) -> Option<Vec<u8>> {
         let mut text = Vec::new();
         while text.len() < max {
             let at = address.checked_add(text.len() as u64)?;
@@ -74,13 +117,18 @@ impl<'m> KernelMemory<'m> {
         Some(text)
     }
 
-    /// The value of a pointer variable.
-    pub(super) fn pointer(&self, symbol: &str) -> Option<u64> {
+    /// The value of a pointer or any other 8-byte variable.
+    pub fn pointer(&self, symbol: &str) -> Option<u64> {
         self.read_u64(self.symbols.address(symbol)?)
     }
 
+    /// The value of an `int` variable.
+    pub fn int(&self, symbol: &str) -> Option<u32> {
+        self.read_u32(self.symbols.address(symbol)?)
+    }
+
     /// Whether a `bool` or `int` variable is set; its width is what the symbol says, one byte where it does not.
-    pub(super) fn flag(&self, symbol: &str) -> Option<bool> {
+    pub fn flag(&self, symbol: &str) -> Option<bool> {
         let width = if self.symbols.size(symbol)? >= 4 { 4 } else { 1 };
         let mut bytes = [0; 4];
         self.read(self.symbols.address(symbol)?, &mut bytes[..width])?;
@@ -88,14 +136,20 @@ impl<'m> KernelMemory<'m> {
     }
 
     /// The text in a `char[]` variable, when it holds any.
-    pub(super) fn array_text(&self, symbol: &str) -> Option<String> {
+    pub fn array_text(&self, symbol: &str) -> Option<String> {
         let size = usize::try_from(self.symbols.size(symbol)?).ok()?;
         let max = if size == 0 { MAX_ARRAY } else { size.min(MAX_ARRAY) };
         text(&self.read_string(self.symbols.address(symbol)?, max)?)
     }
 }
 
+/// `buf` in pieces that do not cross a page when the first byte lies at `address`.
+fn split_at_pages(address: u64, buf: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    let (first, rest) = buf.split_at_mut(buf.len().min(left_in_page(address)));
+    std::iter::once(first).chain(rest.chunks_mut(PAGE_LEN))
+}
+
 /// What a guest's string says; `None` when it is empty.
-pub(super) fn text(bytes: &[u8]) -> Option<String> {
+pub(crate) fn text(bytes: &[u8]) -> Option<String> {
     (!bytes.is_empty()).then(|| String::from_utf8_lossy(bytes).into_owned())
 }

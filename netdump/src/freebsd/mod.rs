@@ -1,0 +1,34 @@
+//! A stopped FreeBSD/amd64 kernel in guest memory: where its variables and structures are, and what they hold.
+//!
+//! All of it is found by the kernel's own symbols, so a kernel without symbols is not known here. The guest's memory
+//! is hostile: every list, string and walk is bounded, and what cannot be read is missing, not an error.
+//!
+//! Reference: FreeBSD `sys/kern`, `sys/amd64/amd64`, `sys/amd64/include`; readers: libkvm, libfbsdvmcore.
+
+pub mod layout;
+
+use crate::vmcore::kernel_memory::KernelMemory;
+use crate::vmcore::paging::Mapping;
+use crate::vmcore::{KernelSymbols, PhysicalMemory};
+
+/// Any of these makes a kernel FreeBSD's, or one that keeps its conventions.
+const TELLING_SYMBOLS: [&str; 4] = ["kenvp", "dynamic_kenv", "md_envp", "kern_envp"];
+
+/// Whether a kernel with these symbols is FreeBSD's, or keeps its conventions.
+pub fn is_freebsd(symbols: &KernelSymbols) -> bool {
+    TELLING_SYMBOLS.iter().any(|name| symbols.address(name).is_some())
+}
+
+/// The kernel's memory, by way of its own page tables, then of whatever a stopped CPU uses.
+pub fn kernel_memory<'m>(memory: &'m dyn PhysicalMemory, symbols: &'m KernelSymbols) -> KernelMemory<'m> {
+    KernelMemory::new(memory, symbols, kernel_tables(memory, symbols).map(Mapping::FourLevel))
+}
+
+/// Guest-physical address of the kernel's PML4, which `KPML4phys` holds. Under 5-level paging that is still the one of
+/// the kernel's half, so a walk from here has four levels.
+pub fn kernel_tables(memory: &dyn PhysicalMemory, symbols: &KernelSymbols) -> Option<u64> {
+    let variable = symbols.address("KPML4phys")?;
+    let mut bytes = [0; 8];
+    memory.read(symbols.physical(variable)?, &mut bytes).ok()?;
+    Some(u64::from_le_bytes(bytes)).filter(|&root| root != 0)
+}
