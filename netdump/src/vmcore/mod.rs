@@ -31,7 +31,7 @@ pub use memory::{KernelMap, MemoryError, MemoryRange, PhysicalMemory};
 pub use notes::CoreNotes;
 pub use open::{Core, OpenError, Piece, PieceContent, open};
 pub use stopped::{AUTO, FormatChoice, PlannedCore, StoppedGuest};
-pub use symbols::{KernelSymbols, SymbolsError};
+pub use symbols::{CodePlace, KernelSymbols, SymbolsError};
 pub use verify::{Verdict, verify};
 
 use paging::PAGE_SIZE;
