@@ -338,6 +338,7 @@ fn index(place: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::slice::from_ref;
 
     use proptest::prelude::*;
 
@@ -386,25 +387,27 @@ mod tests {
 
     #[test]
     fn ranges_that_number_nothing_well_are_refused() {
-        for ranges in [
-            &[0x1000..0x1000][..],
-            &[0x2000..0x1000],
-            &[0x3000..0x5000, 0x1000..0x2000],
-            &[0x1000..0x3000, 0x2000..0x4000],
+        let refused: [&[(u64, u64)]; 7] = [
+            &[(0x1000, 0x1000)],
+            &[(0x2000, 0x1000)],
+            &[(0x3000, 0x5000), (0x1000, 0x2000)],
+            &[(0x1000, 0x3000), (0x2000, 0x4000)],
             // Both touch page 2.
-            &[0x1000..0x2800, 0x2800..0x4000],
-            &[0..(1 << 52) + 1],
-            &[0..u64::MAX],
-        ] {
-            assert!(PageNumbers::of_ranges(ranges).is_err(), "{ranges:x?}");
+            &[(0x1000, 0x2800), (0x2800, 0x4000)],
+            &[(0, (1 << 52) + 1)],
+            &[(0, u64::MAX)],
+        ];
+        for pairs in refused {
+            let ranges: Vec<_> = pairs.iter().map(|&(start, end)| start..end).collect();
+            assert!(PageNumbers::of_ranges(&ranges).is_err(), "{ranges:x?}");
         }
         assert_eq!(PageNumbers::of_ranges(&[]).unwrap().bits(), 0);
-        assert_eq!(PageNumbers::of_ranges(&[0..1 << 52]).unwrap().bits(), 1 << 40);
+        assert_eq!(PageNumbers::of_ranges(from_ref(&(0..1 << 52))).unwrap().bits(), 1 << 40);
     }
 
     #[test]
     fn bits_behind_the_last_page_are_ignored() {
-        let numbers = PageNumbers::of_ranges(&[0x1000..0x6000]).unwrap();
+        let numbers = PageNumbers::of_ranges(from_ref(&(0x1000..0x6000))).unwrap();
         let set = PageSet::from_bitmap(numbers, &[0xff; 4096]);
         assert_eq!(set.len(), 5);
         assert_eq!(set.bitmap()[..2], [0x1f, 0]);
