@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod kdh;
 pub mod kernel_memory;
 pub mod memory;
+pub mod minidump;
 pub mod notes;
 mod open;
 pub mod paging;
