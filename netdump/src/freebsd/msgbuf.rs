@@ -164,7 +164,10 @@ mod tests {
 
     #[test]
     fn priorities_are_taken_off_lines() {
-        assert_eq!(text(b"<118>Starting\n<6>a <b>\n<x>c\n<>d\n<12345>e"), "Starting\na <b>\n<x>c\n<>d\n<12345>e");
+        assert_eq!(
+            text(b"<118>Starting\n<6>a <b>\n<x>c\n<>d\n<12345>e"),
+            "Starting\na <b>\n<x>c\n<>d\n<12345>e"
+        );
     }
 
     #[test]

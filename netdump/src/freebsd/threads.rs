@@ -9,10 +9,7 @@
 use std::collections::HashSet;
 
 use super::backtrace::backtrace;
-use super::curthread::current_thread;
-use crate::facts::{
-    Backtraces, KernelState, RegisterSource, StateRequest, ThreadFacts, ThreadRegisters,
-};
+use crate::facts::{Backtraces, KernelState, RegisterSource, StateRequest, ThreadFacts, ThreadRegisters};
 use crate::vmcore::kernel_memory::KernelMemory;
 
 /// Most processes and most threads that are followed. FreeBSD itself ends at 99,999 processes, far beyond what fits
@@ -42,7 +39,7 @@ pub fn gather(kernel: &KernelMemory<'_>, request: StateRequest, state: &mut Kern
     for process in processes.into_iter().rev() {
         threads_of(kernel, &offsets, &contexts, process, &mut seen, state);
     }
-    state.crashed_thread = crashed(kernel, &contexts, request, &state.threads);
+    state.crashed_thread = crashed(&contexts, request, &state.threads);
     let crashed = state.crashed_thread;
     for thread in &mut state.threads {
         let wanted = match request.backtraces {
@@ -57,20 +54,12 @@ pub fn gather(kernel: &KernelMemory<'_>, request: StateRequest, state: &mut Kern
 }
 
 /// The thread that began the dump; else the one that the CPU that panicked was running.
-fn crashed(
-    kernel: &KernelMemory<'_>,
-    contexts: &Contexts,
-    request: StateRequest,
-    threads: &[ThreadFacts],
-) -> Option<u32> {
+fn crashed(contexts: &Contexts, request: StateRequest, threads: &[ThreadFacts]) -> Option<u32> {
     let find = |is: &dyn Fn(&ThreadFacts) -> bool| threads.iter().find(|thread| is(thread)).map(|t| t.tid);
     let dumped = contexts.dumped_thread.and_then(|tid| find(&|thread| thread.tid == tid));
     dumped.or_else(|| {
         let cpu = request.panic_cpu?;
-        let current = current_thread(kernel, cpu);
-        current
-            .and_then(|address| find(&|thread| thread.address == address))
-            .or_else(|| find(&|thread| thread.cpu == Some(cpu)))
+        find(&|thread| thread.cpu == Some(cpu))
     })
 }
 

@@ -18,6 +18,7 @@ pub mod notes;
 mod open;
 pub mod paging;
 mod stopped;
+mod storage;
 pub mod symbols;
 pub mod verify;
 
@@ -25,7 +26,7 @@ pub use core_file::CoreFile;
 pub use cpu::{Activity, CpuState, Registers};
 pub use image::DumpImage;
 pub use info::InfoFile;
-pub use inspect::{Inspection, inspect};
+pub use inspect::{InspectOptions, Inspection, inspect, inspect_with};
 pub use kdh::KernelDumpHeader;
 pub use kernel_memory::KernelMemory;
 pub use memory::{KernelMap, MemoryError, MemoryRange, PhysicalMemory};

@@ -6,9 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use object::elf::{
-    FileHeader64, PT_LOAD, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_FUNC, STT_SECTION,
-};
+use object::elf::{FileHeader64, PT_LOAD, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_FUNC, STT_SECTION};
 use object::read::elf::{FileHeader, ProgramHeader, Sym, SymbolTable};
 use object::{Endianness, FileKind};
 use thiserror::Error;

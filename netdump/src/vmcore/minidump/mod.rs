@@ -15,3 +15,4 @@
 
 pub mod header;
 pub mod page_set;
+pub mod read;

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::core_file::CoreFile;
 use super::info::{self, InfoFile};
-use super::inspect::{bytes_text, plain};
+use super::inspect::{bytes_text, counted, plain};
 use super::memory::PhysicalMemory;
 use super::open::{Core, OpenError, Piece, PieceContent, open};
 use crate::report::{DumpReport, Outcome};
@@ -331,10 +331,6 @@ fn ranges_text(before: &str, first: &[Range<u64>], count: usize) -> String {
         .collect();
     let more = if count > shown.len() { format!(" and {} more", count - shown.len()) } else { String::new() };
     format!("{before}{}{more}", shown.join(", "))
-}
-
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 fn counted_bytes(count: u64) -> String {
