@@ -233,6 +233,15 @@ impl Core {
         self.storage.address_at(offset)
     }
 
+    /// What lies at an offset of the file, for a human.
+    pub fn content_at(&self, offset: u64) -> Option<String> {
+        if let Some(address) = self.address_at(offset) {
+            return Some(format!("guest-physical {address:#x}"));
+        }
+        let piece = self.pieces.iter().find(|piece| piece.offset <= offset && offset < piece.end())?;
+        Some(piece.content.to_string())
+    }
+
     /// What a minidump's header says.
     pub fn minidump(&self) -> Option<&Minidump> {
         self.storage.minidump()
