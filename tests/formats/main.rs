@@ -10,6 +10,7 @@ mod facts;
 mod hostile_files;
 mod image;
 mod inspect;
+mod packed;
 mod paging;
 mod symbols;
 mod third_party;

@@ -24,6 +24,10 @@ pub enum Need {
     Readelf,
     /// Unpacker of the recorded session.
     Xz,
+    /// The usual gzip.
+    Gzip,
+    /// The usual zstd.
+    Zstd,
     /// An independent implementation of ciphers and RSA.
     Openssl,
     /// The right to mount a tmpfs.
@@ -35,7 +39,7 @@ pub enum Need {
 }
 
 /// Every need with its name in `SKIPPED` lines.
-const NAMES: [(&str, Need); 11] = [
+const NAMES: [(&str, Need); 13] = [
     ("kvm", Need::Kvm),
     ("network", Need::Network),
     ("root", Need::Root),
@@ -43,6 +47,8 @@ const NAMES: [(&str, Need); 11] = [
     ("gdb", Need::Gdb),
     ("readelf", Need::Readelf),
     ("xz", Need::Xz),
+    ("gzip", Need::Gzip),
+    ("zstd", Need::Zstd),
     ("openssl", Need::Openssl),
     ("mount", Need::Mount),
     ("large-files", Need::LargeFiles),
@@ -71,6 +77,8 @@ impl Need {
             Self::Gdb => has_program("gdb"),
             Self::Readelf => has_program("readelf"),
             Self::Xz => has_program("xz"),
+            Self::Gzip => has_program("gzip"),
+            Self::Zstd => has_program("zstd"),
             Self::Openssl => has_program("openssl"),
             Self::Mount => may_mount(),
             Self::LargeFiles => tempfile::tempfile().is_ok_and(|file| file.set_len(1 << 43).is_ok()),
