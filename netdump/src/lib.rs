@@ -31,6 +31,7 @@ mod read_at;
 pub mod receiver;
 pub mod report;
 mod sparse;
+pub mod stream;
 pub mod vmcore;
 pub mod wire;
 
