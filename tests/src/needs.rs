@@ -24,6 +24,8 @@ pub enum Need {
     Readelf,
     /// Unpacker of the recorded session.
     Xz,
+    /// Unpacker of the recorded core.
+    Bzip2,
     /// The usual gzip.
     Gzip,
     /// The usual zstd.
@@ -39,7 +41,7 @@ pub enum Need {
 }
 
 /// Every need with its name in `SKIPPED` lines.
-const NAMES: [(&str, Need); 13] = [
+const NAMES: &[(&str, Need)] = &[
     ("kvm", Need::Kvm),
     ("network", Need::Network),
     ("root", Need::Root),
@@ -47,6 +49,7 @@ const NAMES: [(&str, Need); 13] = [
     ("gdb", Need::Gdb),
     ("readelf", Need::Readelf),
     ("xz", Need::Xz),
+    ("bzip2", Need::Bzip2),
     ("gzip", Need::Gzip),
     ("zstd", Need::Zstd),
     ("openssl", Need::Openssl),
@@ -77,6 +80,7 @@ impl Need {
             Self::Gdb => has_program("gdb"),
             Self::Readelf => has_program("readelf"),
             Self::Xz => has_program("xz"),
+            Self::Bzip2 => has_program("bzip2"),
             Self::Gzip => has_program("gzip"),
             Self::Zstd => has_program("zstd"),
             Self::Openssl => has_program("openssl"),
