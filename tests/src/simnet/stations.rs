@@ -177,7 +177,8 @@ impl ClientStation {
     ) -> Self {
         let plan = DumpPlan { path: None, core: CorePlan::Growing, key };
         let station = Self::new(config, plan, core);
-        Self { growth: Some(Growth { rng, available: 0, next: station.started, header }), ..station }
+        let next = station.started + Duration::from_micros(1);
+        Self { growth: Some(Growth { rng, available: 0, next, header }), ..station }
     }
 
     fn grow(&mut self, now: Instant) {
