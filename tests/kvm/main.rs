@@ -4,6 +4,7 @@
 mod bad_input;
 mod environment;
 mod memory;
+mod packed;
 mod policies;
 mod registers;
 mod sources;
