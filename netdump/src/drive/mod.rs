@@ -97,6 +97,7 @@ pub fn run(
         header: dump.header(block.as_ref().map_or(0, Vec::len)),
         total: dump.image.length(),
         end: None,
+        told: 0,
     });
     let drive = Drive::new(config, dump.plan(CorePlan::Growing, block), source, link, control)?;
     Ok(run_packing(dump, cipher, &backlog, drive))
