@@ -36,12 +36,12 @@
 #![no_std]
 #![no_main]
 
-#[path = "../../src/contract.rs"]
-#[allow(dead_code, reason = "other guests use the rest")]
-mod contract;
 #[path = "../rt/console.rs"]
 #[allow(dead_code, reason = "other guests use the rest")]
 mod console;
+#[path = "../../src/contract.rs"]
+#[allow(dead_code, reason = "other guests use the rest")]
+mod contract;
 mod cpus;
 mod flavour;
 #[path = "../../src/freebsd.rs"]
@@ -102,9 +102,15 @@ extern "C" fn boot(entry: u32, first: u32, second: u32, has_gib_pages: u32) -> !
 }
 
 const VERSION: &str = match flavour::OSRELDATE / 100_000 {
-    14 => "FreeBSD 14.0-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n",
-    13 => "FreeBSD 13.2-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n",
-    _ => "FreeBSD 12.4-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n",
+    14 => {
+        "FreeBSD 14.0-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n"
+    }
+    13 => {
+        "FreeBSD 13.2-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n"
+    }
+    _ => {
+        "FreeBSD 12.4-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n"
+    }
 };
 
 /// A text as C has it: with a NUL behind it.
@@ -136,7 +142,8 @@ fn identity() -> &'static str {
 fn identify() {
     variables::time_second.write(freebsd::TIME_SECOND);
     let start = flavour::PRISON_SIZE - flavour::HOST_NAME_FROM_END;
-    for (i, &byte) in kenv::value("abi.hostname").unwrap_or(freebsd::HOST_NAME).as_bytes().iter().enumerate() {
+    for (i, &byte) in kenv::value("abi.hostname").unwrap_or(freebsd::HOST_NAME).as_bytes().iter().enumerate()
+    {
         variables::prison0.set(start + i, byte);
     }
 }

@@ -3,12 +3,12 @@
 
 use core::fmt::{self, Write as _};
 
-use crate::freebsd::{PANIC_FORMAT, PANIC_TEXT, TIME_SECOND};
 use crate::cpus::Cpus;
+use crate::freebsd::{PANIC_FORMAT, PANIC_TEXT, TIME_SECOND};
 use crate::global::Global;
 use crate::variables::{
-    order_debugger, order_delay, order_dump, order_dump_time, order_final, order_message, order_others,
-    order_quiet, order_save, order_stop, order_text,
+    order_after, order_debugger, order_delay, order_dump, order_dump_time, order_final, order_message,
+    order_others, order_quiet, order_save, order_stop, order_text,
 };
 use crate::{c_text, kenv, println, time};
 
@@ -49,7 +49,7 @@ pub fn is_ordered() -> bool {
     kenv::choice("abi.panic", &FINALS) != Final::None
 }
 
-/// Gives the orders, and waits as told.
+/// Gives the orders.
 pub fn order(cpus: &Cpus) {
     let how = kenv::choice("abi.panic", &FINALS);
     order_final.write(if how == Final::Dump { Final::Reset8042 } else { how } as u32);
@@ -61,6 +61,7 @@ pub fn order(cpus: &Cpus) {
     order_others.write(others.count_ones());
     let stoppable = cpus.user.map_or(others, |user| others & !(1 << user));
     order_stop.write(if kenv::is_yes("abi.stop", true) { stoppable } else { 0 });
+    order_after.write(ticks(kenv::number("abi.after", 0)));
     order_delay.write(ticks(kenv::number("abi.delay", 0)));
     order_dump_time.write(ticks(kenv::number("abi.dump_ms", 100)));
     if how == Final::Dump || kenv::is_yes("abi.dumper", false) {
@@ -71,9 +72,6 @@ pub fn order(cpus: &Cpus) {
     write_texts(cpus.panicking);
     if is_ordered() {
         println!("{} CPUs, CPU {} is to panic", cpus.running.count_ones(), cpus.panicking);
-    }
-    if let after @ 1.. = kenv::number("abi.after", 0) {
-        time::wait(after);
     }
 }
 
