@@ -54,8 +54,9 @@ pub fn order(cpus: &Cpus) {
     let how = kenv::choice("abi.panic", &FINALS);
     order_final.write(if how == Final::Dump { Final::Reset8042 } else { how } as u32);
     order_debugger.write((how == Final::Debugger).into());
-    order_dump.write((how == Final::Dump).into());
-    order_save.write((how == Final::Dump || kenv::is_yes("abi.savectx", false)).into());
+    let has_dumper = how == Final::Dump || kenv::is_yes("abi.dumper", false);
+    order_dump.write(has_dumper.into());
+    order_save.write((has_dumper || kenv::is_yes("abi.savectx", false)).into());
     order_quiet.write(kenv::choice("abi.console", &[("loud", 0), ("quiet", 1)]));
     let others = cpus.running & !(1 << cpus.panicking);
     order_others.write(others.count_ones());
@@ -64,7 +65,7 @@ pub fn order(cpus: &Cpus) {
     order_after.write(ticks(kenv::number("abi.after", 0)));
     order_delay.write(ticks(kenv::number("abi.delay", 0)));
     order_dump_time.write(ticks(kenv::number("abi.dump_ms", 100)));
-    if how == Final::Dump || kenv::is_yes("abi.dumper", false) {
+    if has_dumper {
         configure_dumper();
     } else {
         no_dumper();
