@@ -34,9 +34,9 @@ pub enum PatternPagesError {
 
 impl PatternPage {
     /// Most of them.
-    const MAX: u64 = 64;
+    const MAX: usize = 64;
     /// Bytes of the symbol `pattern_pages`.
-    pub const LIST_SIZE: usize = 8 + 24 * Self::MAX as usize;
+    pub const LIST_SIZE: usize = 8 + 24 * Self::MAX;
 
     /// Reads the list from guest memory: little-endian u64s, their number, then kind, virtual and physical address of
     /// each.
@@ -50,7 +50,7 @@ impl PatternPage {
         let mut words = bytes.as_chunks::<8>().0.iter().map(|&word| u64::from_le_bytes(word));
         let mut next = || words.next().expect("the length was checked");
         let count = next();
-        if !(1..=Self::MAX).contains(&count) {
+        if !(1..=Self::MAX as u64).contains(&count) {
             return Err(PatternPagesError::Count(count));
         }
         (0..count)
