@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, check_path};
-use netdump::stream::CompressOption;
+use netdump::ekcd::Cipher;
+use netdump::stream::{CompressOption, Packing};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
@@ -145,6 +147,12 @@ struct NetdumpOptions {
     /// Compress the core: gzip or zstd, with a level as in zstd:3; else the guest's kern.kerneldump_gzlevel, else 6.
     #[arg(long, value_name = "NAME[:LEVEL]")]
     dump_compress: Option<CompressOption>,
+    /// Encrypt the core for the holder of the private key: an RSA public key in PEM.
+    #[arg(long, value_name = "FILE")]
+    dump_pubkey: Option<PathBuf>,
+    /// What encrypts it: chacha20 (otherwise) or aes-cbc, which cannot be used with --dump-compress.
+    #[arg(long, value_name = "NAME", requires = "dump_pubkey", value_parser = cipher())]
+    dump_cipher: Option<Cipher>,
     /// How long one try waits for its ack, in polls of 0.5 ms.
     #[arg(long = "netdump-polls", value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     polls: u32,
@@ -205,7 +213,7 @@ enum GuestEnvOption {
 pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     check_combinations(&options).unwrap_or_else(|error| error.exit());
     let vm = vm_config(&options)?;
-    let dump = dump_config(&options.netdump, &options.image);
+    let dump = dump_config(&options.netdump, &options.image)?;
     check_outputs(&options)?;
     let image = KernelImage::read(&options.image)?;
     let host = Host { vm: &vm, dump: &dump, image: &image, report: options.output.report };
@@ -249,10 +257,12 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
     })
 }
 
-fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
+fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpConfig> {
+    let public_key = options.dump_pubkey.as_deref();
+    let packing = Packing::from_options(options.dump_compress, public_key, options.dump_cipher)?;
     let image_name =
         || image.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    DumpConfig {
+    Ok(DumpConfig {
         enabled: !options.no_netdump,
         server: options.server,
         client: options.client,
@@ -265,7 +275,7 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
         },
         allowed_servers: options.allow_server.clone(),
         format: options.dump_format,
-        compress: options.dump_compress,
+        packing,
         polls: options.polls,
         retries: options.retries,
         arp_retries: options.arp_retries,
@@ -273,7 +283,7 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
         crash_dir: options.crash_dir.clone(),
         pcap: options.pcap.clone(),
         name: options.name.clone().unwrap_or_else(image_name),
-    }
+    })
 }
 
 /// Finds out before the guest starts, not after it panicked, that a file cannot be written.
@@ -318,6 +328,11 @@ fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
         }
         _ => Ok(()),
     }
+}
+
+fn cipher() -> impl TypedValueParser<Value = Cipher> {
+    let names = PossibleValuesParser::new(Cipher::ALL.map(Cipher::name));
+    names.map(|name| Cipher::by_name(&name).expect("it is one of their names"))
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
