@@ -5,18 +5,21 @@
 //!
 //! Reference: FreeBSD `sys/kern`, `sys/amd64/amd64`, `sys/amd64/include`; readers: libkvm, libfbsdvmcore.
 
+pub mod backtrace;
 pub mod contexts;
 pub mod dump_avail;
 pub mod layout;
+pub mod msgbuf;
 pub mod pcb;
 pub mod pcpu;
+pub mod threads;
 
 use crate::vmcore::kernel_memory::KernelMemory;
 use crate::vmcore::paging::Mapping;
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 
 /// Any of these makes a kernel FreeBSD's, or one that keeps its conventions.
-const TELLING_SYMBOLS: [&str; 4] = ["kenvp", "dynamic_kenv", "md_envp", "kern_envp"];
+const TELLING_SYMBOLS: [&str; 5] = ["kenvp", "dynamic_kenv", "md_envp", "kern_envp", "proc_off_p_pid"];
 
 /// What a kernel needs to dump itself as FreeBSD/amd64 does: any of these tells that it can.
 const DUMPING_SYMBOLS: [&str; 3] = ["dump_avail", "vm_page_dump", "KPML4phys"];

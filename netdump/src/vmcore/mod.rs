@@ -20,6 +20,7 @@ mod open;
 pub mod paging;
 pub mod raw;
 mod stopped;
+mod storage;
 pub mod symbols;
 pub mod verify;
 
@@ -27,14 +28,14 @@ pub use core_file::CoreFile;
 pub use cpu::{Activity, CpuState, Registers};
 pub use image::DumpImage;
 pub use info::InfoFile;
-pub use inspect::{Inspection, inspect};
+pub use inspect::{InspectOptions, Inspection, inspect, inspect_with};
 pub use kdh::KernelDumpHeader;
 pub use kernel_memory::KernelMemory;
 pub use memory::{KernelMap, MemoryError, MemoryRange, PhysicalMemory};
 pub use notes::CoreNotes;
 pub use open::{Core, OpenError, Piece, PieceContent, open};
 pub use stopped::{AUTO, FormatChoice, PlannedCore, StoppedGuest};
-pub use symbols::{KernelSymbols, SymbolsError};
+pub use symbols::{CodePlace, KernelSymbols, SymbolsError};
 pub use verify::{Verdict, verify};
 
 use paging::PAGE_SIZE;

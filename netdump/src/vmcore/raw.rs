@@ -3,8 +3,10 @@
 
 use super::core_file::CoreFile;
 use super::image::DumpImage;
-use super::open::{Core, OpenError};
-use super::{DumpFormat, PlanError, PlannedCore, StoppedGuest, check_ranges};
+use super::notes::ParsedNotes;
+use super::open::{Core, OpenError, Piece, PieceContent};
+use super::storage::Segments;
+use super::{DumpFormat, MemoryRange, PlanError, PlannedCore, StoppedGuest, check_ranges};
 
 /// The format "raw".
 #[derive(Debug)]
@@ -38,8 +40,11 @@ impl DumpFormat for Raw {
         false
     }
 
-    /// Not reached: no file is recognised.
-    fn open(&self, _file: CoreFile) -> Result<Core, OpenError> {
-        Err(OpenError::Unsupported("raw memory, which says nothing of itself"))
+    /// Reached by who knows better only: no file is recognised. What was no RAM is zeros then.
+    fn open(&self, file: CoreFile) -> Result<Core, OpenError> {
+        let range = MemoryRange { start: 0, len: file.length() };
+        let pieces = vec![Piece { content: PieceContent::Memory(range), offset: 0, len: range.len }];
+        let storage = Box::new(Segments::of(&pieces));
+        Ok(Core::new(file, self.name(), "raw memory", pieces, storage, ParsedNotes::default()))
     }
 }

@@ -17,6 +17,7 @@ pub mod header;
 mod kernel;
 pub mod page_set;
 mod plan;
+pub mod read;
 mod walk;
 
 use super::core_file::CoreFile;
@@ -46,11 +47,12 @@ impl DumpFormat for MinidumpFormat {
         plan::plan(guest)
     }
 
+    /// The magic bytes of any architecture: one that is not read is refused by its name before.
     fn recognise(&self, head: &[u8]) -> bool {
-        head.starts_with(header::MAGIC)
+        head.starts_with(header::ANY_MAGIC)
     }
 
-    fn open(&self, _file: CoreFile) -> Result<Core, OpenError> {
-        Err(OpenError::Unsupported("a FreeBSD/amd64 minidump"))
+    fn open(&self, file: CoreFile) -> Result<Core, OpenError> {
+        read::open(file).map_err(OpenError::Minidump)
     }
 }
