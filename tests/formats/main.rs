@@ -10,6 +10,7 @@ mod hostile_files;
 mod image;
 mod image_pages;
 mod inspect;
+mod minidump_oracle;
 mod paging;
 mod symbols;
 mod third_party;
