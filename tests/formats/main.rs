@@ -10,6 +10,7 @@ mod hostile_files;
 mod image;
 mod inspect;
 mod paging;
+mod panic_state;
 mod symbols;
 mod third_party;
 mod verify;

@@ -6,6 +6,7 @@
 //! Reference: FreeBSD `sys/kern`, `sys/amd64/amd64`, `sys/amd64/include`; readers: libkvm, libfbsdvmcore.
 
 pub mod layout;
+pub mod panic_state;
 
 use crate::vmcore::kernel_memory::KernelMemory;
 use crate::vmcore::paging::Mapping;

@@ -4,6 +4,7 @@
 
 mod kernel_image;
 mod pvh;
+mod symbol_file;
 
 use std::fmt;
 
@@ -12,6 +13,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
 pub use kernel_image::{ImageError, KernelImage};
+pub use symbol_file::SymbolFileError;
 
 use crate::memory::GuestMemory;
 
