@@ -86,7 +86,7 @@ impl PanicWords {
         let running = words.running(cpus);
         Some(Panicked {
             text: words.text(message),
-            cpu: running.unwrap_or(CpuSet::lowest(cpus)).only(),
+            cpu: running.unwrap_or_else(|| CpuSet::lowest(cpus)).only(),
             own_dump: words.own_dump(),
             formatted: self.symbols.is_writable(message),
             others_stopped: running.is_none_or(|set| set.count() <= 1),

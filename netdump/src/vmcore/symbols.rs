@@ -112,7 +112,7 @@ impl KernelSymbols {
     pub fn only(&self, names: &[&str]) -> Self {
         let wanted = self.symbols.iter().filter(|(name, _)| names.contains(&name.as_ref()));
         let symbols = wanted.map(|(name, symbol)| (name.clone(), *symbol)).collect();
-        Self { symbols, segments: self.segments.clone(), ..Self::default() }
+        Self { symbols, segments: self.segments.clone() }
     }
 
     /// Whether the file says where its parts are loaded; some `.debug` files do not.
