@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 mod contract;
+mod ekcd;
 mod elf_oracle;
 mod elf_reader;
 mod facts;

@@ -23,6 +23,7 @@ fn report_of(path: &Path) -> DumpReport {
         server: "10.0.0.9:4711".into(),
         path: None,
         length: bytes.len() as u64,
+        packing: None,
         blake3: Some(blake3::hash(&bytes).to_hex().to_string()),
         bytes_sent: bytes.len() as u64,
         bytes_untouched: 0,

@@ -24,6 +24,8 @@ pub enum Need {
     Readelf,
     /// Unpacker of the recorded session.
     Xz,
+    /// An independent implementation of ciphers and RSA.
+    Openssl,
     /// The right to mount a tmpfs.
     Mount,
     /// A file system that takes sparse files of 8 TiB for temporary files.
@@ -33,7 +35,7 @@ pub enum Need {
 }
 
 /// Every need with its name in `SKIPPED` lines.
-const NAMES: [(&str, Need); 10] = [
+const NAMES: [(&str, Need); 11] = [
     ("kvm", Need::Kvm),
     ("network", Need::Network),
     ("root", Need::Root),
@@ -41,6 +43,7 @@ const NAMES: [(&str, Need); 10] = [
     ("gdb", Need::Gdb),
     ("readelf", Need::Readelf),
     ("xz", Need::Xz),
+    ("openssl", Need::Openssl),
     ("mount", Need::Mount),
     ("large-files", Need::LargeFiles),
     ("fixtures", Need::Fixtures),
@@ -68,6 +71,7 @@ impl Need {
             Self::Gdb => has_program("gdb"),
             Self::Readelf => has_program("readelf"),
             Self::Xz => has_program("xz"),
+            Self::Openssl => has_program("openssl"),
             Self::Mount => may_mount(),
             Self::LargeFiles => tempfile::tempfile().is_ok_and(|file| file.set_len(1 << 43).is_ok()),
             Self::Fixtures => fixtures().is_some(),

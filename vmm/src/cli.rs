@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, check_path};
+use netdump::stream::CompressOption;
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
@@ -142,6 +143,9 @@ struct NetdumpOptions {
     /// Core format; `auto` takes what the guest's own debuggers expect.
     #[arg(long, value_name = "NAME", default_value = AUTO, value_parser = dump_format)]
     dump_format: FormatChoice,
+    /// Compress the core: gzip or zstd, with a level as in zstd:3; else the guest's kern.kerneldump_gzlevel, else 6.
+    #[arg(long, value_name = "NAME[:LEVEL]")]
+    dump_compress: Option<CompressOption>,
     /// How long one try waits for its ack, in polls of 0.5 ms.
     #[arg(long = "netdump-polls", value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     polls: u32,
@@ -273,6 +277,7 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
         },
         allowed_servers: options.allow_server.clone(),
         format: options.dump_format,
+        compress: options.dump_compress,
         polls: options.polls,
         retries: options.retries,
         arp_retries: options.arp_retries,

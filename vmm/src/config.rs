@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use netdump::client::check_path;
+use netdump::stream::{CompressOption, Compressor, DEFAULT_LEVEL};
 use netdump::vmcore::FormatChoice;
 use netdump::wire::message::MAX_PATH;
 use netdump::wire::{MacAddr, SERVER_PORT};
@@ -91,6 +92,8 @@ pub struct DumpConfig {
     pub allowed_servers: Vec<Cidr>,
     /// Core format.
     pub format: FormatChoice,
+    /// `--dump-compress`.
+    pub compress: Option<CompressOption>,
     /// Half-milliseconds that one try waits for its ack.
     pub polls: u32,
     /// Tries after the first.
@@ -185,6 +188,8 @@ pub struct Target {
     pub gateway: Option<Ipv4Addr>,
     /// Directory below the receiver's.
     pub path: Option<String>,
+    /// What compresses the core.
+    pub compressor: Option<Compressor>,
     /// What the guest asked for and did not get.
     pub refused: Vec<Refused>,
 }
@@ -213,6 +218,7 @@ impl DumpConfig {
             guest_environment: GuestEnvironment::Read,
             allowed_servers: Vec::new(),
             format: FormatChoice::Auto,
+            compress: None,
             polls: 2000,
             retries: 10,
             arp_retries: 3,
@@ -249,7 +255,8 @@ impl DumpConfig {
         // Host sockets have the host's address and routes, and the embedded receiver is nobody's neighbour.
         let client = client.filter(|_| link != LinkSpec::Udp);
         let gateway = gateway.filter(|_| !matches!(link, LinkSpec::Udp | LinkSpec::Embedded));
-        Target { link, server, client, gateway, path, refused: guest.refused }
+        let compressor = self.compress.map(|option| option.or_level(guest.level(option)));
+        Target { link, server, client, gateway, path, compressor, refused: guest.refused }
     }
 }
 
@@ -314,6 +321,19 @@ impl<'a> GuestWishes<'a> {
         if number.parse() != Ok(0_u32) {
             self.refuse(NAME, value, "the machine has one network interface, number 0");
         }
+    }
+
+    /// FreeBSD has one variable for the level of either compressor, and it counts only where the host compresses and
+    /// says nothing of the level.
+    fn level(&mut self, option: CompressOption) -> u8 {
+        const NAME: &str = "kern.kerneldump_gzlevel";
+        let Some(value) = self.variable(NAME).filter(|_| option.is_level_open()) else {
+            return DEFAULT_LEVEL;
+        };
+        option.parse_level(value).unwrap_or_else(|error| {
+            self.refuse(NAME, value, error.to_string());
+            DEFAULT_LEVEL
+        })
     }
 
     fn path(&mut self) -> Option<String> {
@@ -422,6 +442,23 @@ mod tests {
         assert_eq!(refused.refused[0].variable, "net.dump.server");
         let open = DumpConfig { allowed_servers: vec!["0.0.0.0/0".parse().unwrap()], ..config() };
         assert_eq!(target(&open, &GUEST, false).link, LinkSpec::Udp);
+    }
+
+    #[test]
+    fn the_guest_chooses_a_level_where_the_host_compresses_and_leaves_it_open() {
+        let level = |option: Option<&str>, wish: &str| {
+            let config = DumpConfig { compress: option.map(|text| text.parse().unwrap()), ..config() };
+            let target = target(&config, &[("kern.kerneldump_gzlevel", wish)], false);
+            (target.compressor.map(|used| used.to_string()), target.refused.len())
+        };
+        assert_eq!(level(Some("gzip"), "9"), (Some("gzip:9".into()), 0));
+        assert_eq!(level(Some("zstd"), "3"), (Some("zstd:3".into()), 0));
+        assert_eq!(level(Some("gzip:1"), "9"), (Some("gzip:1".into()), 0));
+        assert_eq!(level(None, "9"), (None, 0));
+        for bad in ["0", "12", "-6", "fast"] {
+            assert_eq!(level(Some("gzip"), bad), (Some("gzip:6".into()), 1));
+        }
+        assert_eq!(level(Some("gzip"), ""), (Some("gzip:6".into()), 0));
     }
 
     #[test]

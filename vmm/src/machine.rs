@@ -29,6 +29,7 @@ use crate::report::{Event, ExitStatus, Observer};
 use crate::signals::Signals;
 use crate::sys::tap::TapError;
 use crate::vm::{VcpuEnvironment, Vm, VmBuilder, VmError};
+use crate::x86_64::firmware;
 
 /// Why the VMM itself failed.
 #[derive(Debug, Error)]
@@ -38,6 +39,8 @@ pub enum MachineError {
     Vm(#[from] VmError),
     #[error("guest memory")]
     Memory(#[from] memory::MemoryError),
+    #[error("writing firmware tables into guest memory")]
+    Firmware(#[source] vm_memory::GuestMemoryError),
     #[error(transparent)]
     Boot(#[from] BootError),
     #[error(transparent)]
@@ -173,10 +176,10 @@ impl Machine {
         observer: &mut dyn Observer,
     ) -> Result<Self, MachineError> {
         let memory = memory::create(host.vm.memory)?;
-        let entry = boot::load(host.image, &host.vm.handover, &memory)?;
         let vm = VmBuilder::new(memory.clone())?;
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
-        let mut platform = Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender };
+        let mut platform =
+            Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender, virtio_mmio: Vec::new() };
         let (mut watchers, mut exits, mut wakeups, mut lookouts) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let guest =
@@ -198,6 +201,9 @@ impl Machine {
         if let Some(nic) = nic {
             platform.add_nic(nic, &memory)?;
         }
+        let hardware = platform.hardware(host.vm.cpus);
+        firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
+        let entry = boot::load(host.image, &host.vm.handover, &memory)?;
         let protocol = boot::protocol_for(host.image)?.name();
         observer.event(&Event::Booting {
             image: &host.image.path().to_string_lossy(),
@@ -233,13 +239,13 @@ impl Machine {
         observer: &mut dyn Observer,
     ) -> Result<End, MachineError> {
         loop {
-            self.wait(signals, input)?;
-            while let Some(event) = self.events.next() {
+            let woken = self.wait(signals, input)?;
+            while woken && let Some(event) = self.events.next() {
                 if let Some(end) = self.handle(event, observer)? {
                     return Ok(end);
                 }
             }
-            while let Some(signal) = signals.next() {
+            while woken && let Some(signal) = signals.next() {
                 if self.wakeups.contains(&Wakeup::Signal(signal)) {
                     return Ok(End::Panic(request(signal.as_str())));
                 }
@@ -263,7 +269,8 @@ impl Machine {
         }
     }
 
-    fn wait(&mut self, signals: &Signals, input: &mut Input) -> Result<(), MachineError> {
+    /// Waits; whether something happened, and not only the time passed until the next thing to do.
+    fn wait(&mut self, signals: &Signals, input: &mut Input) -> Result<bool, MachineError> {
         let now = Instant::now();
         let next =
             [self.dump_at(), self.ask_console_at, input.held_back_until(now), self.inquiry.next_look()];
@@ -275,16 +282,17 @@ impl Machine {
         let watched = [self.events.as_fd(), signals.as_fd()];
         let mut fds: Vec<_> = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).into();
         fds.extend(input.fd(now).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        let woken = match poll(&mut fds, timeout) {
+            Ok(ready) => ready > 0,
+            Err(nix::errno::Errno::EINTR) => true,
             Err(error) => return Err(os("waiting for events")(error.into())),
-        }
+        };
         let typed = fds.get(2).and_then(|fd| fd.any()).unwrap_or(false);
         drop(fds);
         if typed {
             input.pass_on(&self.serial);
         }
-        Ok(())
+        Ok(woken)
     }
 
     fn handle(

@@ -201,7 +201,9 @@ begin vpanic
     cmp dword ptr [rip + order_debugger], 0
     je 2f
     call kdb_enter
+    ud2
 2:  call kern_reboot
+    ud2
     finish vpanic
 
 # Waits for commands that nobody types.
@@ -214,6 +216,7 @@ begin kern_reboot
     mov dword ptr [rip + rebooting], 1
     call doadump
     call shutdown_final
+    ud2
     finish kern_reboot
 
 begin doadump
@@ -331,15 +334,17 @@ begin prf_putbuf
 3:  mov eax, [rsi + 16]                 # wseq
     xor edx, edx
     div dword ptr [rsi + 12]            # size
-    mov rax, [rsi]
-    mov [rax + rdx], cl
+    add rdx, [rsi]
+    movzx eax, cl
+    xchg al, [rdx]
+    sub [rsi + 24], eax                 # cksum: without the byte that was there, with the new one
+    movzx eax, cl
+    add [rsi + 24], eax
     mov eax, [rsi + 16]
     inc eax
     xor edx, edx
     div dword ptr [rsi + 28]            # seqmod
     mov [rsi + 16], edx
-    movzx ecx, cl
-    add [rsi + 24], ecx                 # cksum
     jmp 2b
 9:  pop rbp
     ret

@@ -3,16 +3,17 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
-use netdump::vmcore::{self, KernelSymbols};
+use netdump::facts::Backtraces;
+use netdump::vmcore::{self, InspectOptions, KernelSymbols};
 
 use super::Exit;
 
 /// Kernels with all their symbols are far smaller.
 const MAX_KERNEL: u64 = 1 << 30;
 
-/// Say what a core is: its headers, memory, registers, environment and panic.
+/// Say what a core is: its headers, memory, registers, messages, threads, environment and panic.
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
     /// The core.
@@ -20,16 +21,34 @@ pub(super) struct Inspect {
     /// As JSON.
     #[arg(long)]
     json: bool,
-    /// The guest's kernel: with its symbols the guest's own memory is asked.
-    #[arg(long, value_name = "KERNEL")]
-    symbols: Option<PathBuf>,
+    /// The guest's kernel, or the file of its debug symbols: with its symbols the guest's own memory is asked.
+    #[arg(long, value_name = "FILE", visible_alias = "symbols")]
+    kernel: Option<PathBuf>,
+    /// Show the call chain of this thread too, by its number.
+    #[arg(long, value_name = "TID", requires = "kernel", conflicts_with = "all_threads")]
+    thread: Option<u32>,
+    /// Show the call chains of all threads.
+    #[arg(long, requires = "kernel")]
+    all_threads: bool,
 }
 
 impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
-        let symbols = self.symbols.as_deref().map(read_symbols).transpose()?;
-        let inspection = vmcore::inspect(&self.file, symbols.as_ref())
+        let symbols = self.kernel.as_deref().map(read_symbols).transpose()?;
+        let options = InspectOptions {
+            symbols: symbols.as_ref(),
+            kernel: self.kernel.as_deref(),
+            backtraces: self.backtraces(),
+        };
+        let inspection = vmcore::inspect_with(&self.file, &options)
             .with_context(|| format!("inspecting {}", self.file.display()))?;
+        if let Some(tid) = self.thread.filter(|&tid| inspection.kernel.thread(tid).is_none()) {
+            bail!(
+                "no thread {tid} was found among the {} of {}; without --thread they are listed",
+                inspection.kernel.threads.len(),
+                self.file.display()
+            );
+        }
         let mut out = std::io::stdout().lock();
         if self.json {
             serde_json::to_writer_pretty(&mut out, &inspection)?;
@@ -39,6 +58,14 @@ impl Inspect {
         }
         Ok(Exit::Done)
     }
+
+    fn backtraces(&self) -> Backtraces {
+        match self.thread {
+            _ if self.all_threads => Backtraces::All,
+            Some(tid) => Backtraces::Thread(tid),
+            None => Backtraces::Crashed,
+        }
+    }
 }
 
 fn read_symbols(path: &std::path::Path) -> anyhow::Result<KernelSymbols> {
@@ -47,5 +74,13 @@ fn read_symbols(path: &std::path::Path) -> anyhow::Result<KernelSymbols> {
     std::fs::File::open(path)
         .and_then(|file| file.take(MAX_KERNEL).read_to_end(&mut bytes))
         .with_context(|| format!("reading the kernel {}", path.display()))?;
-    KernelSymbols::parse(&bytes).with_context(|| format!("reading the symbols of {}", path.display()))
+    let symbols =
+        KernelSymbols::parse(&bytes).with_context(|| format!("reading the symbols of {}", path.display()))?;
+    if symbols.is_empty() {
+        bail!(
+            "{} has no symbol table: give the kernel as it was installed, or the file of its debug symbols",
+            path.display()
+        );
+    }
+    Ok(symbols)
 }

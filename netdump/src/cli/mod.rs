@@ -1,5 +1,6 @@
 //! The command line: what there is to say, and what the exit code means.
 
+mod decrypt;
 mod inspect;
 mod send;
 mod serve;
@@ -28,6 +29,7 @@ enum Command {
     Send(send::Send),
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
+    Decrypt(decrypt::Decrypt),
 }
 
 /// How the program ends. Wrong usage is code 2, by clap.
@@ -60,6 +62,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Send(send) => send.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Verify(verify) => verify.run(),
+        Command::Decrypt(decrypt) => decrypt.run(),
     }
 }
 

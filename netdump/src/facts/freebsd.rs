@@ -1,8 +1,8 @@
 //! FreeBSD and guests that keep its conventions: `sys/kern/kern_environment.c` for the kernel environment,
 //! `sys/kern/kern_shutdown.c` for the panic message, `sys/sys/jail.h` for the host name.
 
-use super::{GuestFacts, GuestOs};
-use crate::freebsd::{is_freebsd, kernel_memory};
+use super::{GuestFacts, GuestOs, KernelState, StateRequest};
+use crate::freebsd::{is_freebsd, kernel_memory, msgbuf, threads};
 use crate::vmcore::kernel_memory::{KernelMemory, text};
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 
@@ -42,6 +42,19 @@ impl GuestOs for FreeBsd {
             panic_text: panic_text(&kernel),
             environment: environment(&kernel),
         }
+    }
+
+    fn state(
+        &self,
+        memory: &dyn PhysicalMemory,
+        kernel: Option<&KernelSymbols>,
+        request: StateRequest,
+    ) -> KernelState {
+        let Some(symbols) = kernel else { return KernelState::default() };
+        let kernel = kernel_memory(memory, symbols);
+        let mut state = KernelState { message_buffer: msgbuf::read(&kernel), ..KernelState::default() };
+        threads::gather(&kernel, request, &mut state);
+        state
     }
 }
 

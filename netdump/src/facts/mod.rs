@@ -5,6 +5,11 @@
 
 mod bare;
 mod freebsd;
+mod kernel_state;
+
+pub use kernel_state::{
+    Backtraces, Frame, KernelState, RegisterSource, StateRequest, ThreadFacts, ThreadRegisters,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +38,19 @@ impl GuestFacts {
     pub fn variable(&self, name: &str) -> Option<&str> {
         self.environment.iter().flatten().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
+
+    /// These facts, and for each that is missing the one in `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            os: self.os.or(other.os),
+            release: self.release.or(other.release),
+            version: self.version.or(other.version),
+            host_name: self.host_name.or(other.host_name),
+            panic_text: self.panic_text.or(other.panic_text),
+            environment: self.environment.or(other.environment),
+        }
+    }
 }
 
 /// One kind of guest.
@@ -45,6 +63,16 @@ pub trait GuestOs: Sync {
 
     /// What can be found.
     fn facts(&self, memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> GuestFacts;
+
+    /// What its kernel was doing, where this kind of guest is known that well.
+    fn state(
+        &self,
+        _memory: &dyn PhysicalMemory,
+        _kernel: Option<&KernelSymbols>,
+        _request: StateRequest,
+    ) -> KernelState {
+        KernelState::default()
+    }
 }
 
 /// All kinds of guest; the first that recognises the guest is asked. The last one recognises everything.
@@ -52,7 +80,20 @@ pub static ALL: &[&dyn GuestOs] = &[&freebsd::FreeBsd, &bare::Bare];
 
 /// What the stopped guest in `memory`, whose kernel image has these symbols, says of itself.
 pub fn gather(memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> GuestFacts {
-    let Some(os) = ALL.iter().find(|os| os.recognise(memory, kernel)) else { return GuestFacts::default() };
+    let Some(os) = recognised(memory, kernel) else { return GuestFacts::default() };
     tracing::debug!(guest = os.name(), "asking the stopped guest for its facts");
     os.facts(memory, kernel)
+}
+
+/// What the kernel of the stopped guest in `memory`, whose image has these symbols, was doing.
+pub fn kernel_state(
+    memory: &dyn PhysicalMemory,
+    kernel: Option<&KernelSymbols>,
+    request: StateRequest,
+) -> KernelState {
+    recognised(memory, kernel).map_or_else(KernelState::default, |os| os.state(memory, kernel, request))
+}
+
+fn recognised(memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> Option<&'static dyn GuestOs> {
+    ALL.iter().copied().find(|os| os.recognise(memory, kernel))
 }

@@ -5,15 +5,18 @@
 //!
 //! Reference: FreeBSD `sys/kern`, `sys/amd64/amd64`, `sys/amd64/include`; readers: libkvm, libfbsdvmcore.
 
+pub mod backtrace;
 pub mod layout;
+pub mod msgbuf;
 pub mod panic_state;
+pub mod threads;
 
 use crate::vmcore::kernel_memory::KernelMemory;
 use crate::vmcore::paging::Mapping;
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 
 /// Any of these makes a kernel FreeBSD's, or one that keeps its conventions.
-const TELLING_SYMBOLS: [&str; 4] = ["kenvp", "dynamic_kenv", "md_envp", "kern_envp"];
+const TELLING_SYMBOLS: [&str; 5] = ["kenvp", "dynamic_kenv", "md_envp", "kern_envp", "proc_off_p_pid"];
 
 /// Whether a kernel with these symbols is FreeBSD's, or keeps its conventions.
 pub fn is_freebsd(symbols: &KernelSymbols) -> bool {

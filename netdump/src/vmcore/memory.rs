@@ -31,6 +31,12 @@ pub enum MemoryError {
         /// How many bytes were asked for.
         len: usize,
     },
+    /// The page lies in RAM, but the dump was made without it.
+    #[error("the page of guest-physical {address:#x} is not in this dump")]
+    NotInDump {
+        /// First byte asked for in that page.
+        address: u64,
+    },
     /// The bytes lie in RAM but could not be read, or are missing from the file.
     #[error("guest-physical {address:#x} + {len:#x} cannot be read")]
     Unreadable {

@@ -9,16 +9,17 @@ use thiserror::Error;
 use super::core_file::CoreFile;
 use super::cpu::CpuState;
 use super::elf::ElfError;
-use super::memory::{MemoryError, MemoryRange, PhysicalMemory};
+use super::memory::{KernelMap, MemoryError, MemoryRange, PhysicalMemory};
+use super::minidump::header::ANY_MAGIC;
+use super::minidump::read::{Minidump, MinidumpError};
 use super::notes::{CoreNotes, NotesProblem, ParsedNotes};
+use super::storage::{FilePart, Storage};
 
 /// Bytes that are enough to tell a format.
 const HEAD_LEN: usize = 4096;
 
 /// Files that are told by their first bytes but cannot be read, and what they are.
 const OTHER_FILES: &[(&[u8], &str)] = &[
-    (b"minidump FreeBSD/amd64\0", "a FreeBSD/amd64 minidump"),
-    (b"minidump FreeBSD/", "a FreeBSD minidump of another architecture"),
     (b"FreeBSD Kernel Dump\0", "a raw FreeBSD dump device with its dump header in front"),
     (b"KDUMP   ", "a kdump-compressed core of Linux"),
     (b"DISKDUMP", "a diskdump core of Linux"),
@@ -48,12 +49,20 @@ pub enum OpenError {
     /// A known kind of file that is not read here.
     #[error("this is {0}, which this version cannot read")]
     Unsupported(&'static str),
+    /// A minidump of a machine that is no x86-64 one.
+    #[error(
+        "this is a FreeBSD minidump of an {0} kernel, which is not read here (amd64 ones are); kgdb on FreeBSD reads it"
+    )]
+    OtherMinidump(String),
     /// No known format.
     #[error("this is no core of a known format (it begins with {0})")]
     Unknown(String),
     /// An ELF file that is no core of a machine, or a damaged one.
     #[error(transparent)]
     Elf(#[from] ElfError),
+    /// A damaged minidump.
+    #[error(transparent)]
+    Minidump(#[from] MinidumpError),
 }
 
 /// One part of a core file, as its headers describe it.
@@ -83,6 +92,16 @@ pub enum PieceContent {
     Table,
     /// The notes.
     Notes,
+    /// The kernel's message buffer.
+    MessageBuffer,
+    /// The list of the ranges of RAM.
+    DumpAvail,
+    /// The bitmap of the pages that follow.
+    Bitmap,
+    /// The kernel's page directories, or page tables.
+    PageMap,
+    /// This many pages of guest memory, those that the bitmap names.
+    Pages(u64),
     /// Guest memory. It may be longer than the piece: what is missing at its end reads as zeros.
     Memory(MemoryRange),
 }
@@ -93,6 +112,12 @@ impl std::fmt::Display for PieceContent {
             Self::Header => f.write_str("the header"),
             Self::Table => f.write_str("the table of segments"),
             Self::Notes => f.write_str("the notes"),
+            Self::MessageBuffer => f.write_str("the message buffer"),
+            Self::DumpAvail => f.write_str("dump_avail"),
+            Self::Bitmap => f.write_str("the bitmap"),
+            Self::PageMap => f.write_str("the page map"),
+            Self::Pages(1) => f.write_str("the only page"),
+            Self::Pages(count) => write!(f, "the {count} pages"),
             Self::Memory(range) => write!(f, "memory {:#x} to {:#x}", range.start, range.end()),
         }
     }
@@ -105,17 +130,8 @@ pub struct Core {
     format: &'static str,
     kind: &'static str,
     pieces: Vec<Piece>,
-    /// Ascending and without overlap, with the place of each in `files`.
-    ranges: Vec<MemoryRange>,
-    files: Vec<FilePart>,
+    storage: Box<dyn Storage>,
     parsed: ParsedNotes,
-}
-
-/// Where a range of memory lies in the file.
-#[derive(Debug, Clone, Copy)]
-struct FilePart {
-    offset: u64,
-    len: u64,
 }
 
 /// Opens a core file, whatever its name: the format is told by its content.
@@ -126,6 +142,12 @@ pub fn open(path: &Path) -> Result<Core, OpenError> {
         return Err(OpenError::Empty);
     }
     let head = file.read_up_to(0, HEAD_LEN).map_err(failed)?;
+    if let Some(architecture) = other_minidump(&head) {
+        return Err(OpenError::OtherMinidump(architecture));
+    }
+    if head.starts_with(ANY_MAGIC) {
+        return Ok(super::minidump::read::open(file)?);
+    }
     if let Some(format) = super::ALL.iter().find(|format| format.recognise(&head)) {
         return format.open(file);
     }
@@ -136,42 +158,17 @@ pub fn open(path: &Path) -> Result<Core, OpenError> {
 }
 
 impl Core {
-    /// A core of `file`, whose headers describe `pieces`. `kind` says what it is, for a human.
-    ///
-    /// Where memory pieces overlap (a kernel image listed apart from the RAM that it lies in), the piece with the lower
-    /// address is kept, of two with the same address the longer one.
+    /// A core of `file`, whose headers describe `pieces` and which holds guest memory in its own way. `kind` says what
+    /// it is, for a human.
     pub(super) fn new(
         file: CoreFile,
         format: &'static str,
         kind: &'static str,
         pieces: Vec<Piece>,
+        storage: Box<dyn Storage>,
         parsed: ParsedNotes,
     ) -> Self {
-        let mut memory: Vec<_> = pieces
-            .iter()
-            .filter_map(|piece| match piece.content {
-                PieceContent::Memory(range) => {
-                    Some((range, FilePart { offset: piece.offset, len: piece.len }))
-                }
-                _ => None,
-            })
-            .collect();
-        memory.sort_by_key(|(range, _)| (range.start, u64::MAX - range.len));
-        let mut end = 0_u64;
-        memory.retain_mut(|(range, part)| {
-            let covered = end.saturating_sub(range.start);
-            if covered >= range.len {
-                return false;
-            }
-            range.start += covered;
-            range.len -= covered;
-            part.offset += covered.min(part.len);
-            part.len -= covered.min(part.len);
-            end = range.end();
-            true
-        });
-        let (ranges, files) = memory.into_iter().unzip();
-        Self { file, format, kind, pieces, ranges, files, parsed }
+        Self { file, format, kind, pieces, storage, parsed }
     }
 
     /// The format's name, as in [`super::ALL`].
@@ -214,12 +211,13 @@ impl Core {
         &self.parsed.problems
     }
 
-    /// Of each RAM range, in order, how many bytes are stored in the file: neither holes nor cut off.
+    /// Of each RAM range, in order, how many bytes are stored in the file: neither left out, nor holes, nor cut off.
     pub fn stored(&self) -> impl Iterator<Item = (MemoryRange, u64)> {
-        self.ranges.iter().zip(&self.files).map(|(range, part)| (*range, self.stored_in(part)))
+        let places = (0..).map(|index| self.storage.place(index));
+        self.ranges().iter().zip(places).map(|(range, part)| (*range, self.stored_in(part)))
     }
 
-    fn stored_in(&self, part: &FilePart) -> u64 {
+    fn stored_in(&self, part: FilePart) -> u64 {
         let end = part.offset.saturating_add(part.len);
         let mut stored = 0;
         let mut at = part.offset;
@@ -230,55 +228,69 @@ impl Core {
         stored
     }
 
-    /// The range that holds `address`, and its place in the file.
-    fn locate(&self, address: u64) -> Option<(MemoryRange, FilePart)> {
-        let index = self.ranges.partition_point(|range| range.end() <= address);
-        let range = self.ranges.get(index).filter(|range| range.start <= address)?;
-        Some((*range, self.files[index]))
+    /// The guest-physical address of the byte at an offset of the file, if guest memory lies there.
+    pub fn address_at(&self, offset: u64) -> Option<u64> {
+        self.storage.address_at(offset)
+    }
+
+    /// What lies at an offset of the file, for a human.
+    pub fn content_at(&self, offset: u64) -> Option<String> {
+        if let Some(address) = self.address_at(offset) {
+            return Some(format!("guest-physical {address:#x}"));
+        }
+        let piece = self.pieces.iter().find(|piece| piece.offset <= offset && offset < piece.end())?;
+        Some(piece.content.to_string())
+    }
+
+    /// What a minidump's header says.
+    pub fn minidump(&self) -> Option<&Minidump> {
+        self.storage.minidump()
+    }
+
+    /// The kernel's messages, where the file has a part of its own for them.
+    pub fn messages(&self) -> Option<String> {
+        self.minidump()?.messages(&self.file)
     }
 }
 
 impl PhysicalMemory for Core {
     fn ranges(&self) -> &[MemoryRange] {
-        &self.ranges
+        self.storage.ranges()
     }
 
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let not_in_ram = MemoryError::NotInRam { address, len: buf.len() };
-        let Some((range, part)) = self.locate(address) else { return Err(not_in_ram) };
-        if buf.len() as u64 > range.end() - address {
-            return Err(not_in_ram);
-        }
-        let skip = address - range.start;
-        let in_file =
-            usize::try_from(part.len.saturating_sub(skip)).map_or(buf.len(), |left| left.min(buf.len()));
-        let (stored, left_out) = buf.split_at_mut(in_file);
-        left_out.fill(0);
-        let len = stored.len();
-        self.file.read(part.offset.saturating_add(skip), stored).map_err(|source| MemoryError::Unreadable {
-            address,
-            len,
-            source,
-        })
+        self.storage.read(&self.file, address, buf)
     }
 
-    /// Holes of the file count as untouched; what a cut file lacks does not, as it cannot be read.
     fn next_touched(&self, address: u64) -> Option<Range<u64>> {
-        let (range, part) = self.locate(address)?;
-        let from = part.offset.saturating_add(address - range.start);
-        let part_end = part.offset.saturating_add(part.len);
-        let data = match self.file.next_data(from) {
-            Some(data) => data,
-            None => from.max(self.file.length())..part_end,
-        };
-        let address_of = |offset: u64| range.start + (offset.min(part_end) - part.offset);
-        let touched = address_of(data.start)..address_of(data.end);
-        (data.start < part_end && !touched.is_empty()).then_some(touched)
+        self.storage.next_touched(&self.file, address)
     }
 
     fn cpus(&self) -> &[CpuState] {
         &self.parsed.cpus
     }
+
+    fn kernel_map(&self) -> Option<&dyn KernelMap> {
+        self.minidump().map(|_| self as &dyn KernelMap)
+    }
+}
+
+impl KernelMap for Core {
+    fn translate(&self, address: u64) -> Option<u64> {
+        self.storage.translate(&self.file, address)
+    }
+}
+
+/// The architecture of a minidump that is not amd64's, as its magic bytes name it.
+fn other_minidump(head: &[u8]) -> Option<String> {
+    let name = head.strip_prefix(ANY_MAGIC)?;
+    let name = name.get(..7).unwrap_or(name);
+    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    let name = &name[..end];
+    (name != b"amd64").then(|| {
+        let plain = !name.is_empty() && name.iter().all(u8::is_ascii_alphanumeric);
+        if plain { String::from_utf8_lossy(name).into_owned() } else { "unknown".to_owned() }
+    })
 }
 
 fn first_bytes(head: &[u8]) -> String {

@@ -4,8 +4,11 @@
 //! field of it is trusted with an index or a size.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use object::elf::{FileHeader64, PF_W, PT_LOAD, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_SECTION};
+use object::elf::{
+    FileHeader64, PF_W, PT_LOAD, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_FUNC, STT_SECTION,
+};
 use object::read::elf::{FileHeader, ProgramHeader, Sym, SymbolTable};
 use object::{Endianness, FileKind};
 use thiserror::Error;
@@ -39,7 +42,9 @@ pub enum SymbolsError {
 /// Symbols and load map of one kernel image.
 #[derive(Debug, Clone, Default)]
 pub struct KernelSymbols {
-    symbols: HashMap<Box<str>, Symbol>,
+    symbols: HashMap<Arc<str>, Symbol>,
+    /// In ascending order of address, one for each address.
+    functions: Vec<Function>,
     segments: Vec<Segment>,
 }
 
@@ -48,6 +53,24 @@ struct Symbol {
     address: u64,
     size: u64,
     local: bool,
+}
+
+/// A function. Of one name there may be several, unlike of what is looked up by name.
+#[derive(Debug, Clone)]
+struct Function {
+    address: u64,
+    /// 0 when the image does not say.
+    size: u64,
+    name: Arc<str>,
+}
+
+/// A place in the kernel's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CodePlace<'k> {
+    /// The function.
+    pub function: &'k str,
+    /// Bytes from its start.
+    pub offset: u64,
 }
 
 /// One PT_LOAD: `len` bytes of memory at `virtual_start`, loaded at `physical_start`.
@@ -81,7 +104,8 @@ impl KernelSymbols {
         }
         let sections = header.sections(endian, bytes).map_err(SymbolsError::Damaged)?;
         let table = sections.symbols(endian, bytes, SHT_SYMTAB).map_err(SymbolsError::Damaged)?;
-        Ok(Self { symbols: symbols(endian, &table)?, segments: segments(endian, header, bytes)? })
+        let (symbols, functions) = symbols(endian, &table)?;
+        Ok(Self { symbols, functions, segments: segments(endian, header, bytes)? })
     }
 
     /// Virtual address of a symbol (its value, for absolute symbols such as FreeBSD's `kernbase`).
@@ -112,7 +136,7 @@ impl KernelSymbols {
     pub fn only(&self, names: &[&str]) -> Self {
         let wanted = self.symbols.iter().filter(|(name, _)| names.contains(&name.as_ref()));
         let symbols = wanted.map(|(name, symbol)| (name.clone(), *symbol)).collect();
-        Self { symbols, segments: self.segments.clone() }
+        Self { symbols, functions: Vec::new(), segments: self.segments.clone() }
     }
 
     /// Whether the file says where its parts are loaded; some `.debug` files do not.
@@ -134,6 +158,15 @@ impl KernelSymbols {
         Self { segments: other.segments.clone(), ..self }
     }
 
+    /// The function that `address` lies in: the nearest one at or below it, unless it is known to end before.
+    pub fn function_at(&self, address: u64) -> Option<CodePlace<'_>> {
+        let index = self.functions.partition_point(|function| function.address <= address);
+        let function = self.functions.get(index.checked_sub(1)?)?;
+        let offset = address - function.address;
+        (function.size == 0 || offset < function.size)
+            .then_some(CodePlace { function: &function.name, offset })
+    }
+
     /// Whether there are no symbols at all, as in a stripped image.
     pub fn is_empty(&self) -> bool {
         self.symbols.is_empty()
@@ -148,11 +181,12 @@ impl KernelSymbols {
 fn symbols(
     endian: Endianness,
     table: &SymbolTable<'_, FileHeader64<Endianness>>,
-) -> Result<HashMap<Box<str>, Symbol>, SymbolsError> {
+) -> Result<(HashMap<Arc<str>, Symbol>, Vec<Function>), SymbolsError> {
     if table.len() > MAX_SYMBOLS {
         return Err(SymbolsError::TooMany(table.len()));
     }
-    let mut symbols: HashMap<Box<str>, Symbol> = HashMap::new();
+    let mut symbols: HashMap<Arc<str>, Symbol> = HashMap::new();
+    let mut functions = Vec::new();
     let mut names = 0;
     for entry in table.iter() {
         let nameless = matches!(entry.st_type(), STT_SECTION | STT_FILE);
@@ -170,19 +204,36 @@ fn symbols(
             size: entry.st_size(endian),
             local: entry.st_bind() == STB_LOCAL,
         };
-        if let Some(known) = symbols.get_mut(name) {
-            if known.local && !symbol.local {
-                *known = symbol;
+        let shared = match symbols.get_key_value(name) {
+            Some((shared, _)) => Arc::clone(shared),
+            None => {
+                names += name.len();
+                if names > MAX_NAMES {
+                    return Err(SymbolsError::NamesTooLong);
+                }
+                Arc::from(name)
             }
-            continue;
+        };
+        if entry.st_type() == STT_FUNC {
+            functions.push(Function {
+                address: symbol.address,
+                size: symbol.size,
+                name: Arc::clone(&shared),
+            });
         }
-        names += name.len();
-        if names > MAX_NAMES {
-            return Err(SymbolsError::NamesTooLong);
+        let known = symbols.entry(shared).or_insert(symbol);
+        if known.local && !symbol.local {
+            *known = symbol;
         }
-        symbols.insert(name.into(), symbol);
     }
-    Ok(symbols)
+    Ok((symbols, sorted(functions)))
+}
+
+/// In order of address; of several at one address the first with the greatest size.
+fn sorted(mut functions: Vec<Function>) -> Vec<Function> {
+    functions.sort_by_key(|function| (function.address, u64::MAX - function.size));
+    functions.dedup_by_key(|function| function.address);
+    functions
 }
 
 fn segments(

@@ -10,6 +10,7 @@ use super::super::core_file::CoreFile;
 use super::super::memory::MemoryRange;
 use super::super::notes::{self, ParsedNotes};
 use super::super::open::{Core, Piece, PieceContent};
+use super::super::storage::Segments;
 use super::{
     CLASS_64, EM_X86_64, ET_CORE, HEADER_LEN, LITTLE_ENDIAN, MAX_PROGRAM_HEADERS, PROGRAM_HEADER_LEN,
     PT_LOAD, PT_NOTE,
@@ -97,12 +98,13 @@ pub(super) fn open(file: CoreFile) -> Result<Core, ElfError> {
         return Err(ElfError::Process);
     }
     let parsed = read_notes(&file, &pieces)?;
-    let kind = if header[7] == STANDALONE_ABI {
-        "FreeBSD full dump (ELF64 core, x86-64)"
+    let (format, kind) = if header[7] == STANDALONE_ABI {
+        ("full", "FreeBSD full dump (ELF64 core, x86-64)")
     } else {
-        "ELF64 core, x86-64"
+        ("elf", "ELF64 core, x86-64")
     };
-    Ok(Core::new(file, "elf", kind, pieces, parsed))
+    let storage = Box::new(Segments::of(&pieces));
+    Ok(Core::new(file, format, kind, pieces, storage, parsed))
 }
 
 fn program_headers(file: &CoreFile, header: &[u8]) -> Result<Vec<ProgramHeader>, ElfError> {

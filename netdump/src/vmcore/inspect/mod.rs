@@ -1,5 +1,7 @@
 //! What there is to say of a core: gathered once, printed for humans or written as JSON.
 
+mod debuggers;
+mod kernel_text;
 mod render;
 
 use std::path::{Path, PathBuf};
@@ -9,11 +11,13 @@ use serde::Serialize;
 use super::cpu::CpuState;
 use super::info::{self, InfoFile};
 use super::memory::PhysicalMemory;
-use super::open::{OpenError, open};
+use super::minidump::read::Minidump;
+use super::open::{Core, OpenError, open};
 use super::symbols::KernelSymbols;
-use crate::facts::{self, GuestFacts};
+use crate::facts::{self, Backtraces, GuestFacts, KernelState, StateRequest};
+use crate::freebsd::msgbuf;
 pub use render::bytes_text;
-pub(super) use render::plain;
+pub(super) use render::{counted, plain};
 
 /// Everything that is said of a core.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -28,6 +32,8 @@ pub struct Inspection {
     pub length: u64,
     /// Length that the headers ask for; when it is another, the core is not whole.
     pub expected_length: u64,
+    /// What a minidump's header says.
+    pub minidump: Option<MinidumpFacts>,
     /// The panic.
     pub panic: PanicFacts,
     /// What the guest says of itself: from its memory when its symbols are known, else as the dumper found it.
@@ -38,8 +44,23 @@ pub struct Inspection {
     pub memory: Vec<RangeFacts>,
     /// The CPUs.
     pub cpus: Vec<CpuState>,
+    /// What the kernel said and what its threads were doing. Threads are found by the symbols of the guest's kernel.
+    pub kernel: KernelState,
+    /// The commands that open the core in a debugger, on a machine that has one.
+    pub debuggers: Vec<String>,
     /// What is wrong with the notes, one sentence each.
     pub problems: Vec<String>,
+}
+
+/// What is said of a core beyond its headers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InspectOptions<'k> {
+    /// The symbols of the guest's kernel: with them the guest's own memory is asked.
+    pub symbols: Option<&'k KernelSymbols>,
+    /// The file of the guest's kernel, for the commands that open the core in a debugger.
+    pub kernel: Option<&'k Path>,
+    /// The threads whose call chains are wanted.
+    pub backtraces: Backtraces,
 }
 
 /// What is known of the panic.
@@ -67,25 +88,75 @@ pub struct RangeFacts {
     pub stored: u64,
 }
 
-/// Opens a core and looks at all of it but the guest's data. With the symbols of the guest's kernel the guest's own
-/// memory is asked for its facts.
+/// What a minidump's header says, and how many pages there are. Lengths are in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MinidumpFacts {
+    /// Version of the format.
+    pub version: u32,
+    /// Length of the message buffer.
+    pub message_buffer_len: u32,
+    /// Length of dump_avail; 0 before version 3.
+    pub dump_avail_len: u32,
+    /// Length of the bitmap.
+    pub bitmap_len: u32,
+    /// Length of the page map.
+    pub page_map_len: u32,
+    /// First kernel address of the page map.
+    pub kernel_base: u64,
+    /// Start of the direct map.
+    pub direct_map_start: u64,
+    /// End of the region of the direct map.
+    pub direct_map_end: u64,
+    /// Pages that have a bit in the bitmap.
+    pub pages: u64,
+    /// Pages that are in the dump: whose bit is set.
+    pub pages_set: u64,
+    /// Those of them that are in the file; the rest was cut off.
+    pub pages_in_file: u64,
+}
+
+impl MinidumpFacts {
+    fn of(minidump: &Minidump, length: u64) -> Self {
+        let header = minidump.header();
+        Self {
+            version: header.version.number(),
+            message_buffer_len: header.message_buffer_len,
+            dump_avail_len: header.dump_avail_len,
+            bitmap_len: header.bitmap_len,
+            page_map_len: header.page_map_len,
+            kernel_base: header.kernel_base,
+            direct_map_start: header.direct_map_start,
+            direct_map_end: header.direct_map_end,
+            pages: minidump.pages().numbers().bits(),
+            pages_set: minidump.pages().len(),
+            pages_in_file: minidump.pages_in(length),
+        }
+    }
+}
+
+/// [`inspect_with`], with no more than the symbols of the guest's kernel.
 pub fn inspect(path: &Path, symbols: Option<&KernelSymbols>) -> Result<Inspection, OpenError> {
+    inspect_with(path, &InspectOptions { symbols, ..InspectOptions::default() })
+}
+
+/// Opens a core and looks at all of it but the guest's data. With the symbols of the guest's kernel the guest's own
+/// memory is asked for its facts and its threads.
+pub fn inspect_with(path: &Path, options: &InspectOptions<'_>) -> Result<Inspection, OpenError> {
     let core = open(path)?;
     let notes = core.notes();
-    let guest = match symbols {
-        Some(symbols) => complete(facts::gather(&core, Some(symbols)), &notes.facts),
-        None => notes.facts.clone(),
-    };
+    let (kernel, guest) = ask_guest(&core, options);
     let info = info::beside(path).and_then(|path| InfoFile::read(&path).ok());
     let texts =
         [&guest.panic_text, &notes.panic_text, &info.as_ref().and_then(|info| info.panic_string.clone())];
     let text = texts.into_iter().find_map(Clone::clone);
+    let length = core.file().length();
     Ok(Inspection {
         path: path.to_owned(),
         format: core.format(),
         kind: core.kind(),
-        length: core.file().length(),
+        length,
         expected_length: core.expected_length(),
+        minidump: core.minidump().map(|minidump| MinidumpFacts::of(minidump, length)),
         panic: PanicFacts {
             cpu: notes.panic_cpu,
             source: notes.panic_source.clone(),
@@ -99,19 +170,27 @@ pub fn inspect(path: &Path, symbols: Option<&KernelSymbols>) -> Result<Inspectio
             .map(|(range, stored)| RangeFacts { start: range.start, len: range.len, stored })
             .collect(),
         cpus: core.cpus().to_vec(),
+        kernel,
+        debuggers: debuggers::commands(core.format(), path, options.kernel),
         problems: core.problems().iter().map(ToString::to_string).collect(),
     })
 }
 
-/// What the guest's memory does not tell (any more) is taken from the notes.
-fn complete(found: GuestFacts, noted: &GuestFacts) -> GuestFacts {
-    let noted = noted.clone();
-    GuestFacts {
-        os: found.os.or(noted.os),
-        release: found.release.or(noted.release),
-        version: found.version.or(noted.version),
-        host_name: found.host_name.or(noted.host_name),
-        panic_text: found.panic_text.or(noted.panic_text),
-        environment: found.environment.or(noted.environment),
+/// What the guest's memory tells when its symbols are known, and for the rest what the file itself does.
+fn ask_guest(core: &Core, options: &InspectOptions<'_>) -> (KernelState, GuestFacts) {
+    let request = StateRequest { backtraces: options.backtraces, panic_cpu: core.notes().panic_cpu };
+    let mut kernel = KernelState::default();
+    let mut guest = GuestFacts::default();
+    if let Some(symbols) = options.symbols {
+        kernel = facts::kernel_state(core, Some(symbols), request);
+        guest = facts::gather(core, Some(symbols));
     }
+    if let Some(messages) = core.messages() {
+        kernel.message_buffer = Some(messages);
+    }
+    guest = guest.or(core.notes().facts.clone());
+    if let Some(messages) = &kernel.message_buffer {
+        guest = guest.or(msgbuf::facts(messages));
+    }
+    (kernel, guest)
 }

@@ -16,12 +16,19 @@ impl Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", plain(&self.path.display().to_string()))?;
         self.file(f)?;
+        self.minidump_header(f)?;
         self.panic(f)?;
         self.guest(f)?;
         self.dump(f)?;
+        self.crashed_thread(f)?;
+        self.messages(f)?;
         self.memory(f)?;
         self.cpus(f)?;
+        self.threads(f)?;
+        self.other_backtraces(f)?;
         self.environment(f)?;
+        self.debugger_commands(f)?;
+        self.kernel_problems(f)?;
         self.problems.iter().try_for_each(|problem| line(f, "Problem", plain(problem)))
     }
 }
@@ -108,10 +115,13 @@ impl Inspection {
             let (len, stored) = (bytes_text(range.len), bytes_text(range.stored));
             line(f, "", format!("{start:#014x} to {last:#014x} {len:>12} {stored:>12} stored"))?;
         }
-        rest(f, self.memory.len(), "range")
+        rest(f, self.memory.len(), MAX_LISTED, "range")
     }
 
     fn cpus(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.cpus.is_empty() && self.minidump.is_some() {
+            return Ok(());
+        }
         line(f, "CPUs", self.cpus.len())?;
         for cpu in self.cpus.iter().take(MAX_LISTED) {
             let panicked = self.panic.cpu == Some(cpu.index);
@@ -125,13 +135,12 @@ impl Inspection {
                 line(f, "", cells.join(" "))?;
             }
         }
-        rest(f, self.cpus.len(), "CPU")
+        rest(f, self.cpus.len(), MAX_LISTED, "CPU")
     }
 
     fn environment(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(environment) = &self.guest.environment else { return Ok(()) };
-        let count = environment.len();
-        line(f, "Kenv", format!("{count} variable{}", if count == 1 { "" } else { "s" }))?;
+        line(f, "Kenv", counted(environment.len(), "variable"))?;
         environment
             .iter()
             .try_for_each(|(name, value)| line(f, "", format!("{}=\"{}\"", plain(name), plain(value))))
@@ -199,23 +208,32 @@ fn activity_text(cpu: &CpuState) -> &'static str {
     }
 }
 
-fn line(f: &mut fmt::Formatter<'_>, label: &str, text: impl Display) -> fmt::Result {
+pub(super) fn line(f: &mut fmt::Formatter<'_>, label: &str, text: impl Display) -> fmt::Result {
     writeln!(f, "{label:<LABEL$} {text}")
 }
 
-fn labelled(f: &mut fmt::Formatter<'_>, label: &str, lines: impl Iterator<Item = String>) -> fmt::Result {
+pub(super) fn labelled(
+    f: &mut fmt::Formatter<'_>,
+    label: &str,
+    lines: impl Iterator<Item = String>,
+) -> fmt::Result {
     for (index, text) in lines.enumerate() {
         line(f, if index == 0 { label } else { "" }, text)?;
     }
     Ok(())
 }
 
-fn rest(f: &mut fmt::Formatter<'_>, count: usize, what: &str) -> fmt::Result {
-    match count.saturating_sub(MAX_LISTED) {
+/// What a list that shows at most `shown` of `count` entries leaves out.
+pub(super) fn rest(f: &mut fmt::Formatter<'_>, count: usize, shown: usize, what: &str) -> fmt::Result {
+    match count.saturating_sub(shown) {
         0 => Ok(()),
-        1 => line(f, "", format!("and 1 more {what}")),
-        more => line(f, "", format!("and {more} more {what}s")),
+        more => line(f, "", format!("and {}", counted(more, &format!("more {what}")))),
     }
+}
+
+/// "1 range", "2 ranges".
+pub(in crate::vmcore) fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// Somebody else's text without anything that a terminal would obey, be it a command or a change of direction.

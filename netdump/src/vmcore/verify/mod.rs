@@ -13,9 +13,11 @@ use serde::Serialize;
 
 use super::core_file::CoreFile;
 use super::info::{self, InfoFile};
-use super::inspect::{bytes_text, plain};
+use super::inspect::{bytes_text, counted, plain};
 use super::memory::PhysicalMemory;
+use super::minidump::read::Minidump;
 use super::open::{Core, OpenError, Piece, PieceContent, open};
+use super::paging::PAGE_SIZE;
 use crate::report::{DumpReport, Outcome};
 
 /// Ranges that a sentence names before it says how many more there are.
@@ -111,18 +113,18 @@ pub fn verify(path: &Path, report: Option<&DumpReport>, progress: &mut dyn FnMut
     let core = open(path);
     match &core {
         Ok(core) => check_core(&mut verdict, core),
-        Err(error @ OpenError::Unsupported(_)) => {
+        Err(error @ (OpenError::Unsupported(_) | OpenError::OtherMinidump(_))) => {
             verdict.add(STRUCTURE, Finding::NotApplicable, sentence(error))
         }
         Err(error) => verdict.add(STRUCTURE, Finding::Fail, sentence(error)),
     }
+    if let Ok(core) = &core {
+        check_holes(&mut verdict, core.file(), &|offset| core.content_at(offset), report);
+    }
     let file = match core {
         Ok(core) => Ok(core.into_file()),
-        Err(_) => CoreFile::open(path),
+        Err(_) => CoreFile::open(path).inspect(|file| check_holes(&mut verdict, file, &|_| None, report)),
     };
-    if let Ok(file) = &file {
-        check_holes(&mut verdict, file, report);
-    }
     check_name(&mut verdict, path);
     check_info(&mut verdict, path, file.as_ref().ok());
     match (report, file) {
@@ -143,7 +145,11 @@ pub fn verify(path: &Path, report: Option<&DumpReport>, progress: &mut dyn FnMut
 fn check_core(verdict: &mut Verdict, core: &Core) {
     verdict.judge(STRUCTURE, structure(core));
     verdict.judge("length", length(core));
-    verdict.judge("notes", notes(core));
+    if core.pieces().iter().any(|piece| piece.content == PieceContent::Notes) {
+        verdict.judge("notes", notes(core));
+    } else {
+        verdict.add("notes", Finding::NotApplicable, "the core has none");
+    }
 }
 
 /// The pieces lie in the file in the order of their headers, none on another; memory is in ascending order.
@@ -177,12 +183,34 @@ fn structure(core: &Core) -> Result<String, String> {
     }
     let ranges = core.ranges();
     let total: u64 = ranges.iter().map(|range| range.len).sum();
-    Ok(format!("{}, {} of memory in {}", core.kind(), bytes_text(total), counted(ranges.len(), "range")))
+    let memory = format!("{} of memory in {}", bytes_text(total), counted(ranges.len(), "range"));
+    match core.minidump() {
+        Some(minidump) => {
+            minidump_structure(minidump).map(|pages| format!("{}, {pages} of {memory}", core.kind()))
+        }
+        None => Ok(format!("{}, {memory}", core.kind())),
+    }
+}
+
+/// The bitmap names pages that exist.
+fn minidump_structure(minidump: &Minidump) -> Result<String, String> {
+    let (set, all) = (minidump.pages().len(), minidump.pages().numbers().bits());
+    match minidump.stray_bits() {
+        0 => Ok(format!("{set} of {all} pages")),
+        stray => Err(format!("{stray} bits of the bitmap, behind the {all} that stand for pages, are set")),
+    }
 }
 
 fn length(core: &Core) -> Result<String, String> {
     let (is, should) = (core.file().length(), core.expected_length());
     let lost = || {
+        if let Some(minidump) = core.minidump() {
+            let missing = minidump.pages().len() - minidump.pages_in(is);
+            let first = core.address_at(is).map_or_else(String::new, |address| {
+                format!(", the first of guest-physical {:#x}", address / PAGE_SIZE * PAGE_SIZE)
+            });
+            return format!("; {missing} of the {} pages are missing{first}", minidump.pages().len());
+        }
         let first = core.pieces().iter().filter(|piece| piece.end() > is).min_by_key(|piece| piece.offset);
         first.map_or_else(String::new, |piece| format!("; the first that lacks bytes is {}", piece.content))
     };
@@ -294,17 +322,31 @@ fn outcome(report: &DumpReport) -> Result<String, String> {
     }
 }
 
-fn check_holes(verdict: &mut Verdict, file: &CoreFile, report: Option<&DumpReport>) {
+/// `content_at` tells what lies at an offset of the file.
+fn check_holes(
+    verdict: &mut Verdict,
+    file: &CoreFile,
+    content_at: &dyn Fn(u64) -> Option<String>,
+    report: Option<&DumpReport>,
+) {
     let holes = content::holes(file, SHOWN_RANGES);
     if holes.count == 0 {
         verdict.add("holes", Finding::Pass, "none");
         return;
     }
+    let first: Vec<String> = holes
+        .first
+        .iter()
+        .map(|hole| {
+            let content = content_at(hole.start).map(|content| format!(" ({content})")).unwrap_or_default();
+            format!("{:#x} to {:#x}{content}", hole.start, hole.end)
+        })
+        .collect();
     let text = format!(
         "{} in {} that read as zeros{}",
         bytes_text(holes.total),
         counted(holes.count, "hole"),
-        ranges_text(": ", &holes.first, holes.count)
+        listed(": ", &first, holes.count)
     );
     match report {
         Some(report) => {
@@ -321,20 +363,20 @@ fn check_holes(verdict: &mut Verdict, file: &CoreFile, report: Option<&DumpRepor
 
 /// `before` and the ranges, of which there are `count` in all; nothing when there are none.
 fn ranges_text(before: &str, first: &[Range<u64>], count: usize) -> String {
-    if first.is_empty() {
-        return String::new();
-    }
     let shown: Vec<String> = first
         .iter()
         .take(SHOWN_RANGES)
         .map(|range| format!("{:#x} to {:#x}", range.start, range.end))
         .collect();
-    let more = if count > shown.len() { format!(" and {} more", count - shown.len()) } else { String::new() };
-    format!("{before}{}{more}", shown.join(", "))
+    listed(before, &shown, count)
 }
 
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+fn listed(before: &str, shown: &[String], count: usize) -> String {
+    if shown.is_empty() {
+        return String::new();
+    }
+    let more = if count > shown.len() { format!(" and {} more", count - shown.len()) } else { String::new() };
+    format!("{before}{}{more}", shown.join(", "))
 }
 
 fn counted_bytes(count: u64) -> String {

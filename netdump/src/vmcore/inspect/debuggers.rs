@@ -1,0 +1,55 @@
+//! The commands that open a core in a debugger that knows FreeBSD's kernel cores.
+//!
+//! kgdb (of the port devel/gdb) takes the kernel and the core as its two arguments; lldb's FreeBSD-Kernel plugin takes
+//! the core as it takes any, with `--core`, and needs the kernel as its target.
+
+use std::path::Path;
+
+/// Where a FreeBSD machine has its kernel.
+const USUAL_KERNEL: &str = "/boot/kernel/kernel";
+/// Formats that FreeBSD's own readers (libkvm, libfbsdvmcore) know.
+const KERNELS_OWN: [&str; 2] = ["minidump", "full"];
+
+/// One command a debugger, ready for a shell; none for a core that they do not read.
+pub(super) fn commands(format: &str, core: &Path, kernel: Option<&Path>) -> Vec<String> {
+    if !KERNELS_OWN.contains(&format) {
+        return Vec::new();
+    }
+    let core = quoted(core);
+    let kernel = kernel.map_or_else(|| USUAL_KERNEL.to_owned(), quoted);
+    vec![format!("kgdb {kernel} {core}"), format!("lldb --core {core} {kernel}")]
+}
+
+/// A path as a shell takes it for one word.
+fn quoted(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
+    if path.starts_with('-') || path.is_empty() || !path.chars().all(is_word) {
+        let inside = path.replace('\'', r"'\''");
+        let before = if path.starts_with('-') { "./" } else { "" };
+        return format!("'{before}{inside}'");
+    }
+    path.into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_can_be_pasted() {
+        let commands =
+            |core: &str, kernel: Option<&str>| commands("full", core.as_ref(), kernel.map(Path::new));
+        assert_eq!(
+            commands("vmcore.0", None),
+            ["kgdb /boot/kernel/kernel vmcore.0", "lldb --core vmcore.0 /boot/kernel/kernel"]
+        );
+        assert_eq!(commands("it's a core", Some("k"))[0], r"kgdb k 'it'\''s a core'");
+        assert_eq!(commands("-x", Some("k"))[1], "lldb --core './-x' k");
+    }
+
+    #[test]
+    fn cores_that_debuggers_do_not_read_have_no_commands() {
+        assert_eq!(commands("elf", Path::new("core"), None), [""; 0]);
+    }
+}
