@@ -18,6 +18,7 @@ mod minidump_oracle;
 mod minidump_reader;
 mod packed;
 mod paging;
+mod panic_state;
 mod symbols;
 mod third_party;
 mod verify;
