@@ -10,6 +10,7 @@ mod facts;
 mod fixture;
 mod freebsd_guest;
 mod freebsd_inspect;
+mod fuzz_seeds;
 mod hostile_files;
 mod image;
 mod image_pages;
