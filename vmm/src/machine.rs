@@ -28,6 +28,7 @@ use crate::report::{Event, ExitStatus, Observer};
 use crate::signals::Signals;
 use crate::sys::tap::TapError;
 use crate::vm::{VcpuEnvironment, Vm, VmBuilder, VmError};
+use crate::x86_64::firmware;
 
 /// Why the VMM itself failed.
 #[derive(Debug, Error)]
@@ -37,6 +38,8 @@ pub enum MachineError {
     Vm(#[from] VmError),
     #[error("guest memory")]
     Memory(#[from] memory::MemoryError),
+    #[error("writing firmware tables into guest memory")]
+    Firmware(#[source] vm_memory::GuestMemoryError),
     #[error(transparent)]
     Boot(#[from] BootError),
     #[error(transparent)]
@@ -174,10 +177,10 @@ impl Machine {
         observer: &mut dyn Observer,
     ) -> Result<Self, MachineError> {
         let memory = memory::create(host.vm.memory)?;
-        let entry = boot::load(host.image, &host.vm.handover, &memory)?;
         let vm = VmBuilder::new(memory.clone())?;
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
-        let mut platform = Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender };
+        let mut platform =
+            Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender, virtio_mmio: Vec::new() };
         let (mut watchers, mut exits, mut wakeups) = (Vec::new(), Vec::new(), Vec::new());
         for source in &host.vm.sources {
             source.arm(&mut Places {
@@ -194,6 +197,9 @@ impl Machine {
         if let Some(nic) = nic {
             platform.add_nic(nic, &memory)?;
         }
+        let hardware = platform.hardware(host.vm.cpus);
+        firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
+        let entry = boot::load(host.image, &host.vm.handover, &memory)?;
         let protocol = boot::protocol_for(host.image)?.name();
         observer.event(&Event::Booting {
             image: &host.image.path().to_string_lossy(),

@@ -16,13 +16,12 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{BootError, BootProtocol, BootState, EntryMode, Handover, KernelImage};
 use crate::memory::GuestMemory;
+use crate::x86_64::firmware::{self, MapEntry};
 use crate::x86_64::layout;
 use crate::x86_64::regs::segment_from_descriptor;
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
 const START_MAGIC: u32 = 0x336e_c578;
-/// E820 type of usable memory.
-const RAM: u32 = 1;
 /// Longest `name=value` that FreeBSD keeps of a token.
 const TOKEN_MAX: usize = 127;
 /// Null, flat code, flat data, task state; the last limit is a byte limit.
@@ -139,6 +138,7 @@ fn write_start_info(memory: &GuestMemory) -> Result<(), BootError> {
         magic: START_MAGIC,
         version: 1,
         cmdline_paddr: layout::CMDLINE,
+        rsdp_paddr: layout::ACPI,
         memmap_paddr: layout::PVH_MEMMAP,
         memmap_entries: u32::try_from(memmap.len()).expect("a handful of entries"),
         ..Default::default()
@@ -150,20 +150,14 @@ fn write_start_info(memory: &GuestMemory) -> Result<(), BootError> {
     Ok(())
 }
 
-/// RAM as the kernel is told of it: without the area between conventional memory and 1 MiB.
 fn memmap(memory: &GuestMemory) -> Vec<hvm_memmap_table_entry> {
-    let entry = |start: u64, end: u64| hvm_memmap_table_entry {
-        addr: start,
-        size: end - start,
-        type_: RAM,
+    let entry = |entry: MapEntry| hvm_memmap_table_entry {
+        addr: entry.start,
+        size: entry.end - entry.start,
+        type_: entry.kind as u32,
         reserved: 0,
     };
-    let mut map = vec![entry(0, layout::EBDA)];
-    map.extend(memory.iter().map(|region| {
-        let start = region.start_addr().0;
-        entry(start.max(layout::HIMEM), start + region.len())
-    }));
-    map
+    firmware::memory_map(memory).into_iter().map(entry).collect()
 }
 
 fn write_gdt(memory: &GuestMemory) -> Result<(), BootError> {
@@ -204,9 +198,18 @@ mod tests {
         assert_eq!(state.rbx, layout::PVH_START_INFO);
         assert_eq!(word(state.rbx), 0x1_336e_c578);
         assert_eq!((word(state.rbx + 24), word(state.rbx + 40)), (layout::CMDLINE, layout::PVH_MEMMAP));
-        assert_eq!(word(state.rbx + 48), 3);
-        let map: Vec<_> = (0..3).map(|i| (word(0x7000 + i * 24), word(0x7008 + i * 24))).collect();
-        assert_eq!(map, [(0, 0x9_fc00), (0x10_0000, 0xbff0_0000), (1 << 32, 1 << 30)]);
+        assert_eq!((word(state.rbx + 32), word(state.rbx + 48)), (0xe_0000, 5));
+        let map: Vec<_> = (0..5).map(|i| [0, 8, 16].map(|field| word(0x7000 + i * 24 + field))).collect();
+        assert_eq!(
+            map,
+            [
+                [0, 0x9_fc00, 1],
+                [0x9_fc00, 0x400, 2],
+                [0xe_0000, 0x2_0000, 2],
+                [0x10_0000, 0xbff0_0000, 1],
+                [1 << 32, 1 << 30, 1]
+            ]
+        );
         let mut line = [0; 32];
         memory.read_slice(&mut line, GuestAddress(layout::CMDLINE)).unwrap();
         assert_eq!(&line, b"-v net.dump.server=10.0.0.9 a=\0\0");
