@@ -9,6 +9,7 @@ mod elf_reader;
 mod facts;
 mod hostile_files;
 mod image;
+mod image_pages;
 mod inspect;
 mod paging;
 mod symbols;
