@@ -112,7 +112,7 @@ fn threads_of_the_real_core_are_those_that_a_naive_reader_finds() {
     let on_cpu_4 = found.iter().find(|thread| thread.pid == 28 && thread.cpu == Some(4)).unwrap();
     let registers = on_cpu_4.registers.unwrap();
     assert_eq!((registers.rip, registers.r13, registers.r14), (0xffff_ffff_8105_7988, 0x27b_e000, 4));
-    assert_eq!((registers.rbp, registers.rsp), (0xffff_fe00_08e2_e00, 0xffff_fe00_08e2_de8));
+    assert_eq!((registers.rbp, registers.rsp), (0xffff_fe00_008e_2e00, 0xffff_fe00_008e_2de8));
     let processes = [(0xffff_f800_02c3_b528, 800), (0xffff_f800_0384_5000, 28), (0xffff_f800_0337_4000, 11)];
     let mut process = naive.u64_va(fixture.symbols.address("allproc").unwrap()).unwrap();
     for (address, pid) in processes {
