@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, check_path};
-use netdump::stream::CompressOption;
+use netdump::ekcd::Cipher;
+use netdump::stream::{CompressOption, Packing};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
@@ -82,6 +84,9 @@ pub(crate) struct RunOptions {
     /// The guest's Ethernet address.
     #[arg(long, value_name = "MAC", default_value_t = DEFAULT_MAC, value_parser = unicast)]
     mac: MacAddr,
+    /// The kernel's symbols, when the image is stripped: its unstripped twin, or its .debug file.
+    #[arg(long, value_name = "FILE")]
+    symbols: Option<PathBuf>,
     /// What follows a panic.
     #[arg(long, value_enum, default_value_t = OnPanicOption::Exit)]
     on_panic: OnPanicOption,
@@ -103,9 +108,14 @@ struct PanicOptions {
     /// Panic sources to use, separated by commas; all by default.
     #[arg(long = "panic-source", value_name = "NAME", value_delimiter = ',', long_help = sources_help())]
     sources: Vec<SourceName>,
-    /// Dump although the guest says (by pvpanic) that its own crash kernel takes over.
+    /// Dump although the guest's own crash kernel takes over (as pvpanic tells), or a FreeBSD guest has a dump device
+    /// of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
     #[arg(long)]
     ignore_crashloaded: bool,
+    /// Milliseconds that a panicked FreeBSD kernel may take to finish its message and to stop its other CPUs before it
+    /// is paused [default: 250].
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u16))]
+    panic_settle: Option<u16>,
     /// Dump after so many seconds, for a guest that hangs.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     dump_after: Option<Duration>,
@@ -145,6 +155,12 @@ struct NetdumpOptions {
     /// Compress the core: gzip or zstd, with a level as in zstd:3; else the guest's kern.kerneldump_gzlevel, else 6.
     #[arg(long, value_name = "NAME[:LEVEL]")]
     dump_compress: Option<CompressOption>,
+    /// Encrypt the core for the holder of the private key: an RSA public key in PEM.
+    #[arg(long, value_name = "FILE")]
+    dump_pubkey: Option<PathBuf>,
+    /// What encrypts it: chacha20 (otherwise) or aes-cbc, which cannot be used with --dump-compress.
+    #[arg(long, value_name = "NAME", requires = "dump_pubkey", value_parser = cipher())]
+    dump_cipher: Option<Cipher>,
     /// How long one try waits for its ack, in polls of 0.5 ms.
     #[arg(long = "netdump-polls", value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     polls: u32,
@@ -205,9 +221,9 @@ enum GuestEnvOption {
 pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     check_combinations(&options).unwrap_or_else(|error| error.exit());
     let vm = vm_config(&options)?;
-    let dump = dump_config(&options.netdump, &options.image);
+    let dump = dump_config(&options.netdump, &options.image)?;
     check_outputs(&options)?;
-    let image = KernelImage::read(&options.image)?;
+    let image = kernel(&options)?;
     let host = Host { vm: &vm, dump: &dump, image: &image, report: options.output.report };
     let status = if options.output.json {
         let mut json = Json::new().context("starting the thread that prints events")?;
@@ -219,6 +235,20 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
         machine::run(&host, &mut || Box::new(std::io::stdout()), &mut Text::default())
     };
     Ok(status?.code())
+}
+
+/// The kernel, with its symbols from wherever the user has them.
+fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
+    let mut image = KernelImage::read(&options.image)?;
+    if let Some(path) = &options.symbols {
+        image.take_symbols_from(path)?;
+    } else if image.is_stripped_freebsd() {
+        tracing::info!(
+            "this FreeBSD kernel has no symbols: only its console tells of a panic, and its core is no minidump; give \
+             its unstripped twin or its .debug file with --symbols"
+        );
+    }
+    Ok(image)
 }
 
 fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
@@ -239,6 +269,7 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         source_options: SourceOptions {
             ignore_crashloaded: options.panic.ignore_crashloaded,
             dump_after: options.panic.dump_after,
+            ..settle(&options.panic)
         },
         on_panic: match options.on_panic {
             OnPanicOption::Exit => OnPanic::Exit,
@@ -249,10 +280,18 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
     })
 }
 
-fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
+fn settle(options: &PanicOptions) -> SourceOptions {
+    let default = SourceOptions::default();
+    let settle = options.panic_settle.map_or(default.settle, |ms| Duration::from_millis(ms.into()));
+    SourceOptions { settle, ..default }
+}
+
+fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpConfig> {
+    let public_key = options.dump_pubkey.as_deref();
+    let packing = Packing::from_options(options.dump_compress, public_key, options.dump_cipher)?;
     let image_name =
         || image.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    DumpConfig {
+    Ok(DumpConfig {
         enabled: !options.no_netdump,
         server: options.server,
         client: options.client,
@@ -265,7 +304,7 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
         },
         allowed_servers: options.allow_server.clone(),
         format: options.dump_format,
-        compress: options.dump_compress,
+        packing,
         polls: options.polls,
         retries: options.retries,
         arp_retries: options.arp_retries,
@@ -273,7 +312,7 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
         crash_dir: options.crash_dir.clone(),
         pcap: options.pcap.clone(),
         name: options.name.clone().unwrap_or_else(image_name),
-    }
+    })
 }
 
 /// Finds out before the guest starts, not after it panicked, that a file cannot be written.
@@ -301,8 +340,11 @@ fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
         _ if options.panic.dump_after.is_some() && lacks("request") => {
             conflict("--dump-after needs the panic source 'request', which --panic-source leaves out")
         }
-        _ if options.panic.ignore_crashloaded && lacks("pvpanic") => {
-            conflict("--ignore-crashloaded needs the panic source 'pvpanic', which --panic-source leaves out")
+        _ if options.panic.ignore_crashloaded && lacks("pvpanic") && lacks("watcher") => conflict(
+            "--ignore-crashloaded needs a panic source 'pvpanic' or 'watcher', which --panic-source leaves out",
+        ),
+        _ if options.panic.panic_settle.is_some() && lacks("watcher") => {
+            conflict("--panic-settle needs the panic source 'watcher', which --panic-source leaves out")
         }
         Some(LinkSpec::Udp) if no_server && (guest_has_no_say || netdump.allow_server.is_empty()) => {
             conflict("the udp link needs --netdump-server, or --allow-server for a guest that names one")
@@ -318,6 +360,11 @@ fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
         }
         _ => Ok(()),
     }
+}
+
+fn cipher() -> impl TypedValueParser<Value = Cipher> {
+    let names = PossibleValuesParser::new(Cipher::ALL.map(Cipher::name));
+    names.map(|name| Cipher::by_name(&name).expect("it is one of their names"))
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
