@@ -19,6 +19,8 @@ use tempfile::TempDir;
 
 #[path = "cli/encrypted.rs"]
 mod encrypted;
+#[path = "cli/packed.rs"]
+mod packed;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
