@@ -204,6 +204,28 @@ fn registers_seen_from_outside_serve_a_kernel_that_saved_none() {
     assert_eq!(registers_of(&state, 100_001), (Some(RegisterSource::Switched), Some(0x100)));
 }
 
+#[test]
+fn virtual_cpus_are_known_by_the_kernels_own_numbers() {
+    // The kernel numbers the three CPUs the other way round: pc_curthread, pc_cpuid, pc_prvspace.
+    let own = |cpu: u64| HEAP + 0x5_0000 + 0x1000 * cpu;
+    let cpus = (0..).zip(virtual_cpus()).map(|(cpu, mut registers)| {
+        registers.gs.base = DIRECT_MAP + own(cpu);
+        registers
+    });
+    let mut guest = FreeBsd::with_cpus(&PROCESSES, cpus.collect());
+    let running = [thread_at(1, 1), thread_at(1, 0), thread_at(0, 0)];
+    for (cpu, thread) in (0..).zip(running) {
+        guest.memory.write_words(own(cpu), &[DIRECT_MAP + thread]);
+        guest.memory.write_words(own(cpu) + 0x38, &[(2 - cpu) << 32]);
+        guest.memory.write_words(own(cpu) + 0x180, &[DIRECT_MAP + own(cpu)]);
+    }
+    let request = StateRequest { backtraces: Backtraces::Crashed, panic_cpu: Some(0) };
+    let state = facts::kernel_state(&guest.memory, Some(&symbols()), request);
+    assert_eq!(state.crashed_thread, Some(100_013));
+    assert_eq!(registers_of(&state, 100_013), (Some(RegisterSource::VirtualCpu(0)), Some(0xc000)));
+    assert_eq!(registers_of(&state, 100_700), (Some(RegisterSource::VirtualCpu(2)), Some(0xc002)));
+}
+
 fn stored(bytes: &[u8]) -> (PathBuf, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("vmcore.vm1.0");
@@ -409,7 +431,7 @@ fn functions_are_found_by_address() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn damaged_kernels_do_no_harm(

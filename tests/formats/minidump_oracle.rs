@@ -89,7 +89,7 @@ impl Kernel {
             guest.write(page * PAGE, &[0; 4096]);
         }
         for &(table, index, page) in &self.lower {
-            guest.write_words(table * PAGE + 8 * index, &[page * PAGE | NOISE]);
+            guest.write_words(table * PAGE + 8 * index, &[(page * PAGE) | NOISE]);
         }
         for &(table, index, kind, page) in &self.middle {
             guest.write_words(table * PAGE + 8 * index, &[entry(kind, page, 2 << 20)]);
@@ -244,8 +244,8 @@ impl Kernel {
 fn entry(kind: u8, page: u64, size: u64) -> u64 {
     match kind % 4 {
         0 => page * PAGE,
-        1 => page * PAGE / size * size | LARGE | NOISE,
-        _ => page * PAGE | NOISE,
+        1 => (page * PAGE / size * size) | LARGE | NOISE,
+        _ => (page * PAGE) | NOISE,
     }
 }
 

@@ -65,7 +65,9 @@ impl FakeGuest {
             let inside = usize::try_from(address % PAGE).expect("small");
             let (piece, behind) = rest.split_at(rest.len().min(4096 - inside));
             let start = address - address % PAGE;
-            if !self.written.contains_key(&start) {
+            if piece.len() == 4096 {
+                self.written.insert(start, piece.to_vec());
+            } else if !self.written.contains_key(&start) {
                 let content = (start..start + PAGE).map(|address| self.byte(address)).collect();
                 self.written.insert(start, content);
             }

@@ -84,6 +84,9 @@ pub(crate) struct RunOptions {
     /// The guest's Ethernet address.
     #[arg(long, value_name = "MAC", default_value_t = DEFAULT_MAC, value_parser = unicast)]
     mac: MacAddr,
+    /// The kernel's symbols, when the image is stripped: its unstripped twin, or its .debug file.
+    #[arg(long, value_name = "FILE")]
+    symbols: Option<PathBuf>,
     /// What follows a panic.
     #[arg(long, value_enum, default_value_t = OnPanicOption::Exit)]
     on_panic: OnPanicOption,
@@ -105,9 +108,14 @@ struct PanicOptions {
     /// Panic sources to use, separated by commas; all by default.
     #[arg(long = "panic-source", value_name = "NAME", value_delimiter = ',', long_help = sources_help())]
     sources: Vec<SourceName>,
-    /// Dump although the guest says (by pvpanic) that its own crash kernel takes over.
+    /// Dump although the guest's own crash kernel takes over (as pvpanic tells), or a FreeBSD guest has a dump device
+    /// of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
     #[arg(long)]
     ignore_crashloaded: bool,
+    /// Milliseconds that a panicked FreeBSD kernel may take to finish its message and to stop its other CPUs before it
+    /// is paused [default: 250].
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u16))]
+    panic_settle: Option<u16>,
     /// Dump after so many seconds, for a guest that hangs.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     dump_after: Option<Duration>,
@@ -215,7 +223,7 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     let vm = vm_config(&options)?;
     let dump = dump_config(&options.netdump, &options.image)?;
     check_outputs(&options)?;
-    let image = KernelImage::read(&options.image)?;
+    let image = kernel(&options)?;
     let host = Host { vm: &vm, dump: &dump, image: &image, report: options.output.report };
     let status = if options.output.json {
         let mut json = Json::new().context("starting the thread that prints events")?;
@@ -227,6 +235,20 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
         machine::run(&host, &mut || Box::new(std::io::stdout()), &mut Text::default())
     };
     Ok(status?.code())
+}
+
+/// The kernel, with its symbols from wherever the user has them.
+fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
+    let mut image = KernelImage::read(&options.image)?;
+    if let Some(path) = &options.symbols {
+        image.take_symbols_from(path)?;
+    } else if image.is_stripped_freebsd() {
+        tracing::info!(
+            "this FreeBSD kernel has no symbols: only its console tells of a panic, and its core is no minidump; give \
+             its unstripped twin or its .debug file with --symbols"
+        );
+    }
+    Ok(image)
 }
 
 fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
@@ -247,6 +269,7 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         source_options: SourceOptions {
             ignore_crashloaded: options.panic.ignore_crashloaded,
             dump_after: options.panic.dump_after,
+            ..settle(&options.panic)
         },
         on_panic: match options.on_panic {
             OnPanicOption::Exit => OnPanic::Exit,
@@ -255,6 +278,12 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         },
         on_reset: if options.no_reboot { OnReset::Exit } else { OnReset::Boot },
     })
+}
+
+fn settle(options: &PanicOptions) -> SourceOptions {
+    let default = SourceOptions::default();
+    let settle = options.panic_settle.map_or(default.settle, |ms| Duration::from_millis(ms.into()));
+    SourceOptions { settle, ..default }
 }
 
 fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpConfig> {
@@ -311,8 +340,11 @@ fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
         _ if options.panic.dump_after.is_some() && lacks("request") => {
             conflict("--dump-after needs the panic source 'request', which --panic-source leaves out")
         }
-        _ if options.panic.ignore_crashloaded && lacks("pvpanic") => {
-            conflict("--ignore-crashloaded needs the panic source 'pvpanic', which --panic-source leaves out")
+        _ if options.panic.ignore_crashloaded && lacks("pvpanic") && lacks("watcher") => conflict(
+            "--ignore-crashloaded needs a panic source 'pvpanic' or 'watcher', which --panic-source leaves out",
+        ),
+        _ if options.panic.panic_settle.is_some() && lacks("watcher") => {
+            conflict("--panic-settle needs the panic source 'watcher', which --panic-source leaves out")
         }
         Some(LinkSpec::Udp) if no_server && (guest_has_no_say || netdump.allow_server.is_empty()) => {
             conflict("the udp link needs --netdump-server, or --allow-server for a guest that names one")

@@ -10,6 +10,7 @@ pub mod contexts;
 pub mod dump_avail;
 pub mod layout;
 pub mod msgbuf;
+pub mod panic_state;
 pub mod pcb;
 pub mod pcpu;
 pub mod threads;

@@ -10,6 +10,8 @@ use object::endian::Endianness;
 use object::read::elf::{FileHeader, ProgramHeader};
 use thiserror::Error;
 
+use super::symbol_file::{self, SymbolFileError};
+
 /// Largest kernel file: far above any real one, debug information included, far below what would hurt the host.
 const MAX_LEN: u64 = 1 << 30;
 /// Note type of the 32-bit entry of the PVH boot protocol (Xen `public/elfnote.h`, `XEN_ELFNOTE_PHYS32_ENTRY`).
@@ -17,6 +19,8 @@ const XEN_ELFNOTE_PHYS32_ENTRY: elf::NoteType = elf::NoteType(18);
 
 /// Kernels are linked into the upper half of the address space, programs into the lower.
 const KERNEL_HALF: u64 = 1 << 63;
+/// Index of the ABI in an ELF file's identification.
+const EI_OSABI: usize = 7;
 
 /// A kernel that can perhaps be booted: a 64-bit x86 ELF file.
 #[derive(Debug)]
@@ -134,6 +138,17 @@ impl KernelImage {
         &self.symbols
     }
 
+    /// Takes the symbols from another file, which must be of this kernel.
+    pub fn take_symbols_from(&mut self, path: &Path) -> Result<(), SymbolFileError> {
+        self.symbols = symbol_file::read(path, &self.path, &self.bytes, &self.symbols)?;
+        Ok(())
+    }
+
+    /// Whether this is a FreeBSD kernel without symbols.
+    pub fn is_stripped_freebsd(&self) -> bool {
+        self.symbols.is_empty() && self.bytes.get(EI_OSABI) == Some(&ELFOSABI_FREEBSD.0)
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -170,7 +185,7 @@ impl KernelImage {
     }
 }
 
-fn read_bounded(path: &Path) -> Result<Vec<u8>, ImageError> {
+pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>, ImageError> {
     let name = || path.display().to_string();
     let read_error = |source| ImageError::Read { path: name(), source };
     let metadata = std::fs::metadata(path).map_err(read_error)?;

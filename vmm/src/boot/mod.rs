@@ -10,6 +10,7 @@ mod modinfo;
 mod module;
 mod pvh;
 mod space;
+mod symbol_file;
 #[cfg(test)]
 mod test_kernel;
 
@@ -21,6 +22,7 @@ use vm_memory::GuestMemoryError;
 
 pub use kernel_image::{ImageError, KernelImage};
 pub use module::{Module, ModuleError, ModuleSpec, ParseModuleError};
+pub use symbol_file::SymbolFileError;
 
 use crate::memory::GuestMemory;
 use crate::x86_64::firmware::Hardware;
