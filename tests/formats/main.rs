@@ -6,6 +6,7 @@ mod contract;
 mod elf_oracle;
 mod elf_reader;
 mod facts;
+mod full;
 mod hostile_files;
 mod image;
 mod image_pages;
