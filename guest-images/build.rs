@@ -29,8 +29,18 @@ const LINK: &[&str] = &[
     "-Clink-arg=-T",
 ];
 
+/// The flavours of the guest that plays FreeBSD: the name that each gets, and what it is compiled with.
+const FREEBSD_ABI: &str = "guests/freebsd-abi/main.rs";
+const FLAVOURS: [(&str, &str); 3] =
+    [("freebsd-abi", "14"), ("freebsd-abi-12", "12"), ("freebsd-abi-13", "13")];
+/// Its addresses are in the last 2 GiB.
+const HIGH_CODE: &str = "-Ccode-model=kernel";
+/// Byte of an ELF file that names the operating system, and FreeBSD there (ELFOSABI_FREEBSD).
+const EI_OSABI: usize = 7;
+const FREEBSD: u8 = 9;
+
 fn main() {
-    for input in ["build.rs", "guest.ld", "guests", "src/contract.rs"] {
+    for input in ["build.rs", "guest.ld", "freebsd-abi.ld", "guests", "src/contract.rs", "src/freebsd.rs"] {
         println!("cargo::rerun-if-changed={input}");
     }
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
@@ -54,12 +64,36 @@ fn main() {
         command.arg(format!("--extern=rt={}", runtime.display()));
         command.args(LINK).arg(format!("-Clink-arg={}", root.join("guest.ld").display()));
         run(&mut command, &source, &image);
-        let about = about(&source);
-        table +=
-            &format!("    Guest {{ name: {name:?}, about: {about:?}, elf: include_bytes!({image:?}) }},\n");
+        table += &entry(name, &about(&source), &image);
     }
     table += "]\n";
     fs::write(out.join("guests.rs"), table).expect("the output folder takes a file");
+    build_freebsd_abi(&root, &out, &target);
+}
+
+/// Builds every flavour of the guest that plays FreeBSD, with a table of its own: it shares sources with the runtime of
+/// the others, but neither addresses nor symbols.
+fn build_freebsd_abi(root: &Path, out: &Path, target: &str) {
+    let source = root.join(FREEBSD_ABI);
+    let mut table = String::from("&[\n");
+    for (name, flavour) in FLAVOURS {
+        let image = out.join(format!("{name}.elf"));
+        let mut command = compiler(root, target);
+        command.args(["--crate-name=freebsd_abi", HIGH_CODE, &format!("--cfg=flavour={flavour:?}")]);
+        command.args(LINK).arg(format!("-Clink-arg={}", root.join("freebsd-abi.ld").display()));
+        run(&mut command, &source, &image);
+        let mut bytes = fs::read(&image).expect("the linker has written the image");
+        bytes[EI_OSABI] = FREEBSD;
+        fs::write(&image, bytes).expect("the output folder takes a file");
+        table += &entry(name, &format!("{} As FreeBSD {flavour}.", about(&source)), &image);
+    }
+    table += "]\n";
+    fs::write(out.join("freebsd_abi.rs"), table).expect("the output folder takes a file");
+}
+
+/// A line of a table.
+fn entry(name: &str, about: &str, image: &Path) -> String {
+    format!("    Guest {{ name: {name:?}, about: {about:?}, elf: include_bytes!({image:?}) }},\n")
 }
 
 /// The sources, in order of name.

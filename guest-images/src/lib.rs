@@ -8,6 +8,10 @@
 
 mod contract;
 mod fill_map;
+pub mod freebsd;
+#[cfg(test)]
+mod freebsd_tests;
+mod pattern_pages;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -17,6 +21,7 @@ use thiserror::Error;
 
 pub use contract::*;
 pub use fill_map::{FillMap, FillMapError, first_mismatch};
+pub use pattern_pages::{PatternPage, PatternPagesError};
 
 /// A guest kernel.
 #[derive(Debug, Clone, Copy)]
@@ -25,23 +30,32 @@ pub struct Guest {
     pub name: &'static str,
     /// What it does, in a sentence or two.
     pub about: &'static str,
-    /// The image: a static ELF64 with a PVH note and a symbol table, which loads between 2 MiB and 16 MiB at virtual
-    /// addresses that are the physical ones.
+    /// The image: a static ELF64 with a PVH note and a symbol table, which loads between 2 MiB and 16 MiB; those of
+    /// [`ALL`] at virtual addresses that are the physical ones.
     pub elf: &'static [u8],
 }
 
 /// Every guest, in order of name.
 pub const ALL: &[Guest] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 
-/// The guest of that name.
+/// The flavours of the guest that plays a FreeBSD kernel, in order of name. Unlike those of [`ALL`] they are linked at
+/// the end of the address space, as FreeBSD is, and boot by its native hand-off too; see [`freebsd`].
+pub const FREEBSD_ABI: &[Guest] = include!(concat!(env!("OUT_DIR"), "/freebsd_abi.rs"));
+
+/// The guest of that name, in either table.
 pub fn find(name: &str) -> Option<&'static Guest> {
-    ALL.iter().find(|guest| guest.name == name)
+    every().find(|guest| guest.name == name)
+}
+
+/// The guests of both tables.
+pub fn every() -> impl Iterator<Item = &'static Guest> {
+    ALL.iter().chain(FREEBSD_ABI)
 }
 
 /// Where a variable or a function of a guest lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Symbol {
-    /// Its address, virtual and physical.
+    /// Its address; virtual and, but for [`FREEBSD_ABI`], physical.
     pub address: u64,
     /// Its size in bytes; 0 for a mere label.
     pub size: u64,
@@ -82,13 +96,13 @@ pub enum WriteError {
     },
 }
 
-/// Writes every image to a folder, which is made when it is not there; returns the files in the order of [`ALL`].
+/// Writes every image to a folder, which is made when it is not there; returns the files in the order of [`every`].
 ///
 /// # Errors
 /// The folder cannot be made, or a file cannot be written.
 pub fn write_all(folder: &Path) -> Result<Vec<PathBuf>, WriteError> {
     fs::create_dir_all(folder).map_err(|source| WriteError::Folder { folder: folder.into(), source })?;
-    ALL.iter()
+    every()
         .map(|guest| {
             let file = folder.join(guest.file_name());
             match fs::write(&file, guest.elf) {
@@ -214,8 +228,8 @@ mod tests {
     fn images_are_written_to_a_folder_that_is_made() {
         let parent = tempfile::tempdir().unwrap();
         let files = write_all(&parent.path().join("made/here")).unwrap();
-        assert_eq!(files.len(), ALL.len());
-        for (file, guest) in files.iter().zip(ALL) {
+        assert_eq!(files.len(), every().count());
+        for (file, guest) in files.iter().zip(every()) {
             assert_eq!(fs::read(file).unwrap(), guest.elf);
             assert_eq!(file.file_name().unwrap().to_str().unwrap(), guest.file_name());
         }

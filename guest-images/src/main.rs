@@ -23,10 +23,10 @@ fn main() -> Result<()> {
         Some(folder) => {
             guest_images::write_all(folder)?.iter().map(|file| file.display().to_string()).collect()
         }
-        None => guest_images::ALL.iter().map(|guest| guest.name.to_owned()).collect::<Vec<_>>(),
+        None => guest_images::every().map(|guest| guest.name.to_owned()).collect::<Vec<_>>(),
     };
     let width = names.iter().map(String::len).max().unwrap_or(0);
-    for (name, guest) in names.iter().zip(guest_images::ALL) {
+    for (name, guest) in names.iter().zip(guest_images::every()) {
         println!("{name:width$}  {}", guest.about);
     }
     Ok(())

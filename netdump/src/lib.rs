@@ -22,6 +22,7 @@
 mod calendar;
 pub mod client;
 pub mod drive;
+pub mod ekcd;
 pub mod facts;
 pub mod freebsd;
 pub mod link;
@@ -29,6 +30,8 @@ pub mod progress;
 mod read_at;
 pub mod receiver;
 pub mod report;
+mod sparse;
+pub mod stream;
 pub mod vmcore;
 pub mod wire;
 

@@ -179,6 +179,7 @@ mod tests {
             path: None,
             length: 3 << 20,
             blake3: None,
+            packing: None,
             bytes_sent: 2 << 20,
             bytes_untouched: 1 << 20,
             missing: vec![],

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::stream::Packing;
+
 /// Most bytes of a report file that are read. One with 1,000 missing ranges and 1,000 CPUs is far smaller.
 const MAX_FILE: u64 = 16 << 20;
 
@@ -32,10 +34,14 @@ pub struct DumpReport {
     pub server: String,
     /// The directory asked for, below the receiver's.
     pub path: Option<String>,
-    /// Bytes of the core.
+    /// Bytes of the core as it is stored. Of one that was packed on its way and failed before its end was known, the
+    /// bytes packed until then.
     pub length: u64,
-    /// BLAKE3 of the core's bytes as sent, in hexadecimal; absent when not all of it was sent.
+    /// BLAKE3 of the core as it is stored, in hexadecimal; absent when not all of it was sent.
     pub blake3: Option<String>,
+    /// How the core was packed on its way; absent when it is stored as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packing: Option<PackingReport>,
     /// Core bytes sent at least once.
     pub bytes_sent: u64,
     /// Core bytes not sent because the guest never touched them and they read as zeros anyway.
@@ -52,6 +58,32 @@ pub struct DumpReport {
     pub bad_pages: u64,
     /// From the first ARP request to the end, in seconds.
     pub seconds: f64,
+}
+
+/// What became of a core on its way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PackingReport {
+    /// Bytes of the core before.
+    pub unpacked: u64,
+    /// What compressed it, if anything, with its level: as in `zstd:6`.
+    pub compression: Option<String>,
+    /// What encrypted it, if anything.
+    pub cipher: Option<String>,
+    /// How many bytes of the core one stored byte stands for; absent when the end was not reached.
+    pub ratio: Option<f64>,
+}
+
+impl PackingReport {
+    /// Of a core of `unpacked` bytes of which `stored` bytes were made, if it came to its end.
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    pub(crate) fn new(packing: &Packing, unpacked: u64, stored: Option<u64>) -> Self {
+        Self {
+            unpacked,
+            compression: packing.compressor().map(|used| used.to_string()),
+            cipher: packing.encryption().map(|used| used.cipher.to_string()),
+            ratio: stored.filter(|&stored| stored > 0).map(|stored| unpacked as f64 / stored as f64),
+        }
+    }
 }
 
 /// Why a report file cannot be used.
@@ -103,6 +135,7 @@ mod tests {
             path: Some("vms".into()),
             length: 1 << 40,
             blake3: Some("00".repeat(32)),
+            packing: None,
             bytes_sent: 4096,
             bytes_untouched: (1 << 40) - 4096,
             missing: vec![(0, 4096)],

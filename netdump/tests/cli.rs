@@ -17,6 +17,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+#[path = "cli/encrypted.rs"]
+mod encrypted;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn netdump() -> Command {
@@ -585,16 +588,21 @@ impl PhysicalMemory for TwoPages {
     }
 }
 
-#[test]
-fn delivered_core_is_verified_and_inspected() {
-    let (dir, files) = (directory(), directory());
+/// An ELF core of two pages.
+fn small_core() -> Vec<u8> {
     let memory = TwoPages([MemoryRange { start: 0x1000, len: 0x2000 }]);
     let notes = CoreNotes::default();
     let guest = StoppedGuest { memory: &memory, symbols: None, notes: &notes };
     let image = vmcore::format("elf").unwrap().plan(&guest).unwrap().image;
     let mut core = vec![0; usize::try_from(image.length()).unwrap()];
     image.read_at(0, &mut core).unwrap();
-    let file = files.path().join("core");
+    core
+}
+
+#[test]
+fn delivered_core_is_verified_and_inspected() {
+    let (dir, files) = (directory(), directory());
+    let (core, file) = (small_core(), files.path().join("core"));
     fs::write(&file, &core).unwrap();
 
     let mut server = Server::start(dir.path(), &["--once"]);

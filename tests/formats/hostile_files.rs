@@ -125,8 +125,8 @@ fn refusal(bytes: &[u8]) -> String {
 fn other_files_are_told_by_their_content() {
     for (bytes, what) in [
         (&b""[..], "empty"),
-        (b"minidump FreeBSD/amd64\0\0", "a FreeBSD/amd64 minidump"),
-        (b"minidump FreeBSD/arm64\0\0", "another architecture"),
+        (b"minidump FreeBSD/amd64\0\0", "the minidump ends inside its header"),
+        (b"minidump FreeBSD/arm64\0\0", "a FreeBSD minidump of an arm64 kernel"),
         (b"KDUMP   \x06\0\0\0", "kdump-compressed"),
         (b"makedumpfile\0\0\0\0", "flattened"),
         (b"\x1f\x8b\x08", "gzip"),

@@ -3,15 +3,23 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 mod contract;
+mod ekcd;
 mod elf_oracle;
 mod elf_reader;
 mod facts;
+mod fixture;
+mod freebsd_contexts;
+mod freebsd_guest;
+mod freebsd_inspect;
 mod full;
 mod hostile_files;
 mod image;
 mod image_pages;
 mod inspect;
+mod minidump_hostile;
 mod minidump_oracle;
+mod minidump_reader;
+mod packed;
 mod paging;
 mod symbols;
 mod third_party;

@@ -15,7 +15,7 @@ fn check(path: &Path, report: Option<&DumpReport>) -> Verdict {
 }
 
 /// What the sender of exactly this file reports.
-fn report_of(path: &Path) -> DumpReport {
+pub(super) fn report_of(path: &Path) -> DumpReport {
     let bytes = fs::read(path).unwrap();
     DumpReport {
         outcome: Outcome::Complete,
@@ -23,6 +23,7 @@ fn report_of(path: &Path) -> DumpReport {
         server: "10.0.0.9:4711".into(),
         path: None,
         length: bytes.len() as u64,
+        packing: None,
         blake3: Some(blake3::hash(&bytes).to_hex().to_string()),
         bytes_sent: bytes.len() as u64,
         bytes_untouched: 0,
@@ -226,7 +227,7 @@ fn report_of_another_dump_is_found_out() {
 fn kind_of_core_that_cannot_be_read_is_proven_by_its_report_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("vmcore.x.0");
-    fs::write(&path, b"minidump FreeBSD/amd64\0\x03").unwrap();
+    fs::write(&path, b"minidump FreeBSD/arm64\0\x02").unwrap();
     assert!(!check(&path, None).whole());
     assert!(check(&path, Some(&report_of(&path))).whole());
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use harness::needs::{self, Need};
-use netdump::client::{Client, ClientConfig, ClientEvent, DumpPlan, Ending, Phase};
+use netdump::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending, Phase};
 use netdump::wire::udp::UdpChecksum;
 use netdump::wire::{MacAddr, MessageKind, Route, message};
 use netdump::{ReadAt, ReadError};
@@ -56,7 +56,8 @@ impl Session {
     fn new() -> Self {
         let now = Instant::now();
         let config = ClientConfig::new(SERVER, GUEST, GUEST_MAC, 1500);
-        let plan = DumpPlan { path: None, length: CORE_LEN, header: [0; 512], key: None };
+        let core = CorePlan::Known { length: CORE_LEN, header: [0; 512] };
+        let plan = DumpPlan { path: None, core, key: None };
         Self { client: Client::new(config, plan, now).expect("a good configuration"), now }
     }
 

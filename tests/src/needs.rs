@@ -24,6 +24,14 @@ pub enum Need {
     Readelf,
     /// Unpacker of the recorded session.
     Xz,
+    /// Unpacker of the recorded core.
+    Bzip2,
+    /// The usual gzip.
+    Gzip,
+    /// The usual zstd.
+    Zstd,
+    /// An independent implementation of ciphers and RSA.
+    Openssl,
     /// The right to mount a tmpfs.
     Mount,
     /// A file system that takes sparse files of 8 TiB for temporary files.
@@ -33,7 +41,7 @@ pub enum Need {
 }
 
 /// Every need with its name in `SKIPPED` lines.
-const NAMES: [(&str, Need); 10] = [
+const NAMES: &[(&str, Need)] = &[
     ("kvm", Need::Kvm),
     ("network", Need::Network),
     ("root", Need::Root),
@@ -41,6 +49,10 @@ const NAMES: [(&str, Need); 10] = [
     ("gdb", Need::Gdb),
     ("readelf", Need::Readelf),
     ("xz", Need::Xz),
+    ("bzip2", Need::Bzip2),
+    ("gzip", Need::Gzip),
+    ("zstd", Need::Zstd),
+    ("openssl", Need::Openssl),
     ("mount", Need::Mount),
     ("large-files", Need::LargeFiles),
     ("fixtures", Need::Fixtures),
@@ -68,6 +80,10 @@ impl Need {
             Self::Gdb => has_program("gdb"),
             Self::Readelf => has_program("readelf"),
             Self::Xz => has_program("xz"),
+            Self::Bzip2 => has_program("bzip2"),
+            Self::Gzip => has_program("gzip"),
+            Self::Zstd => has_program("zstd"),
+            Self::Openssl => has_program("openssl"),
             Self::Mount => may_mount(),
             Self::LargeFiles => tempfile::tempfile().is_ok_and(|file| file.set_len(1 << 43).is_ok()),
             Self::Fixtures => fixtures().is_some(),

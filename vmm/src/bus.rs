@@ -95,6 +95,11 @@ impl Bus {
         Ok(())
     }
 
+    /// Whether a device is at `address`.
+    pub fn claims(&self, address: u64) -> bool {
+        self.route(address, 1).is_some()
+    }
+
     /// Reads at `address`. What no device claims reads as ones, as on a bus that nobody drives.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
@@ -183,6 +188,7 @@ mod tests {
         bus.insert("low", 0x10, 0x10, low.clone()).unwrap();
         assert_eq!(bus.write(0x1f, &[1]), AfterWrite::Park);
         assert_eq!(bus.write(0x20, &[2, 3]), AfterWrite::Park);
+        assert_eq!([0xf, 0x10, 0x2f, 0x30].map(|address| bus.claims(address)), [false, true, true, false]);
         assert_eq!(low.lock().unwrap().0, [(0xf, vec![1])]);
         assert_eq!(high.lock().unwrap().0, [(0, vec![2, 3])]);
         let mut data = [0; 2];

@@ -7,12 +7,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use netdump::client::check_path;
+use netdump::stream::Packing;
 use netdump::vmcore::FormatChoice;
 use netdump::wire::message::MAX_PATH;
 use netdump::wire::{MacAddr, SERVER_PORT};
 use thiserror::Error;
 
-use crate::boot::Handover;
+use crate::boot::{BootProtocol, Handover};
 use crate::link::LinkSpec;
 use crate::memory::MemorySize;
 use crate::panic::{PanicSource, SourceOptions};
@@ -25,7 +26,9 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// vCPUs, 1 to [`crate::vm::MAX_CPUS`].
     pub cpus: u8,
-    /// Command line and kernel environment.
+    /// The boot protocol; without one the image decides.
+    pub boot: Option<&'static dyn BootProtocol>,
+    /// Command line, kernel environment and modules.
     pub handover: Handover,
     /// The host's end of the guest's network interface; without one the guest has none.
     pub tap: Option<InterfaceName>,
@@ -91,6 +94,8 @@ pub struct DumpConfig {
     pub allowed_servers: Vec<Cidr>,
     /// Core format.
     pub format: FormatChoice,
+    /// `--dump-compress`, `--dump-pubkey` and `--dump-cipher`.
+    pub packing: Packing,
     /// Half-milliseconds that one try waits for its ack.
     pub polls: u32,
     /// Tries after the first.
@@ -185,6 +190,8 @@ pub struct Target {
     pub gateway: Option<Ipv4Addr>,
     /// Directory below the receiver's.
     pub path: Option<String>,
+    /// What becomes of the core on its way.
+    pub packing: Packing,
     /// What the guest asked for and did not get.
     pub refused: Vec<Refused>,
 }
@@ -213,6 +220,7 @@ impl DumpConfig {
             guest_environment: GuestEnvironment::Read,
             allowed_servers: Vec::new(),
             format: FormatChoice::Auto,
+            packing: Packing::default(),
             polls: 2000,
             retries: 10,
             arp_retries: 3,
@@ -249,7 +257,8 @@ impl DumpConfig {
         // Host sockets have the host's address and routes, and the embedded receiver is nobody's neighbour.
         let client = client.filter(|_| link != LinkSpec::Udp);
         let gateway = gateway.filter(|_| !matches!(link, LinkSpec::Udp | LinkSpec::Embedded));
-        Target { link, server, client, gateway, path, refused: guest.refused }
+        let packing = guest.packing(self);
+        Target { link, server, client, gateway, path, packing, refused: guest.refused }
     }
 }
 
@@ -313,6 +322,22 @@ impl<'a> GuestWishes<'a> {
         let number = value.trim_start_matches(|c: char| !c.is_ascii_digit());
         if number.parse() != Ok(0_u32) {
             self.refuse(NAME, value, "the machine has one network interface, number 0");
+        }
+    }
+
+    /// FreeBSD has one variable for the level of either compressor, and it counts only where the host compresses and
+    /// says nothing of the level.
+    fn packing(&mut self, config: &DumpConfig) -> Packing {
+        const NAME: &str = "kern.kerneldump_gzlevel";
+        let packing = config.packing.clone();
+        let option = packing.compress().filter(|option| option.is_level_open());
+        let Some((option, value)) = option.zip(self.variable(NAME)) else { return packing };
+        match option.parse_level(value) {
+            Ok(level) => packing.with_level(level),
+            Err(error) => {
+                self.refuse(NAME, value, error.to_string());
+                packing
+            }
         }
     }
 
@@ -422,6 +447,24 @@ mod tests {
         assert_eq!(refused.refused[0].variable, "net.dump.server");
         let open = DumpConfig { allowed_servers: vec!["0.0.0.0/0".parse().unwrap()], ..config() };
         assert_eq!(target(&open, &GUEST, false).link, LinkSpec::Udp);
+    }
+
+    #[test]
+    fn the_guest_chooses_a_level_where_the_host_compresses_and_leaves_it_open() {
+        let level = |option: Option<&str>, wish: &str| {
+            let packing = Packing::new(option.map(|text| text.parse().unwrap()), None).unwrap();
+            let config = DumpConfig { packing, ..config() };
+            let target = target(&config, &[("kern.kerneldump_gzlevel", wish)], false);
+            (target.packing.compressor().map(|used| used.to_string()), target.refused.len())
+        };
+        assert_eq!(level(Some("gzip"), "9"), (Some("gzip:9".into()), 0));
+        assert_eq!(level(Some("zstd"), "3"), (Some("zstd:3".into()), 0));
+        assert_eq!(level(Some("gzip:1"), "9"), (Some("gzip:1".into()), 0));
+        assert_eq!(level(None, "9"), (None, 0));
+        for bad in ["0", "12", "-6", "fast"] {
+            assert_eq!(level(Some("gzip"), bad), (Some("gzip:6".into()), 1));
+        }
+        assert_eq!(level(Some("gzip"), ""), (Some("gzip:6".into()), 0));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The dumper: a paused guest becomes a core image, the netdump client sends it over a link, and a report tells how it
-//! went. Nothing here keeps a copy of guest memory: the client reads the image as it sends.
+//! went. Nothing here keeps a copy of guest memory: the client, or what packs the core for it, reads the image as it goes.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -7,14 +7,14 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use netdump::client::{ClientConfig, DumpPlan};
-use netdump::drive::{self, Progress};
+use netdump::ReadAt;
+use netdump::client::ClientConfig;
+use netdump::drive::{self, Dump, Progress};
 use netdump::link::LinkError;
 use netdump::link::pcap::{PcapFile, PcapWriter};
 use netdump::report::{DumpReport, Outcome};
-use netdump::vmcore::kdh::{AMD64_ARCHITECTURE_VERSION, Compression};
+use netdump::vmcore::kdh::AMD64_ARCHITECTURE_VERSION;
 use netdump::vmcore::{CoreNotes, DumpImage, KernelDumpHeader, KernelSymbols, PlanError, StoppedGuest};
-use netdump::{ReadAt, client};
 use thiserror::Error;
 
 use crate::config::{DumpConfig, Target};
@@ -22,9 +22,6 @@ use crate::link::{OpenError, OpenLink, TapRoute};
 use crate::memory::GuestMemory;
 use crate::nic::Nic;
 use crate::vm::PausedGuest;
-
-/// Block size in the dump header: netdump's (FreeBSD `netdump_client.c`).
-const BLOCK_SIZE: u32 = 4096;
 
 /// How long to wait for another dump of this host that uses the client port, and how often to look.
 const PORT_PATIENCE: Duration = Duration::from_secs(600);
@@ -83,9 +80,9 @@ pub(crate) enum DumpError {
          environment"
     )]
     NoClient,
-    /// The client refuses what it was given.
-    #[error("{0}")]
-    Config(#[from] client::ConfigError),
+    /// It cannot be sent as it is configured.
+    #[error(transparent)]
+    Run(#[from] drive::RunError),
 }
 
 /// Dumps the guest. `watch` is told how far it is and how long the core is, and may stop it with a reason.
@@ -117,16 +114,12 @@ impl Job<'_> {
         let memory = guest.guest_memory();
         let mut link = self.open_link(memory)?;
         let config = self.client_config(&mut link)?;
-        let plan = DumpPlan {
-            path: self.target.path.clone(),
-            length: image.length(),
-            header: self.header(image),
-            key: None,
-        };
+        let (path, header) = (self.target.path.as_deref(), self.header());
+        let dump = Dump { path, header: &header, image, packing: &self.target.packing };
         let recording = self.config.pcap.as_deref().and_then(recording);
         let mut report = match recording {
-            None => drive::run(config, plan, image, link.as_link(), watch)?,
-            Some(file) => drive::run(config, plan, image, &mut PcapWriter::new(link.as_link(), file), watch)?,
+            None => drive::run(config, &dump, link.as_link(), watch)?,
+            Some(file) => drive::run(config, &dump, &mut PcapWriter::new(link.as_link(), file), watch)?,
         };
         report.bad_pages = image.bad_pages();
         Ok(Dumped { report, format: None, remarks: Vec::new(), core: link.close() })
@@ -169,22 +162,17 @@ impl Job<'_> {
         })
     }
 
-    fn header(&self, image: &DumpImage<'_>) -> [u8; netdump::vmcore::kdh::KDH_LEN] {
+    fn header(&self) -> KernelDumpHeader {
         let since_1970 = self.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         KernelDumpHeader {
             architecture: "amd64".into(),
             architecture_version: AMD64_ARCHITECTURE_VERSION,
-            dump_length: image.length(),
             dump_time: since_1970.as_secs(),
-            key_size: 0,
-            block_size: BLOCK_SIZE,
             host_name: self.host_name.clone(),
             version_string: self.notes.facts.version.clone().unwrap_or_default(),
             panic_string: self.notes.best_panic_text().unwrap_or_default().to_owned(),
-            compression: Compression::None,
-            dump_extent: image.length(),
+            ..KernelDumpHeader::default()
         }
-        .to_bytes()
     }
 
     /// The report of a dump of which nothing was sent.
@@ -199,6 +187,7 @@ impl Job<'_> {
                 path: self.target.path.clone(),
                 length,
                 blake3: None,
+                packing: None,
                 bytes_sent: 0,
                 bytes_untouched: 0,
                 missing: vec![(0, length)],

@@ -28,6 +28,7 @@ use crate::report::{Event, ExitStatus, Observer};
 use crate::signals::Signals;
 use crate::sys::tap::TapError;
 use crate::vm::{VcpuEnvironment, Vm, VmBuilder, VmError};
+use crate::x86_64::firmware;
 
 /// Why the VMM itself failed.
 #[derive(Debug, Error)]
@@ -37,6 +38,8 @@ pub enum MachineError {
     Vm(#[from] VmError),
     #[error("guest memory")]
     Memory(#[from] memory::MemoryError),
+    #[error("writing firmware tables into guest memory")]
+    Firmware(#[source] vm_memory::GuestMemoryError),
     #[error(transparent)]
     Boot(#[from] BootError),
     #[error(transparent)]
@@ -174,10 +177,10 @@ impl Machine {
         observer: &mut dyn Observer,
     ) -> Result<Self, MachineError> {
         let memory = memory::create(host.vm.memory)?;
-        let entry = boot::load(host.image, &host.vm.handover, &memory)?;
         let vm = VmBuilder::new(memory.clone())?;
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
-        let mut platform = Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender };
+        let mut platform =
+            Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender, virtio_mmio: Vec::new() };
         let (mut watchers, mut exits, mut wakeups) = (Vec::new(), Vec::new(), Vec::new());
         for source in &host.vm.sources {
             source.arm(&mut Places {
@@ -194,12 +197,15 @@ impl Machine {
         if let Some(nic) = nic {
             platform.add_nic(nic, &memory)?;
         }
-        let protocol = boot::protocol_for(host.image)?.name();
+        let hardware = platform.hardware(host.vm.cpus);
+        firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
+        let protocol = boot::protocol_for(host.image, host.vm.boot)?;
+        let entry = protocol.load(host.image, &host.vm.handover, &hardware, &memory)?;
         observer.event(&Event::Booting {
             image: &host.image.path().to_string_lossy(),
             memory: host.vm.memory.bytes(),
             cpus: host.vm.cpus,
-            protocol,
+            protocol: protocol.name(),
         });
         let environment = VcpuEnvironment {
             ports: Arc::new(platform.ports),

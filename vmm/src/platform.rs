@@ -8,11 +8,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::bus::{Bus, BusDevice, BusError};
 use crate::console::Console;
 use crate::devices::serial::{self, Line, SerialPort};
-use crate::devices::{i8042, reset, sleep};
+use crate::devices::{i8042, reset, rtc, sleep};
 use crate::events::EventSender;
 use crate::memory::GuestMemory;
 use crate::nic::Nic;
 use crate::vm::{VmBuilder, VmError};
+use crate::x86_64::firmware::{Hardware, VirtioMmio};
 use crate::x86_64::layout;
 
 /// Why the machine could not be built.
@@ -35,6 +36,8 @@ pub(crate) struct Platform {
     pub(crate) mmio: Bus,
     pub(crate) vm: VmBuilder,
     pub(crate) events: EventSender,
+    /// The virtio-mmio devices so far.
+    pub(crate) virtio_mmio: Vec<VirtioMmio>,
 }
 
 impl Platform {
@@ -42,35 +45,46 @@ impl Platform {
     pub(crate) fn add_devices(&mut self, console: Console) -> Result<Arc<Mutex<SerialPort>>, PlatformError> {
         let line = Line(Arc::new(self.interrupt(layout::COM1_IRQ)?));
         let serial = Arc::new(Mutex::new(SerialPort::new(line, console)));
-        self.ports.insert("com1", layout::COM1, serial::LEN, serial.clone())?;
+        self.ports.insert("com1", layout::COM1.into(), serial::LEN, serial.clone())?;
         let events = &self.events.clone();
         self.add_port("i8042", layout::I8042, i8042::LEN, i8042::I8042::new(events.clone()))?;
         self.add_port("reset", layout::RESET_CONTROL, reset::LEN, reset::ResetControl::new(events.clone()))?;
         self.add_port("sleep", layout::SLEEP_CONTROL, sleep::LEN, sleep::SleepControl::new(events.clone()))?;
+        self.add_port("rtc", layout::RTC, rtc::LEN, rtc::Rtc::new())?;
         Ok(serial)
     }
 
     fn add_port(
         &mut self,
         name: &'static str,
-        base: u64,
+        base: u16,
         len: u64,
         device: impl BusDevice + 'static,
     ) -> Result<(), BusError> {
-        self.ports.insert(name, base, len, Arc::new(Mutex::new(device)))
+        self.ports.insert(name, base.into(), len, Arc::new(Mutex::new(device)))
     }
 
-    /// The guest's network card, at the first virtio-mmio place.
+    /// The guest's network card, as a virtio-mmio device.
     pub(crate) fn add_nic(&mut self, nic: &mut Nic, memory: &GuestMemory) -> Result<(), PlatformError> {
-        let interrupt = self.interrupt(layout::VIRTIO_MMIO_IRQ)?;
-        let device = nic.plug(memory.clone(), interrupt);
-        self.mmio.insert("virtio-net", layout::VIRTIO_MMIO, layout::VIRTIO_MMIO_LEN, device)?;
+        let place = VirtioMmio { base: layout::VIRTIO_MMIO, irq: layout::VIRTIO_MMIO_IRQ };
+        let device = nic.plug(memory.clone(), self.interrupt(place.irq)?);
+        self.mmio.insert("virtio-net", place.base.into(), layout::VIRTIO_MMIO_LEN.into(), device)?;
+        self.virtio_mmio.push(place);
         Ok(())
     }
 
-    fn interrupt(&self, irq: u32) -> Result<EventFd, PlatformError> {
+    /// What firmware says of the machine as it is by now.
+    pub(crate) fn hardware(&self, cpus: u8) -> Hardware {
+        Hardware {
+            cpus,
+            virtio_mmio: self.virtio_mmio.clone(),
+            pvpanic: self.ports.claims(layout::PVPANIC.into()),
+        }
+    }
+
+    fn interrupt(&self, irq: u8) -> Result<EventFd, PlatformError> {
         let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PlatformError::Line)?;
-        self.vm.connect_irq(&line, irq)?;
+        self.vm.connect_irq(&line, irq.into())?;
         Ok(line)
     }
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use netdump::vmcore::cpu::{Activity, CpuState};
 use netdump::vmcore::{MemoryError, MemoryRange, PhysicalMemory};
 use thiserror::Error;
@@ -147,8 +147,12 @@ impl VmBuilder {
         // All are made before any runs: the guest must find every CPU that it is told of.
         let vcpus = (0..count)
             .map(|index| {
-                let cpuid = cpuid::adapt(&supported, index, count, has_tsc_deadline);
-                self.vcpu(index, &cpuid, entry, with, &sender)
+                let fd = self.fd.create_vcpu(index.into()).map_err(kvm_error("creating a vCPU"))?;
+                let clocks =
+                    cpuid::Clocks { has_tsc_deadline, tsc_khz: fd.get_tsc_khz().ok().filter(|&khz| khz > 0) };
+                fd.set_cpuid2(&cpuid::adapt(&supported, index, count, clocks))
+                    .map_err(kvm_error("setting a vCPU's features"))?;
+                vcpu(index, fd, entry, with, &sender)
             })
             .collect::<Result<Vec<_>, _>>()?;
         // Should one thread not start, the machine ends those that run before memory goes.
@@ -172,31 +176,29 @@ impl VmBuilder {
         }
         Ok(())
     }
+}
 
-    fn vcpu(
-        &self,
-        index: u8,
-        cpuid: &CpuId,
-        entry: &BootState,
-        with: &VcpuEnvironment,
-        parked: &mpsc::Sender<Parked>,
-    ) -> Result<Vcpu, VmError> {
-        let fd = self.fd.create_vcpu(index.into()).map_err(kvm_error("creating a vCPU"))?;
-        fd.set_cpuid2(cpuid).map_err(kvm_error("setting a vCPU's features"))?;
-        regs::set_power_on(&fd).map_err(kvm_error("setting a vCPU's power-on state"))?;
-        if index == 0 {
-            regs::set_entry(&fd, entry).map_err(kvm_error("putting the boot CPU at the kernel's entry"))?;
-        }
-        Ok(Vcpu {
-            index: index.into(),
-            fd,
-            ports: with.ports.clone(),
-            mmio: with.mmio.clone(),
-            exit_hooks: with.exit_hooks.clone(),
-            events: with.events.clone(),
-            parked: parked.clone(),
-        })
+/// Gives a vCPU its registers at power-on; the first starts at the kernel's entry.
+fn vcpu(
+    index: u8,
+    fd: VcpuFd,
+    entry: &BootState,
+    with: &VcpuEnvironment,
+    parked: &mpsc::Sender<Parked>,
+) -> Result<Vcpu, VmError> {
+    regs::set_power_on(&fd).map_err(kvm_error("setting a vCPU's power-on state"))?;
+    if index == 0 {
+        regs::set_entry(&fd, entry).map_err(kvm_error("putting the boot CPU at the kernel's entry"))?;
     }
+    Ok(Vcpu {
+        index: index.into(),
+        fd,
+        ports: with.ports.clone(),
+        mmio: with.mmio.clone(),
+        exit_hooks: with.exit_hooks.clone(),
+        events: with.events.clone(),
+        parked: parked.clone(),
+    })
 }
 
 impl Vm {
@@ -360,7 +362,7 @@ mod tests {
             exit_hooks: Arc::new(Vec::new()),
             events,
         };
-        let entry = BootState { entry: PROGRAM, rbx: 0, mode: EntryMode::Protected32 };
+        let entry = BootState { entry: PROGRAM, rbx: 0, rsp: 0, mode: EntryMode::Protected32 };
         VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap()
     }
 
@@ -451,7 +453,7 @@ mod tests {
             exit_hooks: Arc::new(Vec::new()),
             events,
         };
-        let entry = BootState { entry: PROGRAM, rbx: 0, mode: EntryMode::Protected32 };
+        let entry = BootState { entry: PROGRAM, rbx: 0, rsp: 0, mode: EntryMode::Protected32 };
         let mut vm = VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap();
         entered.recv().unwrap();
         let guest = vm.pause(Duration::from_secs(5));

@@ -16,6 +16,7 @@ pub mod console;
 pub mod cpu;
 pub mod global;
 pub mod kenv;
+mod libc;
 pub mod memory;
 pub mod msgbuf;
 pub mod port;

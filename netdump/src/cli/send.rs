@@ -8,21 +8,21 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use netdump::client::{ClientConfig, DumpPlan};
-use netdump::drive;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use netdump::client::ClientConfig;
+use netdump::drive::{self, Dump};
+use netdump::ekcd::Cipher;
 use netdump::link::pcap::PcapFile;
 use netdump::link::{Link, PcapWriter, UdpLink};
 use netdump::progress::{ProgressStyle, Reporter};
 use netdump::report::{DumpReport, Outcome};
-use netdump::vmcore::kdh::{AMD64_ARCHITECTURE_VERSION, Compression};
+use netdump::stream::{CompressOption, Packing};
+use netdump::vmcore::kdh::AMD64_ARCHITECTURE_VERSION;
 use netdump::vmcore::{self, CoreFile, KernelDumpHeader};
 use netdump::wire::CLIENT_PORT;
 
 use super::Exit;
 use super::signals::Signals;
-
-/// Block size in the header of a netdump.
-const BLOCK_SIZE: u32 = 4096;
 
 /// Send a file as a dump: to try a receiver, ours or another, without a virtual machine.
 #[derive(Debug, Args)]
@@ -44,6 +44,15 @@ pub(super) struct Send {
     /// Name of the host in the dump's header; else the core's own, if it tells one.
     #[arg(long, value_name = "HOST")]
     name: Option<String>,
+    /// Compress the core: gzip or zstd, with a level as in zstd:3 (6 otherwise).
+    #[arg(long, value_name = "NAME[:LEVEL]")]
+    compress: Option<CompressOption>,
+    /// Encrypt the core for the holder of the private key: an RSA public key in PEM.
+    #[arg(long, value_name = "FILE")]
+    pubkey: Option<PathBuf>,
+    /// What encrypts it: chacha20 (otherwise) or aes-cbc, which cannot be used with --compress.
+    #[arg(long, value_name = "NAME", requires = "pubkey", value_parser = cipher())]
+    cipher: Option<Cipher>,
     /// Record what is sent and received.
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
@@ -81,12 +90,9 @@ impl Send {
             deadline: self.deadline.map(Duration::from_secs),
             ..ClientConfig::new(*self.server.ip(), link.local_ip(), link.mac(), link.mtu()?)
         };
-        let plan = DumpPlan {
-            path: self.path.clone(),
-            length: core.length(),
-            header: self.header(core.length()).to_bytes(),
-            key: None,
-        };
+        let packing = Packing::from_options(self.compress, self.pubkey.as_deref(), self.cipher)?;
+        let header = self.header();
+        let dump = Dump { path: self.path.as_deref(), header: &header, image: &core, packing: &packing };
 
         let mut reporter = Reporter::new(match self.json {
             true => ProgressStyle::Json,
@@ -101,11 +107,11 @@ impl Send {
             }
         };
         let report = match &self.pcap {
-            None => send_over(link, config, plan, &core, &mut control),
+            None => send_over(link, config, &dump, &mut control),
             Some(path) => {
                 let pcap =
                     PcapFile::create(path).with_context(|| format!("recording to {}", path.display()))?;
-                send_over(PcapWriter::new(link, pcap), config, plan, &core, &mut control)
+                send_over(PcapWriter::new(link, pcap), config, &dump, &mut control)
             }
         }?;
         reporter.finish(&report);
@@ -116,7 +122,7 @@ impl Send {
     }
 
     /// What the core says of itself, as far as it is one that can be read.
-    fn header(&self, length: u64) -> KernelDumpHeader {
+    fn header(&self) -> KernelDumpHeader {
         let known = vmcore::inspect(&self.file, None).ok();
         let guest = known.as_ref().map(|core| &core.guest);
         let panic = known.as_ref().map(|core| &core.panic);
@@ -126,29 +132,29 @@ impl Send {
         KernelDumpHeader {
             architecture: architecture.name.into(),
             architecture_version: architecture.version,
-            dump_length: length,
             dump_time: panic.and_then(|panic| panic.time).unwrap_or_else(now),
-            key_size: 0,
-            block_size: BLOCK_SIZE,
             host_name: (self.name.clone())
                 .or_else(|| guest.and_then(|guest| guest.host_name.clone()))
                 .unwrap_or_default(),
             version_string: guest.and_then(|guest| guest.version.clone()).unwrap_or_default(),
             panic_string: panic.and_then(|panic| panic.text.clone()).unwrap_or_default(),
-            compression: Compression::None,
-            dump_extent: length,
+            ..KernelDumpHeader::default()
         }
     }
+}
+
+fn cipher() -> impl TypedValueParser<Value = Cipher> {
+    let names = PossibleValuesParser::new(Cipher::ALL.map(Cipher::name));
+    names.map(|name| Cipher::by_name(&name).expect("it is one of their names"))
 }
 
 fn send_over<L: Link>(
     mut link: L,
     config: ClientConfig,
-    plan: DumpPlan,
-    core: &CoreFile,
+    dump: &Dump<'_>,
     control: &mut dyn FnMut(&drive::Progress) -> ControlFlow<String>,
 ) -> anyhow::Result<DumpReport> {
-    Ok(drive::run(config, plan, core, &mut link, control)?)
+    Ok(drive::run(config, dump, &mut link, control)?)
 }
 
 /// The report in the shape that `netdump verify` reads: as part of an object, like the VMM's.

@@ -55,12 +55,26 @@ pub struct ClientConfig {
 pub struct DumpPlan {
     /// The directory asked for, below the receiver's own.
     pub path: Option<String>,
-    /// Bytes of the core.
-    pub length: u64,
-    /// The dump header, sent last.
-    pub header: [u8; KDH_LEN],
+    /// The core.
+    pub core: CorePlan,
     /// The key block of an encrypted dump, sent before the data.
     pub key: Option<Vec<u8>>,
+}
+
+/// What is known of the core when the dump begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each dump")]
+pub enum CorePlan {
+    /// Everything.
+    Known {
+        /// Its bytes.
+        length: u64,
+        /// The dump header, sent last.
+        header: [u8; KDH_LEN],
+    },
+    /// Nothing, as it is being made: [`Client::supply`](super::Client::supply) tells how far it is and
+    /// [`Client::end_of_core`](super::Client::end_of_core) where it ends. It has no holes.
+    Growing,
 }
 
 /// Why a dump cannot even be tried.
@@ -226,7 +240,7 @@ mod tests {
     }
 
     fn refused(config: &ClientConfig, path: Option<&str>) -> String {
-        let plan = DumpPlan { path: path.map(str::to_owned), length: 0, header: [0; KDH_LEN], key: None };
+        let plan = DumpPlan { path: path.map(str::to_owned), core: CorePlan::Growing, key: None };
         config.check(&plan).map_or_else(|e| e.to_string(), |()| String::new())
     }
 

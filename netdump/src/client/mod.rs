@@ -28,11 +28,11 @@ use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 use std::time::Instant;
 
-pub use config::{ClientConfig, ConfigError, DumpPlan, MIN_MTU, check_path};
+pub use config::{ClientConfig, ConfigError, CorePlan, DumpPlan, MIN_MTU, check_path};
 pub use ignored::{Ignored, IgnoredCounts};
 pub use neighbor::NextHop;
 pub use outgoing::{Attempt, PAYLOAD_AT, Sending, Transmit};
-pub use phase::{ClientEvent, Ending, FailReason, Phase};
+pub use phase::{ClientEvent, Ending, FailReason, Missing, Phase};
 pub use silence::Suspicion;
 pub use window::Sequence;
 
@@ -77,9 +77,9 @@ pub struct Client {
     config: ClientConfig,
     /// The HERALD's payload.
     path: Vec<u8>,
+    /// Of a growing core, zeros until its end is known, as long as which nothing asks for it.
     header: [u8; KDH_LEN],
     key: Vec<u8>,
-    length: u64,
     payload_limit: usize,
     neighbor: Neighbor,
     window: AckWindow,
@@ -104,16 +104,19 @@ impl Client {
     /// Begins a dump: the first ARP request is ready to be sent.
     pub fn new(config: ClientConfig, plan: DumpPlan, now: Instant) -> Result<Self, ConfigError> {
         config.check(&plan)?;
+        let (spans, header) = match plan.core {
+            CorePlan::Known { length, header } => (Spans::new(length), header),
+            CorePlan::Growing => (Spans::growing(), [0; KDH_LEN]),
+        };
         let path = plan.path.filter(|path| !path.is_empty()).map(|path| [path.as_bytes(), b"\0"].concat());
         Ok(Self {
             path: path.unwrap_or_default(),
-            header: plan.header,
+            header,
             key: plan.key.unwrap_or_default(),
-            length: plan.length,
             payload_limit: config.payload_limit(),
             neighbor: Neighbor::new(&config, now),
             window: AckWindow::new(config.payload_limit(), config.try_wait()),
-            spans: Spans::new(plan.length),
+            spans,
             flow: Flow::Open,
             phase: Phase::Resolve,
             queued: 0,
@@ -138,7 +141,7 @@ impl Client {
             return;
         }
         if let Some(limit) = self.config.deadline().filter(|_| self.deadline.is_some_and(|at| at <= now)) {
-            self.end(FailReason::Deadline { limit, phase: self.phase, missing: self.missing_bytes() });
+            self.end(FailReason::Deadline { limit, phase: self.phase, missing: self.lacking() });
             return;
         }
         self.neighbor.handle_timeout(now);
@@ -201,6 +204,39 @@ impl Client {
         times.into_iter().flatten().min()
     }
 
+    /// There are `available` bytes of a growing core. Those before [`Self::acked_to`] are not asked for any more.
+    pub fn supply(&mut self, available: u64) {
+        self.spans.grow(available);
+    }
+
+    /// A growing core ends after `length` bytes, with this header.
+    pub fn end_of_core(&mut self, length: u64, header: [u8; KDH_LEN]) {
+        if self.spans.is_growing() {
+            self.spans.grow(length);
+            self.spans.end();
+            self.header = header;
+            self.advance();
+        }
+    }
+
+    /// Whether a message could be sent if there were more of a growing core.
+    pub fn is_starved(&self) -> bool {
+        self.phase == Phase::Data && self.spans.is_starved(self.payload_limit) && self.window.has_room()
+    }
+
+    /// Whether nothing is on its way.
+    pub fn is_idle(&self) -> bool {
+        self.window.is_empty()
+    }
+
+    /// The core before this offset is acknowledged or was left out.
+    pub fn acked_to(&self) -> u64 {
+        match self.window.front() {
+            Some(chunk) if chunk.kind == MessageKind::Vmcore => chunk.offset,
+            Some(_) | None => self.spans.position(),
+        }
+    }
+
     /// Ends the dump, unless it is over, as unconfirmed where only FINISHED was not acknowledged, else as failed.
     pub fn abort(&mut self, reason: FailReason) {
         if self.phase != Phase::Closed {
@@ -233,16 +269,17 @@ impl Client {
         self.stats.bytes_acked + self.stats.bytes_untouched
     }
 
-    /// The parts of the core that were not acknowledged, in ascending order: on their way, lost, or not sent yet.
+    /// The parts of the core that were not acknowledged, in ascending order: on their way, lost, or not sent yet. Of a
+    /// growing core only what there is of it counts.
     pub fn missing(&self) -> Vec<(u64, u64)> {
         let on_their_way = self
             .window
             .unacknowledged()
             .filter(|chunk| chunk.kind == MessageKind::Vmcore)
             .map(|chunk| (chunk.offset, chunk.offset + chunk.len as u64));
-        let unsent = (!self.spans.is_done()).then(|| (self.spans.position(), self.length));
+        let unsent = (self.spans.position(), self.spans.length());
         let mut missing: Vec<(u64, u64)> = Vec::new();
-        for (start, end) in on_their_way.chain(unsent) {
+        for (start, end) in on_their_way.chain((unsent.0 < unsent.1).then_some(unsent)) {
             match missing.last_mut() {
                 Some(last) if last.1 == start => last.1 = end,
                 _ => missing.push((start, end)),
@@ -369,8 +406,12 @@ impl Client {
         }
     }
 
-    fn missing_bytes(&self) -> u64 {
-        self.length - self.bytes_settled()
+    fn lacking(&self) -> Missing {
+        if self.spans.is_growing() {
+            Missing::From(self.acked_to())
+        } else {
+            Missing::Bytes(self.spans.length() - self.bytes_settled())
+        }
     }
 
     /// Once only FINISHED is open, the server very likely has the core, whatever ended the wait.

@@ -11,6 +11,7 @@ use super::silence::Suspicion;
 use crate::ReadError;
 use crate::link::LinkError;
 use crate::report::Outcome;
+use crate::stream::StreamError;
 use crate::wire::MacAddr;
 
 /// Where a dump is. They follow one another in this order.
@@ -136,8 +137,8 @@ pub enum FailReason {
         phase: Phase,
         /// How long the client waited.
         waited: Duration,
-        /// Bytes of the core that were not acknowledged.
-        missing: u64,
+        /// What of the core was not acknowledged.
+        missing: Missing,
         /// What may be behind it.
         suspicion: Option<Suspicion>,
     },
@@ -156,8 +157,8 @@ pub enum FailReason {
         limit: Duration,
         /// How far the dump was.
         phase: Phase,
-        /// Bytes of the core that were not acknowledged.
-        missing: u64,
+        /// What of the core was not acknowledged.
+        missing: Missing,
     },
     /// The link failed.
     #[error("the link failed while {phase}")]
@@ -171,6 +172,9 @@ pub enum FailReason {
     /// The core could not be read.
     #[error("the core cannot be read")]
     Read(#[source] ReadError),
+    /// The core could not be packed.
+    #[error("the core cannot be packed")]
+    Pack(#[source] StreamError),
     /// The caller ended it.
     #[error("stopped while {phase}: {why}")]
     Stopped {
@@ -181,14 +185,25 @@ pub enum FailReason {
     },
 }
 
+/// What of a core was not acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// So many bytes.
+    Bytes(u64),
+    /// Everything from this offset on, of a core whose end is not known.
+    From(u64),
+}
+
 /// What the server lacks when the dump ends in this phase.
-fn lacking(phase: Phase, missing: u64) -> String {
+fn lacking(phase: Phase, missing: Missing) -> String {
     match phase {
         Phase::Header => "only the dump header is missing".to_owned(),
         Phase::Finish | Phase::Closed => "only the server's word is missing that it is stored".to_owned(),
-        Phase::Resolve | Phase::Herald | Phase::Key | Phase::Data => {
-            format!("{missing} bytes of the core are missing")
-        }
+        Phase::Resolve | Phase::Herald | Phase::Key | Phase::Data => match missing {
+            Missing::Bytes(bytes) => format!("{bytes} bytes of the core are missing"),
+            Missing::From(0) => "all of the core is missing".to_owned(),
+            Missing::From(offset) => format!("the core is missing from byte {offset} on"),
+        },
     }
 }
 
@@ -219,8 +234,14 @@ mod tests {
         let gateway = Some(Ipv4Addr::new(10, 0, 0, 1));
         let said = FailReason::NoNeighbor { server: *server.ip(), gateway }.to_string();
         assert_eq!(said, "10.0.0.9 does not answer ARP, and neither does the gateway 10.0.0.1");
-        let said = FailReason::Silent { server, phase: Phase::Data, waited, missing: 7, suspicion: None }
-            .to_string();
+        let said = FailReason::Silent {
+            server,
+            phase: Phase::Data,
+            waited,
+            missing: Missing::Bytes(7),
+            suspicion: None,
+        }
+        .to_string();
         let want = "10.0.0.9:4000 stopped acknowledging while sending memory, 12s ago; 7 bytes of the core are missing";
         assert_eq!(said, want);
         let suspicion = Some(Suspicion::Rival(MacAddr([2, 0, 0, 0, 0, 7])));
@@ -228,13 +249,24 @@ mod tests {
         let want = "no netdump server answers at 10.0.0.9:4000 (UDP) within 12s; \
                     02:00:00:00:00:07 uses the guest's address too and may get the acks";
         assert_eq!(said, want);
-        let said = FailReason::Silent { server, phase: Phase::Header, waited, missing: 0, suspicion: None }
-            .to_string();
+        let said = FailReason::Silent {
+            server,
+            phase: Phase::Header,
+            waited,
+            missing: Missing::Bytes(0),
+            suspicion: None,
+        }
+        .to_string();
         let want = "10.0.0.9:4000 stopped acknowledging while sending the dump header, 12s ago; only the dump header is missing";
         assert_eq!(said, want);
-        let said = FailReason::Deadline { limit: waited, phase: Phase::Finish, missing: 0 }.to_string();
+        let said = FailReason::Deadline { limit: waited, phase: Phase::Finish, missing: Missing::Bytes(0) }
+            .to_string();
         let want = "the dump's deadline of 12s passed while waiting for the server to finish; \
                     only the server's word is missing that it is stored";
         assert_eq!(said, want);
+        let said = FailReason::Deadline { limit: waited, phase: Phase::Data, missing: Missing::From(9) };
+        let want =
+            "the dump's deadline of 12s passed while sending memory; the core is missing from byte 9 on";
+        assert_eq!(said.to_string(), want);
     }
 }

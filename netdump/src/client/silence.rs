@@ -44,7 +44,7 @@ impl Client {
             }
             Phase::Finish => FailReason::Unfinished { server: self.server(), waited },
             phase => {
-                let missing = self.missing_bytes();
+                let missing = self.lacking();
                 FailReason::Silent { server: self.server(), phase, waited, missing, suspicion }
             }
         }

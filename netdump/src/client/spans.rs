@@ -1,4 +1,7 @@
 //! Which bytes of the core go into the next message: in order, untouched zeros left out.
+//!
+//! Of a core that still grows only full messages are taken, as long as its end is not known: what comes later fills
+//! them up.
 
 use std::ops::Range;
 
@@ -11,7 +14,9 @@ const MIN_HOLE: u64 = 256 * 1024;
 /// A position in the core: everything before it has been sent at least once, or needs not be.
 #[derive(Debug)]
 pub(super) struct Spans {
+    /// Of the core, or of what there is of it so far.
     length: u64,
+    is_growing: bool,
     next: u64,
     /// End of the run of bytes to send that holds `next`, as far as it was looked up.
     run_end: u64,
@@ -21,7 +26,35 @@ pub(super) struct Spans {
 impl Spans {
     /// At the beginning of a core of `length` bytes.
     pub(super) fn new(length: u64) -> Self {
-        Self { length, next: 0, run_end: 0, skipped: 0 }
+        Self { length, is_growing: false, next: 0, run_end: 0, skipped: 0 }
+    }
+
+    /// At the beginning of a core of which there is nothing yet.
+    pub(super) fn growing() -> Self {
+        Self { is_growing: true, ..Self::new(0) }
+    }
+
+    /// There are `length` bytes of a growing core.
+    pub(super) fn grow(&mut self, length: u64) {
+        if self.is_growing {
+            self.length = self.length.max(length);
+        }
+    }
+
+    /// A growing core ends at what there is of it now.
+    pub(super) fn end(&mut self) {
+        self.is_growing = false;
+        self.run_end = self.length;
+    }
+
+    /// Whether the end is not known.
+    pub(super) fn is_growing(&self) -> bool {
+        self.is_growing
+    }
+
+    /// Bytes of the core, or of what there is of it so far.
+    pub(super) fn length(&self) -> u64 {
+        self.length
     }
 
     /// Everything before this offset was sent or left out.
@@ -36,14 +69,22 @@ impl Spans {
 
     /// Whether nothing is left.
     pub(super) fn is_done(&self) -> bool {
-        self.next >= self.length
+        !self.is_growing && self.next >= self.length
+    }
+
+    /// Whether a message waits for a growing core to grow.
+    pub(super) fn is_starved(&self, max: usize) -> bool {
+        self.is_growing && self.length - self.next < max as u64
     }
 
     /// Where the next message's payload, of at most `max` bytes, lies. Asking again gives the same answer until it is
     /// [taken](Self::take).
     pub(super) fn peek<I: ReadAt + ?Sized>(&mut self, image: &I, max: usize) -> Option<(u64, usize)> {
-        if self.is_done() {
+        if self.is_done() || self.is_starved(max) {
             return None;
+        }
+        if self.is_growing {
+            return Some((self.next, max));
         }
         while self.run_end < self.length && self.run_end - self.next < max as u64 {
             let from = self.run_end;
@@ -153,6 +194,30 @@ mod tests {
             assert_eq!(spans.peek(&image, 1448), Some((message * 1448, 1448)));
             spans.take(1448);
         }
+    }
+
+    #[test]
+    fn a_growing_core_gives_full_messages_until_its_end() {
+        let image = Sparse { length: 10_000, runs: vec![] };
+        let mut spans = Spans::growing();
+        assert_eq!((spans.peek(&image, 1448), spans.is_done(), spans.is_starved(1448)), (None, false, true));
+        spans.grow(1447);
+        assert_eq!(spans.peek(&image, 1448), None);
+        spans.grow(2896);
+        for offset in [0, 1448] {
+            assert_eq!(spans.peek(&image, 1448), Some((offset, 1448)));
+            spans.take(1448);
+        }
+        assert_eq!((spans.peek(&image, 1448), spans.is_done()), (None, false));
+        spans.grow(2897);
+        spans.grow(5);
+        assert_eq!(spans.peek(&image, 1448), None, "one byte more is no message");
+        spans.end();
+        assert_eq!((spans.peek(&image, 1448), spans.is_starved(1448)), (Some((2896, 1)), false));
+        spans.take(1);
+        assert_eq!((spans.peek(&image, 1448), spans.is_done(), spans.skipped()), (None, true, 0));
+        spans.grow(9999);
+        assert!(spans.is_done(), "it has ended");
     }
 
     #[test]

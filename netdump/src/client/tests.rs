@@ -1,5 +1,7 @@
 //! The client against a peer that says exactly what a test lets it say.
 
+mod growing;
+
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 66);
 const OUR_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
 const THEIR_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 9]);
 const PORT: u16 = 42260;
+/// Bytes of the core that a growing one may grow to.
+const GROWN: usize = 200_000;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A message as it was on the wire.
@@ -43,7 +47,8 @@ fn config() -> ClientConfig {
 }
 
 fn plan(length: usize) -> DumpPlan {
-    DumpPlan { path: Some("vm1".into()), length: length as u64, header: [0x4b; KDH_LEN], key: None }
+    let core = CorePlan::Known { length: length as u64, header: [0x4b; KDH_LEN] };
+    DumpPlan { path: Some("vm1".into()), core, key: None }
 }
 
 fn image(length: usize) -> Vec<u8> {
@@ -53,7 +58,10 @@ fn image(length: usize) -> Vec<u8> {
 impl Bench {
     fn new(config: ClientConfig, plan: DumpPlan) -> Self {
         let now = Instant::now();
-        let image = image(usize::try_from(plan.length).unwrap());
+        let image = image(match plan.core {
+            CorePlan::Known { length, .. } => usize::try_from(length).unwrap(),
+            CorePlan::Growing => GROWN,
+        });
         Self { client: Client::new(config, plan, now).unwrap(), image, now }
     }
 

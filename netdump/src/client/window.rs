@@ -219,6 +219,11 @@ impl AckWindow {
         self.flights.front().map(|flight| flight.first_sent)
     }
 
+    /// What the oldest unacknowledged message carries.
+    pub(super) fn front(&self) -> Option<Chunk> {
+        self.flights.front().map(|flight| flight.chunk)
+    }
+
     /// The unacknowledged messages, oldest first.
     pub(super) fn unacknowledged(&self) -> impl Iterator<Item = Chunk> + '_ {
         bits(self.unacked).map(|index| self.flights[index].chunk)

@@ -136,9 +136,10 @@ mod tests {
     use std::ops::ControlFlow;
 
     use super::*;
-    use crate::client::{ClientConfig, DumpPlan};
-    use crate::drive;
+    use crate::client::ClientConfig;
+    use crate::drive::{self, Dump};
     use crate::report::{DumpReport, Outcome};
+    use crate::stream::Packing;
     use crate::vmcore::{CoreFile, KernelDumpHeader};
 
     const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
@@ -149,13 +150,13 @@ mod tests {
         core: &[u8],
         control: &mut dyn FnMut(&drive::Progress) -> ControlFlow<String>,
     ) -> DumpReport {
-        let length = core.len() as u64;
-        let header = KernelDumpHeader { dump_length: length, ..Default::default() };
-        let plan = DumpPlan { path: None, length, header: header.to_bytes(), key: None };
+        let (header, packing) = (KernelDumpHeader::default(), Packing::default());
         let config = ClientConfig::new(SERVER, CLIENT, link.mac(), link.mtu().unwrap());
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), core).unwrap();
-        drive::run(config, plan, &CoreFile::open(file.path()).unwrap(), link, control).unwrap()
+        let image = CoreFile::open(file.path()).unwrap();
+        let dump = Dump { path: None, header: &header, image: &image, packing: &packing };
+        drive::run(config, &dump, link, control).unwrap()
     }
 
     fn core() -> Vec<u8> {

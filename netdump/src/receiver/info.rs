@@ -42,6 +42,10 @@ impl InfoText {
             summary.bytes, summary.messages, summary.repeated, summary.ignored
         );
         line(&mut text, "Received", &received);
+        if let Some(header) = summary.header.valid().filter(|header| header.compression != Compression::None)
+        {
+            line(&mut text, "Dump Extent", &format!("{}B, its length unpacked", header.dump_extent));
+        }
         let announced = summary.header.valid().map(|header| header.dump_length);
         if announced.is_some_and(|length| length < summary.end) {
             line(

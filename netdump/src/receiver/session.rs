@@ -13,6 +13,7 @@ use super::ranges::RangeSet;
 use super::store::{Commit, NewDump, OpenDump, StoreError};
 use super::summary::{Cause, DumpSummary, Ending, HeaderSeen};
 use super::{Ignored, ReceiverConfig};
+use crate::ekcd::MAX_KEY_FILE;
 use crate::vmcore::kdh::KDH_LEN;
 use crate::wire::{Message, MessageKind};
 
@@ -33,9 +34,8 @@ const UNUSED: Duration = Duration::from_secs(3);
 const COMMIT_POLL: Duration = Duration::from_millis(5);
 /// Most bytes gathered for one write.
 const MAX_GATHERED: u64 = 256 * 1024;
-/// Where key bytes must end: FreeBSD's key block (a header and at most 2,048 bytes, padded to a disk block) is far
-/// smaller.
-const MAX_KEY_END: u64 = 64 * 1024;
+/// Most separate parts of a key block; it comes in a few messages, in order or nearly so.
+const MAX_KEY_RANGES: usize = 32;
 
 /// One dump, open or recently ended.
 #[derive(Debug)]
@@ -51,7 +51,8 @@ pub(super) struct Session<D> {
     /// What the store has taken.
     received: RangeSet,
     gathered: Gathered,
-    key_end: u64,
+    /// What came of the key block.
+    key: RangeSet,
     /// Messages to acknowledge.
     acks: Vec<u32>,
     messages: u64,
@@ -127,7 +128,7 @@ impl<D: OpenDump> Session<D> {
             header: HeaderSeen::Missing,
             received: RangeSet::with_cap(config.max_ranges),
             gathered: Gathered::default(),
-            key_end: 0,
+            key: RangeSet::with_cap(MAX_KEY_RANGES),
             acks: vec![herald],
             messages: 0,
             repeated: 0,
@@ -323,18 +324,19 @@ impl<D: OpenDump> Session<D> {
     }
 
     fn key(&mut self, now: Instant, message: &Message<'_>) -> Handled<D> {
-        let end = message.offset.saturating_add(message.payload.len() as u64);
-        if end > MAX_KEY_END {
+        let range = message.offset..message.offset.saturating_add(message.payload.len() as u64);
+        if range.end > MAX_KEY_FILE {
             return Err(Ignored::OffsetTooLarge);
         }
         match &mut self.state {
+            State::Receiving(_) if !self.key.admits(&range) => return Err(Ignored::TooManyRanges),
             State::Receiving(dump) => {
                 if let Err(error) = dump.key_at(message.offset, message.payload) {
                     return Ok(self.fail(now, error));
                 }
-                self.key_end = self.key_end.max(end);
+                self.key.insert(range);
             }
-            State::Committing { .. } | State::Committed if end <= self.key_end => {}
+            State::Committing { .. } | State::Committed if self.key.contains(&range) => {}
             _ => return Err(Ignored::AfterTheEnd),
         }
         self.acks.push(message.sequence);
@@ -348,6 +350,9 @@ impl<D: OpenDump> Session<D> {
         match std::mem::replace(&mut self.state, State::Abandoned) {
             State::Receiving(dump) => {
                 let summary = self.summary(now);
+                if let Some(cause) = self.lack(&summary) {
+                    return Ok(Some(keep_incomplete(dump, summary, cause)));
+                }
                 self.state = State::Committing { dump, summary, finished: sequence, ask: now };
                 Ok(self.commit(now))
             }
@@ -362,6 +367,22 @@ impl<D: OpenDump> Session<D> {
             }
             State::Abandoned => Err(Ignored::AfterTheEnd),
         }
+    }
+
+    /// What a dump lacks although its client says that it has sent all. Then FINISHED is not acknowledged: the client
+    /// must not believe that its core can be read.
+    fn lack(&self, summary: &DumpSummary) -> Option<Cause> {
+        let header = self.header.valid().filter(|_| self.header.is_stream())?;
+        // A length that no file has is not in the summary's.
+        let beyond = summary.length..header.dump_length;
+        let first = summary.gaps.listed.first().or_else(|| (!beyond.is_empty()).then_some(&beyond));
+        if let Some(first) = first.cloned() {
+            let bytes = summary.gaps.bytes.saturating_add(header.dump_length.saturating_sub(summary.length));
+            return Some(Cause::Gap { first, bytes });
+        }
+        let announced = u64::from(header.key_size);
+        let came = announced - self.key.gaps(announced).bytes;
+        (came < announced).then_some(Cause::Key { came, announced })
     }
 
     /// Begins a commit or asks how far it is.

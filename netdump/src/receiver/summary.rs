@@ -1,6 +1,7 @@
 //! What is known of a dump when it ends, and how it ended: for the info file, the console and the program around.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,12 @@ impl HeaderSeen {
     /// Whether the core is encrypted, as far as the header can be trusted.
     pub fn is_encrypted(&self) -> bool {
         self.valid().is_some_and(|header| header.key_size > 0)
+    }
+
+    /// Whether the core is one stream from its first byte to its last, as compressed and encrypted ones are: then no
+    /// part of it can be left out as zeros.
+    pub fn is_stream(&self) -> bool {
+        self.compression() != Compression::None || self.is_encrypted()
     }
 
     /// Length of the core's file when `received` is the end of the last byte received.
@@ -141,6 +148,21 @@ pub enum Cause {
     Stopped,
     /// The receiver could not open a socket for the dump.
     NoSocket,
+    /// The client said FINISHED, but of a compressed or encrypted core parts never came. Of any other core that means
+    /// zeros; here nothing is left out, and what follows a gap cannot be read.
+    Gap {
+        /// The first part that is missing.
+        first: Range<u64>,
+        /// Bytes missing in all.
+        bytes: u64,
+    },
+    /// The client said FINISHED, but not all of the key block came that the header announces.
+    Key {
+        /// Bytes of it that came.
+        came: u64,
+        /// Its length by the header.
+        announced: u64,
+    },
     /// The bytes could not be stored.
     Store(Arc<StoreError>),
 }
@@ -154,6 +176,17 @@ impl std::fmt::Display for Ending {
             Self::Incomplete(Cause::Restarted) => f.write_str("Dump incomplete: client began another dump"),
             Self::Incomplete(Cause::Stopped) => f.write_str("Dump incomplete: receiver was stopped"),
             Self::Incomplete(Cause::NoSocket) => f.write_str("Dump unsuccessful: no socket for it"),
+            Self::Incomplete(Cause::Gap { first, bytes }) => write!(
+                f,
+                "Dump incomplete: client finished, but {bytes}B of the core never came, the first at {:#x}-{:#x}",
+                first.start, first.end
+            ),
+            Self::Incomplete(Cause::Key { came, announced }) => {
+                write!(
+                    f,
+                    "Dump incomplete: client finished, but of its key only {came}B of {announced}B came"
+                )
+            }
             Self::Incomplete(Cause::Store(error)) => {
                 write!(f, "Dump unsuccessful: {error}")?;
                 let mut cause = std::error::Error::source(&**error);

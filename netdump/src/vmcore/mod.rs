@@ -22,6 +22,7 @@ pub mod raw;
 mod stopped;
 mod storage;
 pub mod symbols;
+pub mod unpack;
 pub mod verify;
 
 pub use core_file::CoreFile;
@@ -33,10 +34,10 @@ pub use kdh::KernelDumpHeader;
 pub use kernel_memory::KernelMemory;
 pub use memory::{KernelMap, MemoryError, MemoryRange, PhysicalMemory};
 pub use notes::CoreNotes;
-pub use open::{Core, OpenError, Piece, PieceContent, open};
+pub use open::{Core, OpenError, Piece, PieceContent, open, open_with};
 pub use stopped::{AUTO, FormatChoice, PlannedCore, StoppedGuest};
 pub use symbols::{CodePlace, KernelSymbols, SymbolsError};
-pub use verify::{Verdict, verify};
+pub use verify::{Verdict, verify, verify_with};
 
 use paging::PAGE_SIZE;
 

@@ -13,8 +13,16 @@ use anyhow::{Context, bail, ensure};
 use harness::needs::Need;
 
 /// Debian packages whose programs the tests use, with one program of each.
-const PACKAGES: [(&str, &str); 5] =
-    [("iproute2", "ip"), ("tshark", "tshark"), ("gdb", "gdb"), ("binutils", "readelf"), ("xz-utils", "xz")];
+const PACKAGES: [(&str, &str); 8] = [
+    ("iproute2", "ip"),
+    ("tshark", "tshark"),
+    ("gdb", "gdb"),
+    ("binutils", "readelf"),
+    ("xz-utils", "xz"),
+    ("gzip", "gzip"),
+    ("zstd", "zstd"),
+    ("openssl", "openssl"),
+];
 
 /// A step of the check.
 struct Step {

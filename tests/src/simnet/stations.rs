@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use netdump::client::{Client, ClientConfig, ClientEvent, DumpPlan, Ending};
+use netdump::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending};
 use netdump::receiver::host::{Host, HostConfig};
 use netdump::receiver::store::{MemoryDump, MemoryStore};
 use netdump::receiver::{self, Receiver, ReceiverConfig, ReceiverEvent};
@@ -120,7 +120,8 @@ impl ClientStation {
 
     /// A plan for a core of `length` bytes.
     pub fn plan(core: &Core) -> DumpPlan {
-        DumpPlan { path: Some("vm1".into()), length: core.length(), header: header(core.length()), key: None }
+        let known = CorePlan::Known { length: core.length(), header: header(core.length()) };
+        DumpPlan { path: Some("vm1".into()), core: known, key: None }
     }
 
     /// Ready to begin.

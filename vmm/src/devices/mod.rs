@@ -3,6 +3,7 @@
 
 pub mod i8042;
 pub mod reset;
+pub mod rtc;
 pub mod serial;
 pub mod sleep;
 pub mod virtio;

@@ -34,7 +34,7 @@ impl PanicSource for Pvpanic {
             ignore_crashloaded: places.options.ignore_crashloaded,
             left_to_guest: false,
         };
-        places.ports.insert(NAME, layout::PVPANIC, 1, Arc::new(Mutex::new(device)))
+        places.ports.insert(NAME, layout::PVPANIC.into(), 1, Arc::new(Mutex::new(device)))
     }
 }
 

@@ -16,8 +16,18 @@ const AMD_VENDORS: [&[u8]; 2] = [b"AuthenticAMD", b"HygonGenuine"];
 const EXTENDED_TOPOLOGY: u32 = 0xb;
 const EXTENDED_TOPOLOGY_V2: u32 = 0x1f;
 const AMD_TOPOLOGY: u32 = 0x8000_001e;
-/// Most entries that [`adapt`] adds: three subleaves of two leaves, and AMD's one.
-const MAX_ADDED: usize = 7;
+/// Most entries that [`adapt`] adds: three subleaves of two leaves, AMD's one, and the clock rates.
+const MAX_ADDED: usize = 8;
+/// The first leaf of a hypervisor; EAX is its last one (KVM's documentation, `cpuid.rst`).
+const HYPERVISOR_LEAF: u32 = 0x4000_0000;
+/// Clock rates: VMware's convention, which KVM VMMs and FreeBSD (`sys/x86/x86/tsc.c`) follow. EAX is the TSC's rate and
+/// EBX the APIC timer's, in kHz.
+const CLOCK_RATES: u32 = 0x4000_0010;
+/// KVM's APIC timer counts nanoseconds (Linux `arch/x86/kvm/lapic.h`, `APIC_BUS_CYCLE_NS` 1).
+const APIC_KHZ: u32 = 1_000_000;
+/// Leaf 0x80000007 EDX: the TSC runs at one rate whatever the CPU does.
+const POWER_MANAGEMENT: u32 = 0x8000_0007;
+const INVARIANT_TSC: u32 = 1 << 8;
 
 /// Leaf 1 ECX: the APIC timer can be set to a TSC value.
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -42,19 +52,19 @@ pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
 
 /// The CPUID table of CPU `index` of `count`, made from what KVM supports.
 ///
-/// `has_tsc_deadline` is KVM's capability for the APIC timer's TSC-deadline mode, which its CPUID table does not
-/// report reliably (KVM API, `KVM_GET_SUPPORTED_CPUID`).
+/// The TSC is told to be invariant where its rate is known: KVM runs the guest's TSC at that rate, and guests of this
+/// VMM do not move to other hosts.
 ///
 /// # Panics
 /// If `supported` has no room left: see [`supported`].
-pub(crate) fn adapt(supported: &CpuId, index: u8, count: u8, has_tsc_deadline: bool) -> CpuId {
+pub(crate) fn adapt(supported: &CpuId, index: u8, count: u8, clocks: Clocks) -> CpuId {
     let supported = supported.as_slice();
     let host = Host::of(supported);
     let cpu = Cpu { index: index.into(), count: count.into() };
     let mut entries: Vec<_> = supported.iter().filter(|entry| !is_rebuilt(entry.function)).copied().collect();
     for entry in &mut entries {
         match (entry.function, entry.index) {
-            (0x1, _) => set_identity(entry, cpu, has_tsc_deadline),
+            (0x1, _) => set_identity(entry, cpu, clocks.has_tsc_deadline),
             (0x4, _) => set_cache_sharing(entry, cpu),
             (0x7, 0) => entry.ecx &= !LA57,
             (0x8000_0001, _) if host.is_amd => set_bit(&mut entry.ecx, CMP_LEGACY, cpu.count > 1),
@@ -62,7 +72,9 @@ pub(crate) fn adapt(supported: &CpuId, index: u8, count: u8, has_tsc_deadline: b
                 set_field(&mut entry.ecx, 0..8, cpu.count - 1);
                 set_field(&mut entry.ecx, 12..16, cpu.id_bits());
             }
+            (POWER_MANAGEMENT, _) => entry.edx |= clocks.tsc_khz.map_or(0, |_| INVARIANT_TSC),
             (0x8000_001d, _) => set_cache_sharing(entry, cpu),
+            (HYPERVISOR_LEAF, _) if clocks.tsc_khz.is_some() => entry.eax = entry.eax.max(CLOCK_RATES),
             _ => {}
         }
     }
@@ -74,7 +86,18 @@ pub(crate) fn adapt(supported: &CpuId, index: u8, count: u8, has_tsc_deadline: b
     if host.has_amd_topology {
         entries.push(amd_topology(cpu));
     }
+    entries.extend(clocks.tsc_khz.map(clock_rates));
     CpuId::from_entries(&entries).expect("`supported` leaves room for the topology")
+}
+
+/// What KVM says of a CPU's clocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Clocks {
+    /// KVM's capability for the APIC timer's TSC-deadline mode, which its CPUID table does not report reliably (KVM
+    /// API, `KVM_GET_SUPPORTED_CPUID`).
+    pub(crate) has_tsc_deadline: bool,
+    /// The rate of the TSC, where KVM tells it (`KVM_GET_TSC_KHZ`).
+    pub(crate) tsc_khz: Option<u32>,
 }
 
 /// Which CPU of the machine a table is for.
@@ -118,7 +141,7 @@ impl Host {
 
 /// Leaves that are made anew rather than changed: what KVM has of them is the host's, or nothing.
 fn is_rebuilt(function: u32) -> bool {
-    matches!(function, EXTENDED_TOPOLOGY | EXTENDED_TOPOLOGY_V2 | AMD_TOPOLOGY)
+    matches!(function, EXTENDED_TOPOLOGY | EXTENDED_TOPOLOGY_V2 | AMD_TOPOLOGY | CLOCK_RATES)
 }
 
 /// Leaf 1: the APIC id, how many CPUs the package has, and features that depend on us.
@@ -164,6 +187,10 @@ fn extended_topology(function: u32, cpu: Cpu) -> [kvm_cpuid_entry2; 3] {
 /// Leaf 0x8000001E: the extended APIC id, and a core of one thread in a package of one node, number 0.
 fn amd_topology(cpu: Cpu) -> kvm_cpuid_entry2 {
     kvm_cpuid_entry2 { function: AMD_TOPOLOGY, eax: cpu.index, ebx: cpu.index, ..Default::default() }
+}
+
+fn clock_rates(tsc_khz: u32) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 { function: CLOCK_RATES, eax: tsc_khz, ebx: APIC_KHZ, ..Default::default() }
 }
 
 fn set_bit(register: &mut u32, bit: u32, on: bool) {
@@ -235,6 +262,11 @@ mod tests {
         .unwrap()
     }
 
+    /// A KVM that says nothing of the TSC's rate.
+    fn deadline(has_tsc_deadline: bool) -> Clocks {
+        Clocks { has_tsc_deadline, tsc_khz: None }
+    }
+
     fn find(table: &CpuId, function: u32, index: u32) -> Option<[u32; 4]> {
         let found: Vec<_> =
             table.as_slice().iter().filter(|e| (e.function, e.index) == (function, index)).collect();
@@ -248,7 +280,7 @@ mod tests {
 
     #[test]
     fn zeroed_topology_leaves_become_one_package_of_single_thread_cores() {
-        let table = adapt(&intel(), 2, 6, true);
+        let table = adapt(&intel(), 2, 6, deadline(true));
         for function in [0xb, 0x1f] {
             assert_eq!(leaf(&table, function, 0), [0, 1, 0x100, 2]);
             assert_eq!(leaf(&table, function, 1), [3, 6, 0x201, 2]);
@@ -260,17 +292,17 @@ mod tests {
 
     #[test]
     fn leaf_1_names_the_cpu_and_keeps_the_rest() {
-        let [eax, ebx, ecx, edx] = leaf(&adapt(&intel(), 2, 6, true), 1, 0);
+        let [eax, ebx, ecx, edx] = leaf(&adapt(&intel(), 2, 6, deadline(true)), 1, 0);
         assert_eq!((eax, ebx, ecx, edx), (0x000c_06f2, 0x0206_0800, TSC_DEADLINE | HYPERVISOR, HTT | 1));
     }
 
     #[test]
     fn a_lone_cpu_has_no_neighbours() {
-        let table = adapt(&intel(), 0, 1, true);
+        let table = adapt(&intel(), 0, 1, deadline(true));
         assert_eq!(leaf(&table, 1, 0)[3] & HTT, 0);
         assert_eq!(leaf(&table, 0xb, 1), [0, 1, 0x201, 0]);
         assert_eq!(leaf(&table, 4, 3)[0], 0x163);
-        let table = adapt(&amd(TOPOLOGY_EXTENSIONS | CMP_LEGACY), 0, 1, true);
+        let table = adapt(&amd(TOPOLOGY_EXTENSIONS | CMP_LEGACY), 0, 1, deadline(true));
         assert_eq!(leaf(&table, 0x8000_0001, 0)[2], TOPOLOGY_EXTENSIONS);
         assert_eq!(leaf(&table, 0x8000_0008, 0)[2], 0x0001_0000);
     }
@@ -278,18 +310,18 @@ mod tests {
     #[test]
     fn the_tsc_deadline_timer_is_there_exactly_if_kvm_has_it() {
         for (table, has) in [(intel(), false), (intel(), true), (amd(0), false), (amd(0), true)] {
-            assert_eq!(leaf(&adapt(&table, 0, 2, has), 1, 0)[2] & TSC_DEADLINE != 0, has);
+            assert_eq!(leaf(&adapt(&table, 0, 2, deadline(has)), 1, 0)[2] & TSC_DEADLINE != 0, has);
         }
     }
 
     #[test]
     fn only_the_last_level_cache_is_shared() {
-        let table = adapt(&intel(), 2, 6, true);
+        let table = adapt(&intel(), 2, 6, deadline(true));
         assert_eq!(leaf(&table, 4, 0)[0], 5 << 26 | 0x121);
         assert_eq!(leaf(&table, 4, 2)[0], 5 << 26 | 0x143);
         assert_eq!(leaf(&table, 4, 3)[0], 5 << 26 | 5 << 14 | 0x163);
         assert_eq!(leaf(&table, 4, 4), [0; 4]);
-        let table = adapt(&amd(TOPOLOGY_EXTENSIONS), 2, 6, true);
+        let table = adapt(&amd(TOPOLOGY_EXTENSIONS), 2, 6, deadline(true));
         assert_eq!(leaf(&table, 4, 0), [0; 4]);
         assert_eq!(leaf(&table, 0x8000_001d, 0)[0], 0x121);
         assert_eq!(leaf(&table, 0x8000_001d, 3)[0], 5 << 14 | 0x163);
@@ -298,23 +330,39 @@ mod tests {
     #[test]
     fn the_largest_machine_fits_every_field() {
         let (index, count) = (MAX_CPUS - 1, MAX_CPUS);
-        let table = adapt(&intel(), index, count, true);
+        let table = adapt(&intel(), index, count, deadline(true));
         assert_eq!(leaf(&table, 1, 0)[1], 0xfdfe_0800);
         assert_eq!(leaf(&table, 4, 3)[0], 63 << 26 | 253 << 14 | 0x163);
         assert_eq!(leaf(&table, 0xb, 1), [8, 254, 0x201, 253]);
-        let table = adapt(&amd(TOPOLOGY_EXTENSIONS), index, count, true);
+        let table = adapt(&amd(TOPOLOGY_EXTENSIONS), index, count, deadline(true));
         assert_eq!(leaf(&table, 0x8000_0008, 0)[2], 0x0001_80fd);
         assert_eq!(leaf(&table, 0x8000_001e, 0), [253, 253, 0, 0]);
     }
 
     #[test]
+    fn clock_rates_are_told_where_they_are_known() {
+        let mut host = intel().as_slice().to_vec();
+        host.push(entry(HYPERVISOR_LEAF, 0, [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]));
+        host.push(entry(POWER_MANAGEMENT, 0, [0; 4]));
+        let host = CpuId::from_entries(&host).unwrap();
+        let known = adapt(&host, 0, 1, Clocks { has_tsc_deadline: true, tsc_khz: Some(3_000_000) });
+        assert_eq!(leaf(&known, HYPERVISOR_LEAF, 0), [0x4000_0010, 0x4b4d_564b, 0x564b_4d56, 0x4d]);
+        assert_eq!(leaf(&known, CLOCK_RATES, 0), [3_000_000, 1_000_000, 0, 0]);
+        assert_eq!(leaf(&known, POWER_MANAGEMENT, 0)[3], 1 << 8);
+        let unknown = adapt(&host, 0, 1, deadline(true));
+        assert_eq!(leaf(&unknown, HYPERVISOR_LEAF, 0)[0], 0x4000_0001);
+        assert_eq!(find(&unknown, CLOCK_RATES, 0), None);
+        assert_eq!(leaf(&unknown, POWER_MANAGEMENT, 0)[3], 0);
+    }
+
+    #[test]
     fn five_level_paging_is_hidden() {
-        assert_eq!(leaf(&adapt(&intel(), 0, 1, true), 7, 0), [2, 0xf1bf_07ab, 1 << 22, 0]);
+        assert_eq!(leaf(&adapt(&intel(), 0, 1, deadline(true)), 7, 0), [2, 0xf1bf_07ab, 1 << 22, 0]);
     }
 
     #[test]
     fn amd_leaves_tell_the_same_topology() {
-        let table = adapt(&amd(TOPOLOGY_EXTENSIONS), 2, 6, true);
+        let table = adapt(&amd(TOPOLOGY_EXTENSIONS), 2, 6, deadline(true));
         assert_eq!(leaf(&table, 0xb, 0), [0, 1, 0x100, 2]);
         assert_eq!(leaf(&table, 0xb, 1), [3, 6, 0x201, 2]);
         assert_eq!(find(&table, 0x1f, 0), None);
@@ -325,12 +373,12 @@ mod tests {
 
     #[test]
     fn without_topology_extensions_the_hosts_ids_are_dropped() {
-        assert_eq!(find(&adapt(&amd(0), 2, 6, true), 0x8000_001e, 0), None);
+        assert_eq!(find(&adapt(&amd(0), 2, 6, deadline(true)), 0x8000_001e, 0), None);
     }
 
     #[test]
     fn amd_fields_are_not_put_into_an_intel_table() {
-        let table = adapt(&intel(), 2, 6, true);
+        let table = adapt(&intel(), 2, 6, deadline(true));
         assert_eq!(leaf(&table, 0x8000_0001, 0)[2], 0x121);
         assert_eq!(leaf(&table, 0x8000_0008, 0), [0x3934, 0, 0, 0]);
         assert_eq!(find(&table, 0x8000_001e, 0), None);
@@ -339,7 +387,7 @@ mod tests {
     #[test]
     fn a_cpu_without_topology_leaves_gets_none() {
         let old = [vendor_leaf(0xa, INTEL), entry(1, 0, [0x1067a, 0x0102_0800, 0, 1])];
-        let table = adapt(&CpuId::from_entries(&old).unwrap(), 1, 2, false);
+        let table = adapt(&CpuId::from_entries(&old).unwrap(), 1, 2, deadline(false));
         assert_eq!(table.as_slice().len(), 2);
         assert_eq!(leaf(&table, 1, 0), [0x1067a, 0x0102_0800, HYPERVISOR, HTT | 1]);
     }
@@ -358,8 +406,10 @@ mod tests {
         let vm = kvm.create_vm().unwrap();
         vm.create_irq_chip().unwrap();
         let mut ids = BTreeSet::new();
+        let has_tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let clocks = Clocks { has_tsc_deadline, tsc_khz: Some(2_345_678) };
         for index in 0..COUNT {
-            let table = adapt(&host, index, COUNT, kvm.check_extension(Cap::TscDeadlineTimer));
+            let table = adapt(&host, index, COUNT, clocks);
             let vcpu = vm.create_vcpu(index.into()).unwrap();
             vcpu.set_cpuid2(&table).unwrap();
             let table = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
@@ -369,6 +419,9 @@ mod tests {
                 assert_eq!(leaf(&table, function, 0), [0, 1, 0x100, id]);
                 assert_eq!(leaf(&table, function, 1), [3, COUNT.into(), 0x201, id]);
             }
+            let [last, signature, ..] = leaf(&table, HYPERVISOR_LEAF, 0);
+            assert_eq!((last, signature), (CLOCK_RATES, u32::from_le_bytes(*b"KVMK")));
+            assert_eq!(leaf(&table, CLOCK_RATES, 0), [2_345_678, 1_000_000, 0, 0]);
             if Host::of(host.as_slice()).has_amd_topology {
                 assert_eq!(leaf(&table, AMD_TOPOLOGY, 0), [id, id, 0, 0]);
             }

@@ -1,12 +1,15 @@
 //! Every address that the machine chooses, in one place. Guest-physical unless said otherwise.
 //!
 //! ```text
-//! 0                first page, left alone: real-mode vectors
+//! 0                first page: real-mode vectors; at 0x40e where the extended BIOS data area is
 //! 0x500            GDT for the 32-bit entry
+//! 0x1000           stack of FreeBSD's native entry, its page tables and its GDT behind it
 //! 0x6000           PVH start info, its module list behind it
 //! 0x7000           PVH memory map
 //! 0x20000          kernel command line
-//! 0x9fc00          end of the RAM that the memory map offers below 1 MiB
+//! 0x9fc00          extended BIOS data area, 1 KiB: the pointer to the MP table; from here to 1 MiB nothing is offered
+//! 0xe0000            ACPI tables, the RSDP first
+//! 0xf0000            MP table
 //! 0x100000         kernel and the rest of low RAM
 //! 0xc0000000       end of low RAM at the latest; the hole up to 4 GiB belongs to devices:
 //! 0xd0000000         virtio-mmio devices, one page each
@@ -16,8 +19,20 @@
 //! 0x100000000      high RAM
 //! ```
 
+/// Word of the BIOS data area: the segment of the extended BIOS data area.
+pub const EBDA_SEGMENT: u64 = 0x40e;
 /// The descriptor table that the 32-bit entry state refers to.
 pub const GDT: u64 = 0x500;
+/// FreeBSD's native entry: the page whose start is the stack pointer.
+pub const NATIVE_STACK: u64 = 0x1000;
+/// Its top-level page table.
+pub const NATIVE_PML4: u64 = 0x2000;
+/// Its page directory pointers.
+pub const NATIVE_PDP: u64 = 0x3000;
+/// Its page directory.
+pub const NATIVE_PD: u64 = 0x4000;
+/// Its descriptor table.
+pub const NATIVE_GDT: u64 = 0x5000;
 /// `hvm_start_info` of the PVH boot protocol.
 pub const PVH_START_INFO: u64 = 0x6000;
 /// Its memory map.
@@ -26,8 +41,19 @@ pub const PVH_MEMMAP: u64 = 0x7000;
 pub const CMDLINE: u64 = 0x2_0000;
 /// Longest command line in bytes, NUL included: FreeBSD keeps its PVH environment in one page, Linux takes 2 KiB.
 pub const CMDLINE_MAX: usize = 4096;
-/// Where the memory map ends conventional memory: firmware would keep its extended data area behind it.
+/// The extended BIOS data area, which ends conventional memory. Its first byte is its size in KiB.
 pub const EBDA: u64 = 0x9_fc00;
+/// Where conventional memory would end without it; VGA memory follows in a PC.
+pub const EBDA_END: u64 = 0xa_0000;
+/// The MP floating pointer: in the first KiB of the EBDA and the last of 640 KiB, where systems search (MP
+/// specification 1.4, section 4).
+pub const MP_POINTER: u64 = EBDA + 0x10;
+/// Start of the area that the tables are in, as the memory map reserves it.
+pub const TABLES: u64 = 0xe_0000;
+/// ACPI's RSDP, where systems that are told nothing search for it (ACPI specification 5.2.5.1); its tables follow.
+pub const ACPI: u64 = TABLES;
+/// The ACPI tables end here at the latest, and the MP configuration table starts here.
+pub const MP_TABLE: u64 = 0xf_0000;
 /// Kernels are loaded from here on.
 pub const HIMEM: u64 = 0x10_0000;
 /// Low RAM ends here at the latest.
@@ -35,23 +61,34 @@ pub const HOLE_START: u64 = 0xc000_0000;
 /// High RAM starts here.
 pub const HOLE_END: u64 = 0x1_0000_0000;
 /// First virtio-mmio device; the others follow page by page.
-pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+pub const VIRTIO_MMIO: u32 = 0xd000_0000;
 /// Bytes that each virtio-mmio device occupies.
-pub const VIRTIO_MMIO_LEN: u64 = 0x1000;
-/// Interrupt of the first virtio-mmio device, as an IOAPIC pin: 3 and 4 are the serial ports'.
-pub const VIRTIO_MMIO_IRQ: u32 = 5;
+pub const VIRTIO_MMIO_LEN: u32 = 0x1000;
+/// Interrupt of the first virtio-mmio device, as an IOAPIC pin: 3 and 4 are the serial ports'. Below 16, so that its
+/// pin is an ISA one, edge-triggered, for guests that go by the MP table.
+pub const VIRTIO_MMIO_IRQ: u8 = 5;
+/// KVM's IOAPIC.
+pub const IOAPIC: u32 = 0xfec0_0000;
+/// KVM's local APICs.
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Three pages for KVM's task-state segment; anywhere outside RAM and devices.
 pub const KVM_TSS: usize = 0xfffb_d000;
 
 /// The first serial port.
-pub const COM1: u64 = 0x3f8;
+pub const COM1: u16 = 0x3f8;
 /// Its interrupt.
-pub const COM1_IRQ: u32 = 4;
+pub const COM1_IRQ: u8 = 4;
 /// Keyboard controller: data at 0x60, command and status at 0x64.
-pub const I8042: u64 = 0x60;
+pub const I8042: u16 = 0x60;
+/// Its interrupt.
+pub const I8042_IRQ: u8 = 1;
+/// The real-time clock: index at 0x70, data at 0x71.
+pub const RTC: u16 = 0x70;
+/// The interrupt that ACPI events would use.
+pub const SCI_IRQ: u8 = 9;
 /// Reset control register of Intel chipsets.
-pub const RESET_CONTROL: u64 = 0xcf9;
+pub const RESET_CONTROL: u16 = 0xcf9;
 /// pvpanic's port, as QEMU places it.
-pub const PVPANIC: u64 = 0x505;
+pub const PVPANIC: u16 = 0x505;
 /// ACPI sleep control register (hardware-reduced ACPI), as cloud-hypervisor places it.
-pub const SLEEP_CONTROL: u64 = 0x600;
+pub const SLEEP_CONTROL: u16 = 0x600;

@@ -1,5 +1,8 @@
 //! What is particular to the x86-64 machine that the guest sees.
 
+pub mod acpi;
 pub mod cpuid;
+pub mod firmware;
 pub mod layout;
+pub mod mptable;
 pub mod regs;

@@ -165,7 +165,7 @@ impl Files {
 
     /// Brings everything to stable storage, then under its final name, then the names to stable storage.
     fn commit(&self, mut text: InfoText, summary: &DumpSummary) -> Result<StoredDump, StoreError> {
-        let core = core_name(&summary.header);
+        let core = self.core_name(&summary.header);
         if summary.length != summary.end
             && let Err(error) = self.core.set_len(summary.length)
         {
@@ -203,16 +203,33 @@ impl Files {
         let written =
             replace_text(&self.info_aside, text).map_err(self.failed("writing", "info", ".partial"));
         let info = written.and_then(|()| self.put_info());
-        let core = core_name(header);
+        let core = self.core_name(header);
         // A commit that failed late has renamed them before.
         let core_path = self
-            .settle("vmcore", ".partial", "vmcore", ".incomplete")
-            .or_else(|_| self.settle(core.kind, core.suffix, "vmcore", ".incomplete"));
+            .settle("vmcore", ".partial", core.kind, ".incomplete")
+            .or_else(|_| self.settle(core.kind, core.suffix, core.kind, ".incomplete"));
         let key = self.key.get().map(|_| {
             let partial = self.settle("key", ".partial", "key", ".incomplete");
             partial.or_else(|_| self.settle("key", "", "key", ".incomplete"))
         });
         Ok(StoredDump { core: core_path?, info: info?, key: key.transpose()?, complete: false })
+    }
+
+    /// How netdumpd names a core with such a header. Of a core whose header did not come, or makes no sense, a key tells
+    /// that it is encrypted.
+    fn core_name(&self, header: &HeaderSeen) -> CoreName {
+        let is_encrypted = match header.valid() {
+            Some(_) => header.is_encrypted(),
+            None => self.key.get().is_some(),
+        };
+        CoreName {
+            kind: if is_encrypted { "vmcore_encrypted" } else { "vmcore" },
+            suffix: match header.compression() {
+                Compression::None => "",
+                Compression::Gzip => ".gz",
+                Compression::Zstd => ".zst",
+            },
+        }
     }
 
     /// Gives a file its final name, which nothing else may have.
@@ -251,21 +268,10 @@ fn remove_all(directory: &Directory, host: &str, index: u32) {
     }
 }
 
-/// How netdumpd names a core with such a header.
+/// The parts of a core's name around host and number.
 struct CoreName {
     kind: &'static str,
     suffix: &'static str,
-}
-
-fn core_name(header: &HeaderSeen) -> CoreName {
-    CoreName {
-        kind: if header.is_encrypted() { "vmcore_encrypted" } else { "vmcore" },
-        suffix: match header.compression() {
-            Compression::None => "",
-            Compression::Gzip => ".gz",
-            Compression::Zstd => ".zst",
-        },
-    }
 }
 
 /// Allocates blocks for the longest text. The file stays empty: that is what is left of it if the receiver dies.

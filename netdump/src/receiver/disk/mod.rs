@@ -8,8 +8,9 @@
 //! | `bounds.HOST` | the number to try next |
 //! | `vmcore.HOST.last`, `info.HOST.last` | links to the last complete dump |
 //!
-//! While a dump is being received its core and key are named `*.partial`; of a dump that stopped early they stay,
-//! named `*.incomplete`. Only the owner may read the files. No link in the directory is ever followed.
+//! While a dump is being received its core and key are named `*.partial`; of a dump that stopped early, or
+//! of a compressed or encrypted one with gaps, they stay, named `*.incomplete`. Only the owner may read the files. No
+//! link in the directory is ever followed.
 
 mod directory;
 mod dump;

@@ -151,7 +151,7 @@ fn abandoned_dump_is_kept_under_a_name_that_says_so() {
     assert_eq!(text(&stored.core), "half");
     let expected = [format!("bounds.{H}"), format!("info.{H}.0"), format!("key.{H}.0.incomplete")];
     assert_eq!(names(dir.path())[..3], expected);
-    assert!(stored.core.ends_with(format!("vmcore.{H}.0.incomplete")));
+    assert!(stored.core.ends_with(format!("vmcore_encrypted.{H}.0.incomplete")), "there is a key");
     assert!(text(stored.info).ends_with("Dump incomplete: client timed out\n"));
 }
 
@@ -176,6 +176,41 @@ fn encrypted_and_compressed_cores_are_named_so() {
     let key = stored.key.unwrap();
     assert_eq!((key.as_path(), text(&key).as_str()), (&*dir.path().join(format!("key.{H}.0")), "theey"));
     assert_eq!(fs::metadata(key).unwrap().permissions().mode() & 0o777, 0o400);
+}
+
+#[test]
+fn endings_follow_the_header_and_links_follow_the_names() {
+    let names_of = |key_size: u32, compression: u8| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut dump = store(dir.path()).create(&request(b"")).unwrap();
+        let header = KernelDumpHeader { dump_length: 3, key_size, ..Default::default() };
+        let mut bytes = header.to_bytes();
+        // The compression is the last byte of its word, and so of the parity.
+        bytes[0x1ef] = compression;
+        bytes[0x1ff] ^= compression;
+        let header = HeaderSeen::judge(&bytes);
+        dump.write_at(0, b"abc").unwrap();
+        if key_size > 0 {
+            dump.key_at(0, b"key").unwrap();
+        }
+        dump.header(&header).unwrap();
+        let stored = commit(&mut dump, &summary(header, 3)).unwrap();
+        let link = fs::read_link(dir.path().join(format!("vmcore.{H}.last"))).unwrap();
+        assert_eq!(link.to_str(), stored.core.file_name().unwrap().to_str());
+        let info = fs::read_link(dir.path().join(format!("info.{H}.last"))).unwrap();
+        assert_eq!(info.to_str(), Some(&*format!("info.{H}.0")));
+        (link.to_str().unwrap().to_owned(), text(stored.info))
+    };
+    assert_eq!(names_of(0, 0).0, format!("vmcore.{H}.0"));
+    assert_eq!(names_of(0, 1).0, format!("vmcore.{H}.0.gz"));
+    assert_eq!(names_of(0, 2).0, format!("vmcore.{H}.0.zst"));
+    assert_eq!(names_of(4096, 0).0, format!("vmcore_encrypted.{H}.0"));
+    assert_eq!(names_of(4096, 1).0, format!("vmcore_encrypted.{H}.0.gz"));
+    let (name, info) = names_of(0, 3);
+    assert_eq!(name, format!("vmcore.{H}.0"));
+    assert!(info.contains("Header: not usable: compression 3"), "{info}");
+    // Its header is of no use, but there is a key.
+    assert_eq!(names_of(4096, 3).0, format!("vmcore_encrypted.{H}.0"));
 }
 
 #[test]

@@ -1,0 +1,150 @@
+//! Where the bytes come from that the client sends: from the core itself, or from what packs it meanwhile.
+
+use std::time::Duration;
+
+use super::hash::CoreHash;
+use crate::client::{Attempt, Client, FailReason, Flow, PAYLOAD_AT, Sending, Transmit};
+use crate::report::PackingReport;
+use crate::stream::backlog::{Backlog, StreamEnd};
+use crate::stream::{Packing, StreamError};
+use crate::vmcore::KernelDumpHeader;
+use crate::wire::MessageKind;
+use crate::{ReadAt, ReadError};
+
+/// How long a driver that waits for the packing threads leaves the link alone, when nothing is on its way and when acks
+/// are.
+const HUNGRY_WAIT: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(1)];
+
+/// A source of bytes.
+#[expect(clippy::large_enum_variant, reason = "there is one for each dump")]
+pub(super) enum Source<'a> {
+    /// The core as it is; what is sent is hashed here.
+    Core { image: &'a dyn ReadAt, hash: CoreHash },
+    /// The core, packed by other threads, which hash it too.
+    Stream(Stream<'a>),
+}
+
+/// A stream that is being made.
+pub(super) struct Stream<'a> {
+    pub(super) backlog: &'a Backlog,
+    pub(super) packing: &'a Packing,
+    /// The header but for `dumplength`, which is known when the stream ends.
+    pub(super) header: KernelDumpHeader,
+    /// Bytes of the core.
+    pub(super) total: u64,
+    pub(super) end: Option<StreamEnd>,
+}
+
+impl Source<'_> {
+    /// What the client reads.
+    pub(super) fn bytes(&self) -> &dyn ReadAt {
+        match self {
+            Self::Core { image, .. } => *image,
+            Self::Stream(stream) => stream.backlog,
+        }
+    }
+
+    /// Bytes of the core.
+    pub(super) fn total(&self) -> u64 {
+        match self {
+            Self::Core { image, .. } => image.length(),
+            Self::Stream(stream) => stream.total,
+        }
+    }
+
+    /// Bytes of the core that need no more care.
+    pub(super) fn settled(&self, client: &Client) -> u64 {
+        match self {
+            Self::Core { .. } => client.bytes_settled(),
+            Self::Stream(stream) => stream.backlog.settled().min(stream.total),
+        }
+    }
+
+    /// Has the client know what there is, and the source what is not needed any more.
+    pub(super) fn update(&mut self, client: &mut Client) {
+        match self {
+            // New messages wait while a hole is hashed, but the network does not.
+            Self::Core { hash, .. } if hash.is_in_debt() => {
+                hash.pay();
+                if !hash.is_in_debt() {
+                    client.set_flow(Flow::Open);
+                }
+            }
+            Self::Core { .. } => {}
+            Self::Stream(stream) => stream.update(client),
+        }
+    }
+
+    /// Takes note of a message that the client gives out; `frame` may hold its payload.
+    pub(super) fn note(
+        &mut self,
+        client: &mut Client,
+        transmit: &Transmit,
+        frame: &[u8],
+    ) -> Result<(), ReadError> {
+        let Self::Core { image, hash } = self else { return Ok(()) };
+        match transmit.sending {
+            Sending::Message { kind: MessageKind::Vmcore, offset, len, attempt: Attempt::First, .. } => {
+                match frame.get(PAYLOAD_AT..PAYLOAD_AT + len) {
+                    Some(payload) => hash.room(offset, len).copy_from_slice(payload),
+                    None => image.read_at(offset, hash.room(offset, len))?,
+                }
+            }
+            Sending::Message { .. } | Sending::Arp(_) => {}
+        }
+        if hash.is_in_debt() {
+            client.set_flow(Flow::Held);
+        }
+        Ok(())
+    }
+
+    /// How long the link may be waited for, at most `longest`. A client that waits for the packing threads and for no
+    /// ack waits here for the threads; meanwhile the link can hardly have anything.
+    pub(super) fn wait(&self, client: &Client, longest: Duration) -> Duration {
+        match self {
+            Self::Core { hash, .. } if hash.is_in_debt() => Duration::ZERO,
+            Self::Stream(stream) if client.is_starved() => {
+                let [idle, busy] = HUNGRY_WAIT;
+                if !client.is_idle() {
+                    return longest.min(busy);
+                }
+                stream.backlog.wait_for_news(stream.backlog.length(), longest.min(idle));
+                Duration::ZERO
+            }
+            Self::Core { .. } | Self::Stream(_) => longest,
+        }
+    }
+
+    /// Bytes of the core as stored, their hash if all were sent, and how they were packed.
+    pub(super) fn finish(self, client: &Client) -> (u64, Option<String>, Option<PackingReport>) {
+        match self {
+            Self::Core { image, hash } => (image.length(), hash.finish(image.length()), None),
+            Self::Stream(Stream { backlog, packing, total, end, .. }) => {
+                let report = PackingReport::new(packing, total, end.as_ref().map(|end| end.stored));
+                let length = end.as_ref().map_or_else(|| backlog.length(), |end| end.stored);
+                let sent = end.filter(|end| client.stats().bytes_sent == end.sent);
+                (length, sent.map(|end| end.blake3), Some(report))
+            }
+        }
+    }
+}
+
+impl Stream<'_> {
+    fn update(&mut self, client: &mut Client) {
+        self.backlog.release(client.acked_to());
+        // The end first: when it is known, so is everything before it.
+        match self.backlog.take_end() {
+            Some(Ok(end)) => {
+                client.end_of_core(end.sent, self.header(&end).to_bytes());
+                self.end = Some(end);
+            }
+            Some(Err(StreamError::Read(error))) => client.abort(FailReason::Read(error)),
+            Some(Err(error)) => client.abort(FailReason::Pack(error)),
+            None => client.supply(self.backlog.length()),
+        }
+    }
+
+    fn header(&self, end: &StreamEnd) -> KernelDumpHeader {
+        KernelDumpHeader { dump_length: end.stored, ..self.header.clone() }
+    }
+}
