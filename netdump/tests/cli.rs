@@ -595,9 +595,10 @@ fn small_core() -> Vec<u8> {
     let memory = TwoPages([MemoryRange { start: 0x1000, len: 0x2000 }]);
     let notes = CoreNotes::default();
     let guest = StoppedGuest { memory: &memory, symbols: None, notes: &notes };
-    let image = vmcore::format("elf").unwrap().plan(&guest).unwrap().image;
-    let mut core = vec![0; usize::try_from(image.length()).unwrap()];
-    image.read_at(0, &mut core).unwrap();
+    let elf = vmcore::format("elf").expect("the format exists");
+    let image = elf.plan(&guest).expect("a plan").image;
+    let mut core = vec![0; usize::try_from(image.length()).expect("a small core")];
+    image.read_at(0, &mut core).expect("inside the core");
     core
 }
 

@@ -112,7 +112,7 @@ fn threads_of_the_real_core_are_those_that_a_naive_reader_finds() {
     let on_cpu_4 = found.iter().find(|thread| thread.pid == 28 && thread.cpu == Some(4)).unwrap();
     let registers = on_cpu_4.registers.unwrap();
     assert_eq!((registers.rip, registers.r13, registers.r14), (0xffff_ffff_8105_7988, 0x27b_e000, 4));
-    assert_eq!((registers.rbp, registers.rsp), (0xffff_fe00_08e2_e00, 0xffff_fe00_08e2_de8));
+    assert_eq!((registers.rbp, registers.rsp), (0xffff_fe00_008e_2e00, 0xffff_fe00_008e_2de8));
     let processes = [(0xffff_f800_02c3_b528, 800), (0xffff_f800_0384_5000, 28), (0xffff_f800_0337_4000, 11)];
     let mut process = naive.u64_va(fixture.symbols.address("allproc").unwrap()).unwrap();
     for (address, pid) in processes {
@@ -202,6 +202,28 @@ fn registers_seen_from_outside_serve_a_kernel_that_saved_none() {
     assert_eq!(registers_of(&state, 100_012), (Some(RegisterSource::StoppedCpu(1)), Some(0x1100)));
     assert_eq!(registers_of(&state, 100_700), (Some(RegisterSource::VirtualCpu(0)), Some(0xc000)));
     assert_eq!(registers_of(&state, 100_001), (Some(RegisterSource::Switched), Some(0x100)));
+}
+
+#[test]
+fn virtual_cpus_are_known_by_the_kernels_own_numbers() {
+    // The kernel numbers the three CPUs the other way round: pc_curthread, pc_cpuid, pc_prvspace.
+    let own = |cpu: u64| HEAP + 0x5_0000 + 0x1000 * cpu;
+    let cpus = (0..).zip(virtual_cpus()).map(|(cpu, mut registers)| {
+        registers.gs.base = DIRECT_MAP + own(cpu);
+        registers
+    });
+    let mut guest = FreeBsd::with_cpus(&PROCESSES, cpus.collect());
+    let running = [thread_at(1, 1), thread_at(1, 0), thread_at(0, 0)];
+    for (cpu, thread) in (0..).zip(running) {
+        guest.memory.write_words(own(cpu), &[DIRECT_MAP + thread]);
+        guest.memory.write_words(own(cpu) + 0x38, &[(2 - cpu) << 32]);
+        guest.memory.write_words(own(cpu) + 0x180, &[DIRECT_MAP + own(cpu)]);
+    }
+    let request = StateRequest { backtraces: Backtraces::Crashed, panic_cpu: Some(0) };
+    let state = facts::kernel_state(&guest.memory, Some(&symbols()), request);
+    assert_eq!(state.crashed_thread, Some(100_013));
+    assert_eq!(registers_of(&state, 100_013), (Some(RegisterSource::VirtualCpu(0)), Some(0xc000)));
+    assert_eq!(registers_of(&state, 100_700), (Some(RegisterSource::VirtualCpu(2)), Some(0xc002)));
 }
 
 fn stored(bytes: &[u8]) -> (PathBuf, tempfile::TempDir) {
@@ -409,7 +431,7 @@ fn functions_are_found_by_address() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn damaged_kernels_do_no_harm(

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod environment;
+mod freebsd_boot;
 mod memory;
 mod packed;
 mod policies;

@@ -4,7 +4,8 @@
 #[derive(Debug, Clone, Default)]
 pub struct FakeKernel {
     symbols: Vec<Symbol>,
-    segments: Vec<[u64; 3]>,
+    /// Virtual and physical start, length, flags.
+    segments: Vec<[u64; 4]>,
 }
 
 #[derive(Debug, Clone)]
@@ -33,9 +34,15 @@ impl FakeKernel {
         self
     }
 
-    /// A PT_LOAD of `len` bytes of memory.
+    /// A PT_LOAD of `len` bytes of memory that may be read, written and executed.
     pub fn segment(mut self, virtual_start: u64, physical_start: u64, len: u64) -> Self {
-        self.segments.push([virtual_start, physical_start, len]);
+        self.segments.push([virtual_start, physical_start, len, 7]);
+        self
+    }
+
+    /// The same, not writable.
+    pub fn read_only_segment(mut self, virtual_start: u64, physical_start: u64, len: u64) -> Self {
+        self.segments.push([virtual_start, physical_start, len, 5]);
         self
     }
 
@@ -57,9 +64,9 @@ impl FakeKernel {
         let strings_at = table_at + table.len();
         let sections_at = strings_at + strings.len();
         let mut out = self.header(sections_at);
-        for [virtual_start, physical_start, len] in &self.segments {
+        for [virtual_start, physical_start, len, flags] in &self.segments {
             out.extend(1_u32.to_le_bytes());
-            out.extend(7_u32.to_le_bytes());
+            out.extend(&flags.to_le_bytes()[..4]);
             put_words(&mut out, &[0, *virtual_start, *physical_start, 0, *len, 4096]);
         }
         out.extend(&table);

@@ -8,13 +8,14 @@ use netdump::vmcore::{CoreNotes, PhysicalMemory};
 
 use crate::config::{Target, Wishes};
 use crate::dump::{self, Dumped, Job};
-use crate::events::PanicEvent;
 use crate::link::TapRoute;
 use crate::machine::Host;
 use crate::nic::Nic;
 use crate::output_file;
+use crate::panic::inquiry::{Finding, Sign};
 use crate::report::{
-    Event, ExitStatus, GuestReport, Observer, PanicReport, PanicSeen, PauseReport, TargetReport, memory_of,
+    Event, ExitStatus, GuestReport, Observer, PanicReport, PanicSeen, PauseReport, SignReport, TargetReport,
+    memory_of,
 };
 use crate::signals::Signals;
 use crate::vm::{PausedGuest, Vm};
@@ -33,7 +34,7 @@ pub(crate) struct Aftermath<'a> {
 
 impl Aftermath<'_> {
     /// Pauses the guest, dumps it and reports.
-    pub(crate) fn dump(&mut self, vm: &mut Vm, panic: &PanicEvent) -> ExitStatus {
+    pub(crate) fn dump(&mut self, vm: &mut Vm, panic: &Finding) -> ExitStatus {
         let time = SystemTime::now();
         let guest = vm.pause(PAUSE_DEADLINE);
         // After the vCPUs: a driver that runs could start the device again.
@@ -44,7 +45,8 @@ impl Aftermath<'_> {
         let seen = seen(panic, &facts, time);
         self.observer.event(&Event::Panic { seen: &seen });
         let pause = PauseReport {
-            microseconds: micros(guest.stopped_at().saturating_duration_since(panic.at)),
+            microseconds: micros(guest.stopped_at().saturating_duration_since(panic.event.at)),
+            settling_microseconds: micros(panic.waited),
             not_stopped: guest.not_stopped(),
         };
         self.observer.event(&Event::Paused { pause: &pause });
@@ -153,7 +155,12 @@ impl Aftermath<'_> {
     }
 }
 
-fn seen(panic: &PanicEvent, facts: &GuestFacts, time: SystemTime) -> PanicSeen {
+fn seen(finding: &Finding, facts: &GuestFacts, time: SystemTime) -> PanicSeen {
+    let panic = &finding.event;
+    let sign = |sign: &Sign| SignReport {
+        source: sign.source,
+        microseconds: micros(sign.at.saturating_duration_since(panic.at)),
+    };
     PanicSeen {
         source: panic.source,
         vcpu: panic.vcpu,
@@ -161,6 +168,7 @@ fn seen(panic: &PanicEvent, facts: &GuestFacts, time: SystemTime) -> PanicSeen {
         text: facts.panic_text.clone().or_else(|| panic.text.clone()),
         detail: panic.detail.clone(),
         time: time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+        signs: finding.signs.iter().map(sign).collect(),
     }
 }
 

@@ -14,7 +14,7 @@ use netdump::stream::{CompressOption, Packing};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
-use vmm::boot::{Handover, KernelImage};
+use vmm::boot::{self, BootProtocol, Handover, KernelImage, Module, ModuleSpec};
 use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, VmConfig, parse_server};
 use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
@@ -56,8 +56,12 @@ pub(crate) struct DemoOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunOptions {
-    /// Kernel to boot: a 64-bit x86 ELF file with a PVH entry.
+    /// Kernel to boot: a FreeBSD/amd64 kernel, or another 64-bit x86 ELF file with a PVH entry.
     image: PathBuf,
+
+    /// How to start it; auto takes the first that fits.
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = boot_protocol, long_help = boot_help())]
+    boot: Boot,
 
     /// Guest RAM, in whole MiB.
     #[arg(long, short, value_name = "SIZE", default_value = "256M")]
@@ -65,18 +69,24 @@ pub(crate) struct RunOptions {
     /// vCPUs.
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     cpus: u8,
-    /// Kernel command line.
+    /// Kernel command line. For FreeBSD: boot flags such as -v, and variables of the kernel environment.
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
     /// Variable of the kernel environment; may be given again.
     #[arg(long = "kernel-env", visible_alias = "kenv", value_name = "NAME=VALUE", value_parser = variable)]
     kernel_env: Vec<(String, String)>,
+    /// Kernel module for a FreeBSD kernel, or any file with its type (such as root.img:md_image); may be given again.
+    #[arg(long = "module", value_name = "FILE[:TYPE]")]
+    modules: Vec<ModuleSpec>,
     /// Host tap behind the guest's network interface; created if absent.
     #[arg(long, value_name = "NAME")]
     tap: Option<InterfaceName>,
     /// The guest's Ethernet address.
     #[arg(long, value_name = "MAC", default_value_t = DEFAULT_MAC, value_parser = unicast)]
     mac: MacAddr,
+    /// The kernel's symbols, when the image is stripped: its unstripped twin, or its .debug file.
+    #[arg(long, value_name = "FILE")]
+    symbols: Option<PathBuf>,
     /// What follows a panic.
     #[arg(long, value_enum, default_value_t = OnPanicOption::Exit)]
     on_panic: OnPanicOption,
@@ -98,9 +108,14 @@ struct PanicOptions {
     /// Panic sources to use, separated by commas; all by default.
     #[arg(long = "panic-source", value_name = "NAME", value_delimiter = ',', long_help = sources_help())]
     sources: Vec<SourceName>,
-    /// Dump although the guest says (by pvpanic) that its own crash kernel takes over.
+    /// Dump although the guest's own crash kernel takes over (as pvpanic tells), or a FreeBSD guest has a dump device
+    /// of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
     #[arg(long)]
     ignore_crashloaded: bool,
+    /// Milliseconds that a panicked FreeBSD kernel may take to finish its message and to stop its other CPUs before it
+    /// is paused [default: 250].
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u16))]
+    panic_settle: Option<u16>,
     /// Dump after so many seconds, for a guest that hangs.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     dump_after: Option<Duration>,
@@ -190,6 +205,10 @@ enum OnPanicOption {
     Hold,
 }
 
+/// A boot protocol by its name; none is auto.
+#[derive(Debug, Clone, Copy)]
+struct Boot(Option<&'static dyn BootProtocol>);
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum GuestEnvOption {
     /// It decides what no option does.
@@ -201,10 +220,10 @@ enum GuestEnvOption {
 /// Runs a guest; the exit code.
 pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     check_combinations(&options).unwrap_or_else(|error| error.exit());
-    let vm = vm_config(&options);
+    let vm = vm_config(&options)?;
     let dump = dump_config(&options.netdump, &options.image)?;
     check_outputs(&options)?;
-    let image = KernelImage::read(&options.image)?;
+    let image = kernel(&options)?;
     let host = Host { vm: &vm, dump: &dump, image: &image, report: options.output.report };
     let status = if options.output.json {
         let mut json = Json::new().context("starting the thread that prints events")?;
@@ -218,18 +237,39 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     Ok(status?.code())
 }
 
-fn vm_config(options: &RunOptions) -> VmConfig {
+/// The kernel, with its symbols from wherever the user has them.
+fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
+    let mut image = KernelImage::read(&options.image)?;
+    if let Some(path) = &options.symbols {
+        image.take_symbols_from(path)?;
+    } else if image.is_stripped_freebsd() {
+        tracing::info!(
+            "this FreeBSD kernel has no symbols: only its console tells of a panic, and its core is no minidump; give \
+             its unstripped twin or its .debug file with --symbols"
+        );
+    }
+    Ok(image)
+}
+
+fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
     let chosen = options.panic.sources.iter().map(|name| name.0).collect::<Vec<_>>();
-    VmConfig {
+    let modules = options.modules.iter().map(Module::read).collect::<Result<_, _>>()?;
+    Ok(VmConfig {
         memory: options.memory,
         cpus: options.cpus,
-        handover: Handover { cmdline: options.cmdline.clone(), environment: options.kernel_env.clone() },
+        boot: options.boot.0,
+        handover: Handover {
+            cmdline: options.cmdline.clone(),
+            environment: options.kernel_env.clone(),
+            modules,
+        },
         tap: options.tap.clone(),
         mac: options.mac,
         sources: if chosen.is_empty() { panic::ALL.to_vec() } else { chosen },
         source_options: SourceOptions {
             ignore_crashloaded: options.panic.ignore_crashloaded,
             dump_after: options.panic.dump_after,
+            ..settle(&options.panic)
         },
         on_panic: match options.on_panic {
             OnPanicOption::Exit => OnPanic::Exit,
@@ -237,7 +277,13 @@ fn vm_config(options: &RunOptions) -> VmConfig {
             OnPanicOption::Hold => OnPanic::Hold,
         },
         on_reset: if options.no_reboot { OnReset::Exit } else { OnReset::Boot },
-    }
+    })
+}
+
+fn settle(options: &PanicOptions) -> SourceOptions {
+    let default = SourceOptions::default();
+    let settle = options.panic_settle.map_or(default.settle, |ms| Duration::from_millis(ms.into()));
+    SourceOptions { settle, ..default }
 }
 
 fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpConfig> {
@@ -294,8 +340,11 @@ fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
         _ if options.panic.dump_after.is_some() && lacks("request") => {
             conflict("--dump-after needs the panic source 'request', which --panic-source leaves out")
         }
-        _ if options.panic.ignore_crashloaded && lacks("pvpanic") => {
-            conflict("--ignore-crashloaded needs the panic source 'pvpanic', which --panic-source leaves out")
+        _ if options.panic.ignore_crashloaded && lacks("pvpanic") && lacks("watcher") => conflict(
+            "--ignore-crashloaded needs a panic source 'pvpanic' or 'watcher', which --panic-source leaves out",
+        ),
+        _ if options.panic.panic_settle.is_some() && lacks("watcher") => {
+            conflict("--panic-settle needs the panic source 'watcher', which --panic-source leaves out")
         }
         Some(LinkSpec::Udp) if no_server && (guest_has_no_say || netdump.allow_server.is_empty()) => {
             conflict("the udp link needs --netdump-server, or --allow-server for a guest that names one")
@@ -354,6 +403,22 @@ fn dump_format(name: &str) -> Result<FormatChoice, String> {
         let names: Vec<_> = FormatChoice::names().collect();
         format!("there is no core format '{name}'; there are {}", names.join(", "))
     })
+}
+
+fn boot_protocol(name: &str) -> Result<Boot, String> {
+    if name == "auto" {
+        return Ok(Boot(None));
+    }
+    boot::protocol(name).map(|protocol| Boot(Some(protocol))).ok_or_else(|| {
+        let names: Vec<_> = boot::ALL.iter().map(|protocol| protocol.name()).collect();
+        format!("there is no boot protocol '{name}'; there are auto, {}", names.join(", "))
+    })
+}
+
+fn boot_help() -> String {
+    let lines: Vec<_> =
+        boot::ALL.iter().map(|protocol| format!("  {:<7} {}", protocol.name(), protocol.takes())).collect();
+    format!("How to start it; auto takes the first that fits.\n\n{}", lines.join("\n"))
 }
 
 fn sources_help() -> String {

@@ -13,7 +13,7 @@ use netdump::wire::message::MAX_PATH;
 use netdump::wire::{MacAddr, SERVER_PORT};
 use thiserror::Error;
 
-use crate::boot::Handover;
+use crate::boot::{BootProtocol, Handover};
 use crate::link::LinkSpec;
 use crate::memory::MemorySize;
 use crate::panic::{PanicSource, SourceOptions};
@@ -26,7 +26,9 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// vCPUs, 1 to [`crate::vm::MAX_CPUS`].
     pub cpus: u8,
-    /// Command line and kernel environment.
+    /// The boot protocol; without one the image decides.
+    pub boot: Option<&'static dyn BootProtocol>,
+    /// Command line, kernel environment and modules.
     pub handover: Handover,
     /// The host's end of the guest's network interface; without one the guest has none.
     pub tap: Option<InterfaceName>,

@@ -22,7 +22,8 @@ use crate::input::Input;
 use crate::link::{LinkSpec, TapRoute};
 use crate::memory;
 use crate::nic::Nic;
-use crate::panic::{Places, REQUEST, Wakeup};
+use crate::panic::inquiry::{Finding, Inquiry, Ruling, Sign};
+use crate::panic::{Places, REQUEST, Wakeup, WatchedGuest};
 use crate::platform::{Platform, PlatformError};
 use crate::report::{Event, ExitStatus, Observer};
 use crate::signals::Signals;
@@ -111,7 +112,7 @@ pub fn run(
         let verdict = match end {
             End::PowerOff => return Ok(machine.status_without_panic()),
             End::Stopped => return Ok(machine.status_without_panic()),
-            End::Reset if machine.crash_loaded => {
+            End::Reset if machine.inquiry.is_left_to_guest() => {
                 machine.after_panic(host.vm.on_panic, ExitStatus::NotDumped)
             }
             End::Reset if host.vm.on_reset == OnReset::Exit => return Ok(ExitStatus::PoweredOff),
@@ -145,7 +146,7 @@ enum End {
     PowerOff,
     Reset,
     Stopped,
-    Panic(PanicEvent),
+    Panic(Box<Finding>),
 }
 
 /// What follows.
@@ -164,9 +165,7 @@ struct Machine {
     wakeups: Vec<Wakeup>,
     started: Instant,
     ask_console_at: Option<Instant>,
-    crash_loaded: bool,
-    /// Whether a panic was seen after that.
-    left_to_guest: bool,
+    inquiry: Inquiry,
 }
 
 impl Machine {
@@ -181,13 +180,18 @@ impl Machine {
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
         let mut platform =
             Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender, virtio_mmio: Vec::new() };
-        let (mut watchers, mut exits, mut wakeups) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut watchers, mut exits, mut wakeups, mut lookouts) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let guest =
+            WatchedGuest { memory: &memory, symbols: host.image.symbols(), cpus: host.vm.cpus.into() };
         for source in &host.vm.sources {
             source.arm(&mut Places {
                 ports: &mut platform.ports,
                 console: &mut watchers,
                 exits: &mut exits,
                 wakeups: &mut wakeups,
+                lookouts: &mut lookouts,
+                guest: &guest,
                 options: host.vm.source_options,
                 events: &platform.events,
             })?;
@@ -199,13 +203,13 @@ impl Machine {
         }
         let hardware = platform.hardware(host.vm.cpus);
         firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
-        let entry = boot::load(host.image, &host.vm.handover, &memory)?;
-        let protocol = boot::protocol_for(host.image)?.name();
+        let protocol = boot::protocol_for(host.image, host.vm.boot)?;
+        let entry = protocol.load(host.image, &host.vm.handover, &hardware, &memory)?;
         observer.event(&Event::Booting {
             image: &host.image.path().to_string_lossy(),
             memory: host.vm.memory.bytes(),
             cpus: host.vm.cpus,
-            protocol,
+            protocol: protocol.name(),
         });
         let environment = VcpuEnvironment {
             ports: Arc::new(platform.ports),
@@ -223,8 +227,7 @@ impl Machine {
             wakeups,
             started,
             ask_console_at: None,
-            crash_loaded: false,
-            left_to_guest: false,
+            inquiry: Inquiry::new(lookouts, host.vm.source_options, started),
         })
     }
 
@@ -236,13 +239,13 @@ impl Machine {
         observer: &mut dyn Observer,
     ) -> Result<End, MachineError> {
         loop {
-            self.wait(signals, input)?;
-            while let Some(event) = self.events.next() {
+            let woken = self.wait(signals, input)?;
+            while woken && let Some(event) = self.events.next() {
                 if let Some(end) = self.handle(event, observer)? {
                     return Ok(end);
                 }
             }
-            while let Some(signal) = signals.next() {
+            while woken && let Some(signal) = signals.next() {
                 if self.wakeups.contains(&Wakeup::Signal(signal)) {
                     return Ok(End::Panic(request(signal.as_str())));
                 }
@@ -255,6 +258,10 @@ impl Machine {
             if self.dump_at().is_some_and(|at| now >= at) {
                 return Ok(End::Panic(request("the time of --dump-after is over")));
             }
+            let ruling = self.inquiry.look(now);
+            if let Some(end) = self.obey(ruling, observer) {
+                return Ok(end);
+            }
             if self.ask_console_at.is_some_and(|at| now >= at) {
                 self.ask_console_at = None;
                 self.console.ask(now);
@@ -262,10 +269,12 @@ impl Machine {
         }
     }
 
-    fn wait(&mut self, signals: &Signals, input: &mut Input) -> Result<(), MachineError> {
+    /// Waits; whether something happened, and not only the time passed until the next thing to do.
+    fn wait(&mut self, signals: &Signals, input: &mut Input) -> Result<bool, MachineError> {
         let now = Instant::now();
         let next =
-            [self.dump_at(), self.ask_console_at, input.held_back_until(now)].into_iter().flatten().min();
+            [self.dump_at(), self.ask_console_at, input.held_back_until(now), self.inquiry.next_look()];
+        let next = next.into_iter().flatten().min();
         // A millisecond more: poll counts in whole ones, and waking early would only mean to wait again.
         let timeout = next.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
         let timeout =
@@ -273,16 +282,17 @@ impl Machine {
         let watched = [self.events.as_fd(), signals.as_fd()];
         let mut fds: Vec<_> = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).into();
         fds.extend(input.fd(now).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        let woken = match poll(&mut fds, timeout) {
+            Ok(ready) => ready > 0,
+            Err(nix::errno::Errno::EINTR) => true,
             Err(error) => return Err(os("waiting for events")(error.into())),
-        }
+        };
         let typed = fds.get(2).and_then(|fd| fd.any()).unwrap_or(false);
         drop(fds);
         if typed {
             input.pass_on(&self.serial);
         }
-        Ok(())
+        Ok(woken)
     }
 
     fn handle(
@@ -291,29 +301,49 @@ impl Machine {
         observer: &mut dyn Observer,
     ) -> Result<Option<End>, MachineError> {
         match event {
-            MachineEvent::Panic(panic) if self.crash_loaded && panic.survivable => {
-                if !std::mem::replace(&mut self.left_to_guest, true) {
-                    tracing::info!(source = panic.source, "left to the guest's own crash kernel");
-                }
-                self.vm.run_on();
+            MachineEvent::Panic(panic) => {
+                let ruling = self.inquiry.hear(panic, Instant::now());
+                return Ok(self.obey(ruling, observer));
             }
-            MachineEvent::Panic(panic) => return Ok(Some(End::Panic(panic))),
             MachineEvent::CrashLoaded { vcpu } => {
-                self.crash_loaded = true;
-                observer.event(&Event::CrashLoaded { vcpu });
+                self.inquiry.leave();
+                observer.event(&Event::CrashLoaded { vcpu, why: "its own crash kernel takes over" });
             }
             MachineEvent::Reset(by) => {
                 observer.event(&Event::Reset { by });
-                return Ok(Some(End::Reset));
+                return Ok(Some(self.ended(&format!("reset by {by}"), End::Reset)));
             }
             MachineEvent::PowerOff => {
                 observer.event(&Event::PowerOff);
-                return Ok(Some(End::PowerOff));
+                return Ok(Some(self.ended("power-off", End::PowerOff)));
             }
             MachineEvent::Failed { vcpu, reason } => return Err(MachineError::Vcpu { vcpu, reason }),
             MachineEvent::AskConsole(after) => self.ask_console_at = Some(Instant::now() + after),
         }
         Ok(None)
+    }
+
+    /// The end of a guest that switched itself off or asks for a reset: a panic, if its memory says so.
+    fn ended(&mut self, by: &str, end: End) -> End {
+        match self.inquiry.ended(by, Instant::now()) {
+            Ruling::Dump(finding) => End::Panic(finding),
+            _ => end,
+        }
+    }
+
+    fn obey(&mut self, ruling: Ruling, observer: &mut dyn Observer) -> Option<End> {
+        match ruling {
+            Ruling::GoOn => {}
+            Ruling::RunOn => self.vm.run_on(),
+            Ruling::Dump(finding) => return Some(End::Panic(finding)),
+            Ruling::Leave { vcpu, why } => {
+                observer.event(&Event::CrashLoaded { vcpu, why });
+                self.vm.run_on();
+            }
+            // A guest that cannot run on, which only a panic source told.
+            Ruling::Over => return Some(End::Reset),
+        }
+        None
     }
 
     fn dump_at(&self) -> Option<Instant> {
@@ -324,7 +354,7 @@ impl Machine {
     }
 
     fn status_without_panic(&self) -> ExitStatus {
-        if self.crash_loaded { ExitStatus::NotDumped } else { ExitStatus::PoweredOff }
+        if self.inquiry.has_panicked() { ExitStatus::NotDumped } else { ExitStatus::PoweredOff }
     }
 
     fn after_panic(&self, policy: OnPanic, status: ExitStatus) -> Verdict {
@@ -336,13 +366,15 @@ impl Machine {
     }
 }
 
-fn request(detail: &str) -> PanicEvent {
-    PanicEvent {
+fn request(detail: &str) -> Box<Finding> {
+    let at = Instant::now();
+    let event = PanicEvent {
         source: REQUEST,
         vcpu: None,
-        at: Instant::now(),
+        at,
         text: None,
         detail: detail.to_owned(),
         survivable: false,
-    }
+    };
+    Box::new(Finding { event, signs: vec![Sign { source: REQUEST, at }], waited: Duration::ZERO })
 }

@@ -7,14 +7,15 @@ use std::io;
 use std::ops::Range;
 use std::str::FromStr;
 
-use netdump::vmcore::MemoryRange;
+use netdump::vmcore::cpu::CpuState;
+use netdump::vmcore::{MemoryRange, PhysicalMemory};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek64};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MmapRegion,
 };
 
@@ -176,6 +177,51 @@ fn seek(file: &File, offset: u64, whence: Whence) -> Result<u64, Errno> {
     let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
     let found = lseek64(file, offset, whence)?;
     u64::try_from(found).map_err(|_| Errno::EOVERFLOW)
+}
+
+/// The memory of a guest that may be running: what is read is of different moments, and may be torn between them. For
+/// whoever checks every value.
+#[derive(Debug)]
+pub(crate) struct RunningGuest {
+    memory: GuestMemory,
+    ranges: Vec<MemoryRange>,
+}
+
+impl RunningGuest {
+    pub(crate) fn new(memory: GuestMemory) -> Self {
+        let ranges = ranges_of(&memory);
+        Self { memory, ranges }
+    }
+}
+
+impl PhysicalMemory for RunningGuest {
+    fn ranges(&self) -> &[MemoryRange] {
+        &self.ranges
+    }
+
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), netdump::vmcore::MemoryError> {
+        read(&self.memory, address, buf)
+    }
+
+    fn cpus(&self) -> &[CpuState] {
+        &[]
+    }
+}
+
+/// The RAM ranges of a guest.
+pub(crate) fn ranges_of(memory: &GuestMemory) -> Vec<MemoryRange> {
+    memory.iter().map(|region| MemoryRange { start: region.start_addr().0, len: region.len() }).collect()
+}
+
+/// Fills `buf` from guest-physical `address`, by volatile reads.
+pub(crate) fn read(
+    memory: &GuestMemory,
+    address: u64,
+    buf: &mut [u8],
+) -> Result<(), netdump::vmcore::MemoryError> {
+    let len = buf.len();
+    let not_in_ram = |_| netdump::vmcore::MemoryError::NotInRam { address, len };
+    memory.read_slice(buf, GuestAddress(address)).map_err(not_in_ram)
 }
 
 #[cfg(test)]

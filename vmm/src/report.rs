@@ -23,7 +23,7 @@ pub enum ExitStatus {
     Dumped = 10,
     /// It panicked; the dump failed or is incomplete.
     DumpFailed = 11,
-    /// It panicked and was not dumped: dumping is disabled, or was left to the guest's own crash kernel.
+    /// It panicked and was not dumped: dumping is disabled, or was left to the guest's own crash kernel or dumper.
     NotDumped = 12,
     /// It panicked; all data is acknowledged, FINISHED is not.
     Unconfirmed = 13,
@@ -87,6 +87,17 @@ pub struct PanicSeen {
     pub detail: String,
     /// When, in seconds since 1970.
     pub time: u64,
+    /// All sources that saw it, in their order.
+    pub signs: Vec<SignReport>,
+}
+
+/// One source that saw the panic.
+#[derive(Debug, Clone, Serialize)]
+pub struct SignReport {
+    /// Its name.
+    pub source: &'static str,
+    /// When, in microseconds after the first.
+    pub microseconds: u64,
 }
 
 /// How the guest was stopped.
@@ -94,6 +105,8 @@ pub struct PanicSeen {
 pub struct PauseReport {
     /// From the panic being noticed to the last vCPU having stopped, in microseconds.
     pub microseconds: u64,
+    /// How much of it the kernel was given to finish its message and to stop its other CPUs.
+    pub settling_microseconds: u64,
     /// vCPUs that did not stop before the deadline; the dump has no registers of them.
     pub not_stopped: Vec<u32>,
 }
@@ -149,10 +162,12 @@ pub enum Event<'a> {
         #[serde(flatten)]
         seen: &'a PanicSeen,
     },
-    /// The guest panicked and its own crash kernel takes over.
+    /// The guest panicked and is not dumped, as its own crash kernel or dumper takes over.
     CrashLoaded {
-        /// The vCPU that said so.
+        /// The vCPU that panicked.
         vcpu: Option<u32>,
+        /// What takes over.
+        why: &'static str,
     },
     /// All vCPUs are stopped, or the deadline is over.
     Paused {
@@ -263,6 +278,10 @@ impl PanicReport {
 impl fmt::Display for PauseReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} after the panic was seen", Duration::from_micros(self.microseconds))?;
+        if self.settling_microseconds > 0 {
+            let given = Duration::from_micros(self.settling_microseconds);
+            write!(f, ", {given:?} of it given to the kernel to settle")?;
+        }
         match self.not_stopped.as_slice() {
             [] => Ok(()),
             stuck => write!(f, "; CPUs that did not stop: {stuck:?}"),

@@ -39,8 +39,11 @@ impl Observer for Text {
                 tracing::info!(image, memory_mib = memory >> 20, cpus, protocol, boot, "booting");
             }
             Event::Panic { seen } => tracing::info!(source = seen.source, vcpu = seen.vcpu, "guest panicked"),
-            Event::CrashLoaded { vcpu } => {
-                tracing::info!(vcpu, "guest panicked; its own crash kernel takes over, so it is not dumped");
+            Event::CrashLoaded { vcpu, why } => {
+                tracing::info!(
+                    vcpu,
+                    "guest panicked; {why}, so it is not dumped (SIGUSR1 dumps it all the same)"
+                );
             }
             Event::Paused { pause } => tracing::info!("paused {pause}"),
             Event::Dumping { target, length } => {

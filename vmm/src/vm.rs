@@ -10,13 +10,13 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use netdump::vmcore::cpu::{Activity, CpuState};
 use netdump::vmcore::{MemoryError, MemoryRange, PhysicalMemory};
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::BootState;
 use crate::bus::Bus;
 use crate::events::EventSender;
-use crate::memory::{GuestMemory, next_touched};
+use crate::memory::{GuestMemory, next_touched, ranges_of, read};
 use crate::panic::ExitHook;
 use crate::sys;
 use crate::vcpu::{Parked, Vcpu, VcpuHandle, register_kick_handler};
@@ -222,11 +222,7 @@ impl Vm {
         }
         let stopped_at = states.iter().map(|parked| parked.as_ref().map_or(until, |parked| parked.at)).max();
         let cpus = (0..).zip(states).map(|(index, parked)| state_of(index, parked)).collect();
-        let ranges = self
-            .memory
-            .iter()
-            .map(|region| MemoryRange { start: region.start_addr().0, len: region.len() })
-            .collect();
+        let ranges = ranges_of(&self.memory);
         PausedGuest { memory: &self.memory, ranges, cpus, stopped_at: stopped_at.unwrap_or(until) }
     }
 
@@ -297,8 +293,7 @@ impl PhysicalMemory for PausedGuest<'_> {
     }
 
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let len = buf.len();
-        self.memory.read_slice(buf, GuestAddress(address)).map_err(|_| MemoryError::NotInRam { address, len })
+        read(self.memory, address, buf)
     }
 
     fn next_touched(&self, address: u64) -> Option<Range<u64>> {
@@ -313,6 +308,8 @@ impl PhysicalMemory for PausedGuest<'_> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+
+    use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
     use crate::boot::EntryMode;
@@ -362,7 +359,7 @@ mod tests {
             exit_hooks: Arc::new(Vec::new()),
             events,
         };
-        let entry = BootState { entry: PROGRAM, rbx: 0, mode: EntryMode::Protected32 };
+        let entry = BootState { entry: PROGRAM, rbx: 0, rsp: 0, mode: EntryMode::Protected32 };
         VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap()
     }
 
@@ -453,7 +450,7 @@ mod tests {
             exit_hooks: Arc::new(Vec::new()),
             events,
         };
-        let entry = BootState { entry: PROGRAM, rbx: 0, mode: EntryMode::Protected32 };
+        let entry = BootState { entry: PROGRAM, rbx: 0, rsp: 0, mode: EntryMode::Protected32 };
         let mut vm = VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap();
         entered.recv().unwrap();
         let guest = vm.pause(Duration::from_secs(5));

@@ -8,7 +8,7 @@ use crate::freebsd::COMPILED_IN;
 use crate::global::Global;
 use crate::handover::{Environment, Handover, KERNBASE};
 use crate::pages::{self, DMAP, PAGE};
-use crate::variables::{dynamic_kenv, kern_envp, kenvp, md_env_len, md_env_pos, md_envp};
+use crate::variables::{dynamic_kenv, kenvp, kern_envp, md_env_len, md_env_pos, md_envp};
 
 /// FreeBSD's KENV_SIZE: most strings.
 const MAX_STRINGS: u64 = 512;
@@ -51,7 +51,7 @@ fn from_command_line(line: &[u8]) {
         }
         for &byte in token.iter().chain(implied).chain(b"\0") {
             // SAFETY: inside the page, which is this block's.
-            unsafe { pages::at(block).cast::<u8>().add(end).write(byte) };
+            unsafe { pages::at(block).cast::<u8>().wrapping_add(end).write(byte) };
             end += 1;
         }
     }

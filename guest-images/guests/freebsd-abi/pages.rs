@@ -79,7 +79,7 @@ pub fn plain() -> u64 {
 
 /// `count` of them in a row, aligned. Every so often a page is left free between them, so that the sets have holes.
 pub fn plain_run(count: u64, align: u64) -> u64 {
-    let hole = if NEXT.read() / PAGE % 5 == 0 { PAGE } else { 0 };
+    let hole = if (NEXT.read() / PAGE).is_multiple_of(5) { PAGE } else { 0 };
     let start = (NEXT.read() + hole).next_multiple_of(align);
     let end = start + count * PAGE;
     let room = ranges().find(|range| range.contains(&start)).expect("free memory is in a range").end;
@@ -181,7 +181,7 @@ fn make_dump_avail() -> usize {
 fn make_bitmap() {
     let bytes = bits().div_ceil(64) * 8;
     #[cfg(flavour = "12")]
-    crate::variables::vm_page_dump_size.write(bytes.next_multiple_of(PAGE));
+    crate::variables::vm_page_dump_size.write(bytes.next_multiple_of(PAGE) as u32);
     #[cfg(not(flavour = "12"))]
     crate::variables::vm_page_dump_pages.write(bits());
     let count = bytes.div_ceil(PAGE);

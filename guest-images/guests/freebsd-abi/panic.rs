@@ -3,12 +3,12 @@
 
 use core::fmt::{self, Write as _};
 
-use crate::freebsd::{PANIC_FORMAT, PANIC_TEXT, TIME_SECOND};
 use crate::cpus::Cpus;
+use crate::freebsd::{PANIC_FORMAT, PANIC_TEXT, TIME_SECOND};
 use crate::global::Global;
 use crate::variables::{
-    order_debugger, order_delay, order_dump, order_dump_time, order_final, order_message, order_others,
-    order_quiet, order_save, order_stop, order_text,
+    order_after, order_debugger, order_delay, order_dump, order_dump_time, order_final, order_message,
+    order_others, order_quiet, order_save, order_stop, order_text,
 };
 use crate::{c_text, kenv, println, time};
 
@@ -49,21 +49,25 @@ pub fn is_ordered() -> bool {
     kenv::choice("abi.panic", &FINALS) != Final::None
 }
 
-/// Gives the orders, and waits as told.
+/// Gives the orders.
 pub fn order(cpus: &Cpus) {
     let how = kenv::choice("abi.panic", &FINALS);
     order_final.write(if how == Final::Dump { Final::Reset8042 } else { how } as u32);
     order_debugger.write((how == Final::Debugger).into());
-    order_dump.write((how == Final::Dump).into());
-    order_save.write((how == Final::Dump || kenv::is_yes("abi.savectx", false)).into());
+    let has_dumper = how == Final::Dump || kenv::is_yes("abi.dumper", false);
+    order_dump.write(has_dumper.into());
+    order_save.write((has_dumper || kenv::is_yes("abi.savectx", false)).into());
     order_quiet.write(kenv::choice("abi.console", &[("loud", 0), ("quiet", 1)]));
     let others = cpus.running & !(1 << cpus.panicking);
     order_others.write(others.count_ones());
     let stoppable = cpus.user.map_or(others, |user| others & !(1 << user));
     order_stop.write(if kenv::is_yes("abi.stop", true) { stoppable } else { 0 });
+    order_after.write(ticks(kenv::number("abi.after", 0)));
     order_delay.write(ticks(kenv::number("abi.delay", 0)));
-    order_dump_time.write(ticks(kenv::number("abi.dump_ms", 100)));
-    if how == Final::Dump || kenv::is_yes("abi.dumper", false) {
+    if has_dumper {
+        order_dump_time.write(ticks(kenv::number("abi.dump_ms", 100)));
+    }
+    if has_dumper {
         configure_dumper();
     } else {
         no_dumper();
@@ -71,9 +75,6 @@ pub fn order(cpus: &Cpus) {
     write_texts(cpus.panicking);
     if is_ordered() {
         println!("{} CPUs, CPU {} is to panic", cpus.running.count_ones(), cpus.panicking);
-    }
-    if let after @ 1.. = kenv::number("abi.after", 0) {
-        time::wait(after);
     }
 }
 
@@ -118,15 +119,19 @@ impl<const N: usize> fmt::Write for Writer<N> {
     }
 }
 
-/// Ticks of the time-stamp counter in so many milliseconds.
+/// Ticks of the time-stamp counter in so many milliseconds. The host may take the CPU away meanwhile: the shortest of
+/// several samples counts.
 fn ticks(milliseconds: u64) -> u64 {
-    const SAMPLE_MS: u64 = 5;
+    const SAMPLES: u32 = 8;
     if milliseconds == 0 {
         return 0;
     }
-    let before = read_counter();
-    time::wait(SAMPLE_MS);
-    (read_counter() - before) / SAMPLE_MS * milliseconds
+    let sample = |_| {
+        let before = read_counter();
+        time::wait(1);
+        read_counter() - before
+    };
+    (0..SAMPLES).map(sample).min().unwrap_or(0) * milliseconds
 }
 
 fn read_counter() -> u64 {

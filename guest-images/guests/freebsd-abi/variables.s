@@ -33,6 +33,10 @@ absolute dmapend, 0xfffffc0000000000
 
 .bss
 public KPML4phys, 8
+.if {is_12} == 0
+public KPML5phys, 8                     # zero, as is la57: four levels
+public la57, 4
+.endif
 public kernel_vm_end, 8
 public nkpt, 4
 public dmaplimit, 8
@@ -40,7 +44,7 @@ public kernphys, 8
 public dump_avail, 128 * 8
 public vm_page_dump, 8
 .if {is_12}
-public vm_page_dump_size, 8
+public vm_page_dump_size, 4
 .else
 public vm_page_dump_pages, 8
 .endif
@@ -86,6 +90,7 @@ public pattern_pages, 8 + 64 * 24
 # Orders to kernel.s.
 variable order_stop, 8
 variable order_others, 4
+variable order_after, 8
 variable order_delay, 8
 variable order_dump_time, 8
 variable order_debugger, 4

@@ -171,9 +171,6 @@ pub fn open_with(path: &Path, unpack_limit: Option<u64>) -> Result<Core, OpenErr
     if let Some(architecture) = other_minidump(&head) {
         return Err(OpenError::OtherMinidump(architecture));
     }
-    if head.starts_with(ANY_MAGIC) {
-        return Ok(super::minidump::read::open(file)?);
-    }
     if let Some(format) = super::ALL.iter().find(|format| format.recognise(&head)) {
         return format.open(file);
     }

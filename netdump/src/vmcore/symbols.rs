@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use object::elf::{FileHeader64, PT_LOAD, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_FUNC, STT_SECTION};
+use object::elf::{
+    FileHeader64, PF_W, PT_LOAD, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_FUNC, STT_SECTION,
+};
 use object::read::elf::{FileHeader, ProgramHeader, Sym, SymbolTable};
 use object::{Endianness, FileKind};
 use thiserror::Error;
@@ -77,6 +79,14 @@ struct Segment {
     virtual_start: u64,
     physical_start: u64,
     len: u64,
+    writable: bool,
+}
+
+impl Segment {
+    /// How far behind the segment's start an address in it lies.
+    fn offset_of(&self, virtual_address: u64) -> Option<u64> {
+        virtual_address.checked_sub(self.virtual_start).filter(|&offset| offset < self.len)
+    }
 }
 
 impl KernelSymbols {
@@ -112,13 +122,40 @@ impl KernelSymbols {
     ///
     /// A boot loader may have put a relocatable kernel elsewhere; then this is not where it is.
     pub fn physical(&self, virtual_address: u64) -> Option<u64> {
-        self.segments.iter().find_map(|segment| {
-            let offset = virtual_address.checked_sub(segment.virtual_start)?;
-            if offset >= segment.len {
-                return None;
-            }
-            segment.physical_start.checked_add(offset)
-        })
+        self.segments
+            .iter()
+            .find_map(|segment| segment.physical_start.checked_add(segment.offset_of(virtual_address)?))
+    }
+
+    /// Whether an address lies in a part of the image that the kernel may write, its data and bss.
+    pub fn is_writable(&self, virtual_address: u64) -> bool {
+        self.segments.iter().any(|part| part.writable && part.offset_of(virtual_address).is_some())
+    }
+
+    /// The same load map with only these symbols, to keep a few of them at hand.
+    pub fn only(&self, names: &[&str]) -> Self {
+        let wanted = self.symbols.iter().filter(|(name, _)| names.contains(&name.as_ref()));
+        let symbols = wanted.map(|(name, symbol)| (name.clone(), *symbol)).collect();
+        Self { symbols, functions: Vec::new(), segments: self.segments.clone() }
+    }
+
+    /// Whether the file says where its parts are loaded; some `.debug` files do not.
+    pub fn has_load_map(&self) -> bool {
+        !self.segments.is_empty()
+    }
+
+    /// Whether the load map is the same as that of `other`.
+    pub fn has_load_map_of(&self, other: &Self) -> bool {
+        let places = |symbols: &Self| -> Vec<_> {
+            let place = |part: &Segment| (part.virtual_start, part.physical_start, part.len);
+            symbols.segments.iter().map(place).collect()
+        };
+        places(self) == places(other)
+    }
+
+    /// The same symbols with the load map of `other`.
+    pub fn with_load_map_of(self, other: &Self) -> Self {
+        Self { segments: other.segments.clone(), ..self }
     }
 
     /// The function that `address` lies in: the nearest one at or below it, unless it is known to end before.
@@ -141,14 +178,17 @@ impl KernelSymbols {
     }
 }
 
+/// What each name stands for.
+type Names = HashMap<Arc<str>, Symbol>;
+
 fn symbols(
     endian: Endianness,
     table: &SymbolTable<'_, FileHeader64<Endianness>>,
-) -> Result<(HashMap<Arc<str>, Symbol>, Vec<Function>), SymbolsError> {
+) -> Result<(Names, Vec<Function>), SymbolsError> {
     if table.len() > MAX_SYMBOLS {
         return Err(SymbolsError::TooMany(table.len()));
     }
-    let mut symbols: HashMap<Arc<str>, Symbol> = HashMap::new();
+    let mut symbols = Names::new();
     let mut functions = Vec::new();
     let mut names = 0;
     for entry in table.iter() {
@@ -213,6 +253,7 @@ fn segments(
             virtual_start: header.p_vaddr(endian),
             physical_start: header.p_paddr(endian),
             len: header.p_memsz(endian),
+            writable: header.p_flags(endian).contains(PF_W),
         })
         .collect())
 }

@@ -24,13 +24,12 @@ fn deliver_all(peer: &Peer, kind: MessageKind, first: u32, bytes: &[u8]) {
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("room in memory")
 }
 
 /// The names of a server's files, by the index that the core's path tells.
 fn beside(core: &Path, name: &str) -> PathBuf {
-    let host = core.file_name().unwrap().to_str().unwrap().split_once('.').unwrap().1;
+    let host = core.file_name().and_then(|core| core.to_str()?.split_once('.')).expect("KIND.HOST.N").1;
     core.with_file_name(format!("{name}.{}", host.trim_end_matches(".gz")))
 }
 

@@ -5,15 +5,22 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use netdump::vmcore::symbols::KernelSymbols;
-use object::elf::{self, FileHeader64, PT_LOAD, PT_NOTE};
+use object::elf::{self, ELFOSABI_FREEBSD, FileHeader64, PT_LOAD, PT_NOTE};
 use object::endian::Endianness;
 use object::read::elf::{FileHeader, ProgramHeader};
 use thiserror::Error;
+
+use super::symbol_file::{self, SymbolFileError};
 
 /// Largest kernel file: far above any real one, debug information included, far below what would hurt the host.
 const MAX_LEN: u64 = 1 << 30;
 /// Note type of the 32-bit entry of the PVH boot protocol (Xen `public/elfnote.h`, `XEN_ELFNOTE_PHYS32_ENTRY`).
 const XEN_ELFNOTE_PHYS32_ENTRY: elf::NoteType = elf::NoteType(18);
+
+/// Kernels are linked into the upper half of the address space, programs into the lower.
+const KERNEL_HALF: u64 = 1 << 63;
+/// Index of the ABI in an ELF file's identification.
+const EI_OSABI: usize = 7;
 
 /// A kernel that can perhaps be booted: a 64-bit x86 ELF file.
 #[derive(Debug)]
@@ -21,8 +28,7 @@ pub struct KernelImage {
     path: PathBuf,
     bytes: Vec<u8>,
     symbols: KernelSymbols,
-    segments: Vec<Segment>,
-    has_pvh_entry: bool,
+    headers: Headers,
 }
 
 /// A part of the file that goes into memory.
@@ -32,6 +38,12 @@ pub(crate) struct Segment {
     pub(crate) start: u64,
     /// Guest-physical end, zero-filled part included.
     pub(crate) end: u64,
+    /// Virtual start.
+    pub(crate) virtual_start: u64,
+    /// Where its bytes begin in the file.
+    pub(crate) offset: usize,
+    /// How many there are; the rest is zeroes.
+    pub(crate) file_len: usize,
 }
 
 /// Why a file cannot be booted.
@@ -67,7 +79,7 @@ pub enum ImageError {
         len: u64,
     },
     /// It is something that is not booted.
-    #[error("{path} is {what}; this version boots 64-bit x86 ELF kernels with a PVH entry")]
+    #[error("{path} is {what}; this version boots 64-bit x86 ELF kernels")]
     Kind {
         /// The file.
         path: String,
@@ -105,14 +117,15 @@ impl KernelImage {
         if headers.segments.is_empty() {
             return Err(damaged("it has nothing to load".into()));
         }
+        // Else a small file could make loading endless.
+        let loaded =
+            headers.segments.iter().fold(0, |sum: usize, segment| sum.saturating_add(segment.file_len));
+        if loaded > bytes.len() {
+            let len = bytes.len();
+            return Err(damaged(format!("its segments have {loaded} bytes, more than the file's {len}")));
+        }
         let symbols = KernelSymbols::parse(&bytes).map_err(|error| damaged(error.to_string()))?;
-        Ok(Self {
-            path: path.to_owned(),
-            bytes,
-            symbols,
-            segments: headers.segments,
-            has_pvh_entry: headers.has_pvh_entry,
-        })
+        Ok(Self { path: path.to_owned(), bytes, symbols, headers })
     }
 
     /// Where it came from.
@@ -125,20 +138,54 @@ impl KernelImage {
         &self.symbols
     }
 
+    /// Takes the symbols from another file, which must be of this kernel.
+    pub fn take_symbols_from(&mut self, path: &Path) -> Result<(), SymbolFileError> {
+        self.symbols = symbol_file::read(path, &self.path, &self.bytes, &self.symbols)?;
+        Ok(())
+    }
+
+    /// Whether this is a FreeBSD kernel without symbols.
+    pub fn is_stripped_freebsd(&self) -> bool {
+        self.symbols.is_empty() && self.bytes.get(EI_OSABI) == Some(&ELFOSABI_FREEBSD.0)
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     pub(crate) fn segments(&self) -> &[Segment] {
-        &self.segments
+        &self.headers.segments
     }
 
     pub(crate) fn has_pvh_entry(&self) -> bool {
-        self.has_pvh_entry
+        self.headers.has_pvh_entry
+    }
+
+    /// Whether it says that it is FreeBSD's, and its entry is where a kernel is and no program.
+    pub(crate) fn is_freebsd_kernel(&self) -> bool {
+        self.headers.is_freebsd && self.headers.entry >= KERNEL_HALF
+    }
+
+    /// Virtual address of its first instruction.
+    pub(crate) fn entry(&self) -> u64 {
+        self.headers.entry
+    }
+
+    /// What the file has from a symbol on, up to `max` bytes and the end of its segment. `None` without such a symbol,
+    /// or where it is not in the file.
+    pub(crate) fn bytes_at_symbol(&self, name: &str, max: usize) -> Option<&[u8]> {
+        let address = self.symbols.address(name)?;
+        let (segment, at) = self.segments().iter().find_map(|segment| {
+            let at = usize::try_from(address.checked_sub(segment.virtual_start)?).ok()?;
+            (at < segment.file_len).then_some((segment, at))
+        })?;
+        let len = (segment.file_len - at).min(max);
+        let start = segment.offset.checked_add(at)?;
+        self.bytes.get(start..start.checked_add(len)?)
     }
 }
 
-fn read_bounded(path: &Path) -> Result<Vec<u8>, ImageError> {
+pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>, ImageError> {
     let name = || path.display().to_string();
     let read_error = |source| ImageError::Read { path: name(), source };
     let metadata = std::fs::metadata(path).map_err(read_error)?;
@@ -197,10 +244,13 @@ fn is_text(bytes: &[u8]) -> bool {
     head.iter().all(|&b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t' | b'\r' | b'\n' | 0x80..))
 }
 
-/// What the program headers say.
+/// What the ELF header and the program headers say.
+#[derive(Debug)]
 struct Headers {
+    entry: u64,
     segments: Vec<Segment>,
     has_pvh_entry: bool,
+    is_freebsd: bool,
     /// End of the last byte in the file that a segment needs.
     file_end: Option<u64>,
 }
@@ -209,39 +259,53 @@ impl Headers {
     fn read(bytes: &[u8]) -> object::Result<Self> {
         let header = FileHeader64::<Endianness>::parse(bytes)?;
         let endian = header.endian()?;
-        let mut found = Self { segments: Vec::new(), has_pvh_entry: false, file_end: None };
+        let mut found = Self {
+            entry: header.e_entry(endian),
+            segments: Vec::new(),
+            has_pvh_entry: false,
+            is_freebsd: header.e_ident().os_abi == ELFOSABI_FREEBSD,
+            file_end: None,
+        };
         for program in header.program_headers(endian, bytes)? {
             let (offset, file_len) = program.file_range(endian);
             let file_end = offset.saturating_add(file_len);
             match program.p_type(endian) {
                 PT_LOAD if program.p_memsz(endian) > 0 => {
                     let start = program.p_paddr(endian);
-                    let end = start.saturating_add(program.p_memsz(endian).max(file_len));
-                    found.segments.push(Segment { start, end });
+                    found.segments.push(Segment {
+                        start,
+                        end: start.saturating_add(program.p_memsz(endian).max(file_len)),
+                        virtual_start: program.p_vaddr(endian),
+                        offset: usize::try_from(offset).unwrap_or(usize::MAX),
+                        file_len: usize::try_from(file_len).unwrap_or(usize::MAX),
+                    });
                     found.file_end = found.file_end.max(Some(file_end));
                 }
                 PT_NOTE if file_end <= bytes.len() as u64 => {
-                    found.has_pvh_entry |= has_pvh_note(program, endian, bytes)?;
+                    found.read_notes(program, endian, bytes)?;
                 }
                 _ => {}
             }
         }
         Ok(found)
     }
-}
 
-fn has_pvh_note(
-    program: &elf::ProgramHeader64<Endianness>,
-    endian: Endianness,
-    bytes: &[u8],
-) -> object::Result<bool> {
-    let Some(mut notes) = program.notes(endian, bytes)? else { return Ok(false) };
-    while let Some(note) = notes.next()? {
-        if note.name() == b"Xen" && note.n_type(endian) == XEN_ELFNOTE_PHYS32_ENTRY {
-            return Ok(true);
+    fn read_notes(
+        &mut self,
+        program: &elf::ProgramHeader64<Endianness>,
+        endian: Endianness,
+        bytes: &[u8],
+    ) -> object::Result<()> {
+        let Some(mut notes) = program.notes(endian, bytes)? else { return Ok(()) };
+        while let Some(note) = notes.next()? {
+            match note.name() {
+                b"Xen" => self.has_pvh_entry |= note.n_type(endian) == XEN_ELFNOTE_PHYS32_ENTRY,
+                b"FreeBSD" => self.is_freebsd = true,
+                _ => {}
+            }
         }
+        Ok(())
     }
-    Ok(false)
 }
 
 #[cfg(test)]

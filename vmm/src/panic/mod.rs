@@ -1,23 +1,29 @@
 //! Panic sources: the ways in which a guest's panic shows from outside. Each is a file and a line in [`ALL`].
 //!
 //! A source is armed while the machine is built: it puts itself where it can see (a port, the console, the vCPUs' exits,
-//! a signal or a timer) and later sends a [`crate::events::PanicEvent`]. It decides nothing.
+//! a signal or a timer) and later sends a [`crate::events::PanicEvent`], or it is a [`Lookout`] that the event loop
+//! asks. It decides nothing; what follows from all that the sources say is [`inquiry`]'s part.
 
 mod console;
+pub(crate) mod inquiry;
 mod kvm_error;
 mod pvpanic;
 mod request;
 mod triple_fault;
+mod watcher;
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use netdump::freebsd::panic_state::Panicked;
+use netdump::vmcore::KernelSymbols;
 use nix::sys::signal::Signal;
 
 use crate::bus::{Bus, BusError};
 use crate::console::ConsoleWatcher;
 use crate::events::EventSender;
+use crate::memory::GuestMemory;
 use crate::vcpu::Exit;
 
 /// Every source, in the order in which they look at an exit. The names are those of `--panic-source` and the report.
@@ -25,6 +31,7 @@ pub static ALL: &[&dyn PanicSource] = &[
     &pvpanic::Pvpanic,
     &triple_fault::TripleFault,
     &console::Console,
+    &watcher::Watcher,
     &kvm_error::KvmError,
     &request::Request,
 ];
@@ -42,12 +49,20 @@ pub trait PanicSource: Sync + fmt::Debug {
 }
 
 /// What a source may be told by options.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct SourceOptions {
-    /// Dump although the guest says that its own crash kernel takes over.
+    /// Dump although the guest's own crash kernel or dumper takes over.
     pub ignore_crashloaded: bool,
+    /// How long a panicked kernel may take to finish its message and to stop its other CPUs.
+    pub settle: Duration,
     /// Dump after this time, panic or not.
     pub dump_after: Option<Duration>,
+}
+
+impl Default for SourceOptions {
+    fn default() -> Self {
+        Self { ignore_crashloaded: false, settle: Duration::from_millis(250), dump_after: None }
+    }
 }
 
 /// Where sources can put themselves.
@@ -61,10 +76,34 @@ pub struct Places<'a> {
     pub exits: &'a mut Vec<ExitHook>,
     /// Signals and timers of this process.
     pub wakeups: &'a mut Vec<Wakeup>,
+    /// Those that the event loop asks from time to time.
+    pub lookouts: &'a mut Vec<Box<dyn Lookout>>,
+    /// The guest as it will run.
+    pub guest: &'a WatchedGuest<'a>,
     /// The source's options.
     pub options: SourceOptions,
     /// Where to report.
     pub events: &'a EventSender,
+}
+
+/// What a source can know of the guest before it runs.
+#[derive(Debug)]
+pub struct WatchedGuest<'a> {
+    /// Its memory.
+    pub memory: &'a GuestMemory,
+    /// The symbols of its kernel.
+    pub symbols: &'a KernelSymbols,
+    /// How many vCPUs it has.
+    pub cpus: u32,
+}
+
+/// A source that sees the panic in the guest itself, whenever it looks.
+pub trait Lookout: Send + fmt::Debug {
+    /// Name of the source.
+    fn name(&self) -> &'static str;
+
+    /// What the guest's kernel says of its panic; `None` when it has not panicked. The guest may be running.
+    fn look(&mut self) -> Option<Panicked>;
 }
 
 /// Looks at an exit; `Some` if it means a panic.
@@ -120,12 +159,15 @@ pub fn names() -> String {
 mod tests {
     use super::*;
     use crate::events;
+    use crate::memory::{self, MemorySize};
 
     #[test]
     fn every_source_has_a_name_of_its_own_and_arms_beside_the_others() {
         let (sender, _queue) = events::channel().unwrap();
-        let (mut ports, mut console, mut exits, mut wakeups) =
-            (Bus::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut ports, mut console, mut exits, mut wakeups, mut lookouts) =
+            (Bus::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let memory = memory::create(MemorySize::new(2 << 20).unwrap()).unwrap();
+        let guest = WatchedGuest { memory: &memory, symbols: &KernelSymbols::default(), cpus: 1 };
         for source in ALL {
             assert_eq!(ALL.iter().filter(|other| other.name() == source.name()).count(), 1);
             assert!(!source.about().is_empty());
@@ -136,6 +178,8 @@ mod tests {
                     console: &mut console,
                     exits: &mut exits,
                     wakeups: &mut wakeups,
+                    lookouts: &mut lookouts,
+                    guest: &guest,
                     options: SourceOptions::default(),
                     events: &sender,
                 })

@@ -1,0 +1,439 @@
+//! What all sources say of one boot's panic, and when the guest is dumped: at the first sign, but a kernel whose own
+//! words can be read gets a moment to finish its message and to stop its other CPUs, and one that dumps for itself is
+//! left to that.
+//!
+//! ```text
+//! quiet --a sign, and the kernel's words say nothing or are settled--> dump
+//! quiet --a sign, and the kernel is busy with its panic--> waiting --it settles, or the time is over--> dump
+//! quiet, waiting --the kernel has a dumper of its own--> left to the guest
+//! any --the guest ends, panicked and without a dump of its own--> dump
+//! ```
+
+use std::time::{Duration, Instant};
+
+use netdump::freebsd::panic_state::{OwnDump, Panicked};
+
+use super::{Lookout, SourceOptions};
+use crate::events::PanicEvent;
+
+/// How often lookouts look: short beside the time that a person waits for a dump, long beside what a look costs.
+const EVERY: Duration = Duration::from_millis(5);
+
+/// The state of one boot's inquiry.
+#[derive(Debug)]
+pub(crate) struct Inquiry {
+    lookouts: Vec<Box<dyn Lookout>>,
+    options: SourceOptions,
+    next_look: Instant,
+    waiting: Option<Waiting>,
+    left_to_guest: bool,
+    /// Whether a sign came after that.
+    told_of_more: bool,
+    signs: Vec<Sign>,
+}
+
+/// A panic whose kernel is given time.
+#[derive(Debug)]
+struct Waiting {
+    first: PanicEvent,
+    last: Panicked,
+}
+
+/// A source has seen the panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sign {
+    pub(crate) source: &'static str,
+    pub(crate) at: Instant,
+}
+
+/// A panic that is to be dumped.
+#[derive(Debug)]
+pub(crate) struct Finding {
+    /// The first sign of it.
+    pub(crate) event: PanicEvent,
+    /// The first sign of each source, in their order.
+    pub(crate) signs: Vec<Sign>,
+    /// How long the kernel was let run on after the first one.
+    pub(crate) waited: Duration,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Ruling {
+    /// Nothing.
+    GoOn,
+    /// vCPUs that wait after an event run on.
+    RunOn,
+    /// The guest is paused and dumped.
+    Dump(Box<Finding>),
+    /// The guest runs on undumped, as it dumps for itself. This is said once.
+    Leave {
+        /// The vCPU that panicked.
+        vcpu: Option<u32>,
+        /// Why it is left alone.
+        why: &'static str,
+    },
+    /// The guest has ended, and there is nothing to dump.
+    Over,
+}
+
+impl Inquiry {
+    pub(crate) fn new(lookouts: Vec<Box<dyn Lookout>>, options: SourceOptions, now: Instant) -> Self {
+        Self {
+            lookouts,
+            options,
+            next_look: now,
+            waiting: None,
+            left_to_guest: false,
+            told_of_more: false,
+            signs: Vec::new(),
+        }
+    }
+
+    /// When [`look`](Self::look) is next of use.
+    pub(crate) fn next_look(&self) -> Option<Instant> {
+        (!self.lookouts.is_empty() && !self.left_to_guest).then_some(self.next_look)
+    }
+
+    /// Whether the guest's panic was left to the guest itself.
+    pub(crate) fn is_left_to_guest(&self) -> bool {
+        self.left_to_guest
+    }
+
+    /// Whether a panic was seen that has not been dumped.
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.left_to_guest || self.waiting.is_some()
+    }
+
+    /// The guest says, by other means than its memory, that it dumps for itself.
+    pub(crate) fn leave(&mut self) {
+        self.left_to_guest = true;
+    }
+
+    /// Looks at the running guest, when it is time.
+    pub(crate) fn look(&mut self, now: Instant) -> Ruling {
+        if self.next_look().is_none_or(|at| now < at) {
+            return Ruling::GoOn;
+        }
+        self.next_look = now + EVERY;
+        match self.ask(now) {
+            Some((event, seen)) => {
+                let stands = self.waiting.as_ref().is_some_and(|waiting| waiting.last == seen);
+                self.weigh(event, seen, stands, now).unwrap_or(Ruling::GoOn)
+            }
+            // Words that were set and are so no more: the panic was still seen.
+            None => match self.waiting.take() {
+                Some(waiting) if self.is_late(&waiting.first, now) => self.dump(waiting.first, None, now),
+                waiting => {
+                    self.waiting = waiting;
+                    Ruling::GoOn
+                }
+            },
+        }
+    }
+
+    /// A source reports a panic.
+    pub(crate) fn hear(&mut self, event: PanicEvent, now: Instant) -> Ruling {
+        self.note(event.source, event.at);
+        if !event.survivable {
+            let by = event.detail.clone();
+            return self.end(Some(event), &by, now);
+        }
+        if self.left_to_guest {
+            if !std::mem::replace(&mut self.told_of_more, true) {
+                tracing::info!(source = event.source, "left to the guest, which dumps for itself");
+            }
+            return Ruling::RunOn;
+        }
+        match self.ask(now) {
+            Some((_, seen)) => self.weigh(event, seen, true, now).unwrap_or(Ruling::RunOn),
+            None => {
+                let first = self.waiting.take().map_or(event, |waiting| waiting.first);
+                self.dump(first, None, now)
+            }
+        }
+    }
+
+    /// The guest has ended by the means named, and waits: its memory is asked once more.
+    pub(crate) fn ended(&mut self, by: &str, now: Instant) -> Ruling {
+        self.end(None, by, now)
+    }
+
+    fn end(&mut self, event: Option<PanicEvent>, by: &str, now: Instant) -> Ruling {
+        let vcpu = event.as_ref().and_then(|event| event.vcpu);
+        let (word, seen) = self.ask(now).unzip();
+        let has_dumped = seen.as_ref().is_some_and(|seen| seen.own_dump == OwnDump::Over);
+        if has_dumped && !self.options.ignore_crashloaded {
+            self.left_to_guest = true;
+            return Ruling::Over;
+        }
+        // The kernel panicked before it ended, also when only its end was noticed.
+        if let Some(mut first) = self.waiting.take().map(|waiting| waiting.first).or(word) {
+            first.detail = format!("{}; then the guest ended: {by}", first.detail);
+            first.vcpu = first.vcpu.or(vcpu);
+            return self.dump(first, seen, now);
+        }
+        event.map_or(Ruling::Over, |event| self.dump(event, None, now))
+    }
+
+    /// What the kernel's own words say, as an event of the lookout that reads them.
+    fn ask(&mut self, now: Instant) -> Option<(PanicEvent, Panicked)> {
+        let (source, seen) =
+            self.lookouts.iter_mut().find_map(|lookout| Some((lookout.name(), lookout.look()?)))?;
+        self.note(source, now);
+        let event = PanicEvent {
+            source,
+            vcpu: None,
+            at: now,
+            text: None,
+            detail: "the kernel's panicstr is set".into(),
+            survivable: true,
+        };
+        Some((event, seen))
+    }
+
+    fn note(&mut self, source: &'static str, at: Instant) {
+        if !self.signs.iter().any(|sign| sign.source == source) {
+            tracing::debug!(source, "panic seen");
+            self.signs.push(Sign { source, at });
+        }
+    }
+
+    /// A sign of a kernel whose words say how far it is: `None` when it is given more time. `stands` says that its
+    /// message is known to be whole.
+    fn weigh(&mut self, event: PanicEvent, seen: Panicked, stands: bool, now: Instant) -> Option<Ruling> {
+        if let Some(why) = self.own_dump(&seen) {
+            self.left_to_guest = true;
+            self.waiting = None;
+            return Some(Ruling::Leave { vcpu: event.vcpu.or(seen.cpu), why });
+        }
+        let first = match self.waiting.take() {
+            Some(Waiting { first, .. }) => PanicEvent { vcpu: first.vcpu.or(event.vcpu), ..first },
+            None => event,
+        };
+        if (stands && seen.looks_settled()) || self.is_late(&first, now) {
+            return Some(self.dump(first, Some(seen), now));
+        }
+        self.waiting = Some(Waiting { first, last: seen });
+        None
+    }
+
+    fn own_dump(&self, seen: &Panicked) -> Option<&'static str> {
+        let why = match seen.own_dump {
+            OwnDump::None => return None,
+            OwnDump::Configured => "it has a dump device of its own",
+            OwnDump::Running => "it is dumping by itself",
+            OwnDump::Over => "it has dumped by itself",
+        };
+        (!self.options.ignore_crashloaded).then_some(why)
+    }
+
+    fn is_late(&self, first: &PanicEvent, now: Instant) -> bool {
+        now.saturating_duration_since(first.at) >= self.options.settle
+    }
+
+    fn dump(&mut self, mut event: PanicEvent, seen: Option<Panicked>, now: Instant) -> Ruling {
+        if let Some(seen) = seen {
+            if !seen.looks_settled() && event.survivable {
+                event.detail.push_str(", and it was not through with its panic when it was paused");
+            }
+            event.vcpu = event.vcpu.or(seen.cpu);
+            event.text = event.text.or(seen.text);
+        }
+        let mut signs = self.signs.clone();
+        signs.sort_by_key(|sign| sign.at);
+        let waited = now.saturating_duration_since(event.at);
+        Ruling::Dump(Box::new(Finding { event, signs, waited }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// A lookout that says what the test wants.
+    #[derive(Debug, Clone, Default)]
+    struct Words(Arc<Mutex<Option<Panicked>>>);
+
+    impl Lookout for Words {
+        fn name(&self) -> &'static str {
+            "words"
+        }
+
+        fn look(&mut self) -> Option<Panicked> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    struct Bench {
+        words: Words,
+        inquiry: Inquiry,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new(options: SourceOptions) -> Self {
+            let (words, now) = (Words::default(), Instant::now());
+            Self { inquiry: Inquiry::new(vec![Box::new(words.clone())], options, now), words, now }
+        }
+
+        fn say(&self, formatted: bool, others_stopped: bool, own_dump: OwnDump) {
+            let cpu = others_stopped.then_some(3);
+            let text = Some(if formatted { "text" } else { "format" }.to_owned());
+            *self.words.0.lock().unwrap() = Some(Panicked { text, cpu, own_dump, formatted, others_stopped });
+        }
+
+        fn look(&mut self) -> Ruling {
+            self.now += EVERY;
+            self.inquiry.look(self.now)
+        }
+
+        fn hear(&mut self, source: &'static str, survivable: bool) -> Ruling {
+            let event = PanicEvent {
+                source,
+                vcpu: None,
+                at: self.now,
+                text: None,
+                detail: source.into(),
+                survivable,
+            };
+            self.inquiry.hear(event, self.now)
+        }
+    }
+
+    fn bench() -> Bench {
+        Bench::new(SourceOptions::default())
+    }
+
+    fn found(ruling: Ruling) -> Finding {
+        let Ruling::Dump(finding) = ruling else { panic!("not dumped: {ruling:?}") };
+        *finding
+    }
+
+    fn sources(finding: &Finding) -> Vec<&str> {
+        finding.signs.iter().map(|sign| sign.source).collect()
+    }
+
+    #[test]
+    fn a_quiet_kernel_is_looked_at_for_ever_and_ends_without_a_dump() {
+        let mut bench = bench();
+        for _ in 0..1000 {
+            assert!(matches!(bench.look(), Ruling::GoOn));
+        }
+        assert!(matches!(bench.inquiry.ended("reset", bench.now), Ruling::Over));
+        assert!(!bench.inquiry.has_panicked());
+    }
+
+    #[test]
+    fn a_settled_kernel_is_dumped_at_the_second_look() {
+        let mut bench = bench();
+        bench.say(true, true, OwnDump::None);
+        assert!(matches!(bench.look(), Ruling::GoOn));
+        let finding = found(bench.look());
+        assert_eq!((finding.event.source, finding.event.vcpu, finding.waited), ("words", Some(3), EVERY));
+        assert_eq!(finding.event.text.as_deref(), Some("text"));
+    }
+
+    #[test]
+    fn words_that_change_are_waited_for() {
+        let mut bench = bench();
+        bench.say(false, false, OwnDump::None);
+        for _ in 0..3 {
+            assert!(matches!(bench.look(), Ruling::GoOn));
+        }
+        bench.say(true, false, OwnDump::None);
+        assert!(matches!(bench.look(), Ruling::GoOn));
+        bench.say(true, true, OwnDump::None);
+        assert!(matches!(bench.look(), Ruling::GoOn));
+        assert!(!found(bench.look()).event.detail.contains("not through"));
+    }
+
+    #[test]
+    fn a_kernel_that_never_settles_is_dumped_when_its_time_is_over() {
+        let mut bench = bench();
+        bench.say(false, false, OwnDump::None);
+        let mut looks = 0;
+        let finding = loop {
+            looks += 1;
+            if let Ruling::Dump(finding) = bench.look() {
+                break finding;
+            }
+        };
+        assert_eq!(looks, 51, "250 ms after the first");
+        assert!(finding.event.detail.contains("not through"), "{}", finding.event.detail);
+        let mut impatient = Bench::new(SourceOptions { settle: Duration::ZERO, ..SourceOptions::default() });
+        impatient.say(false, false, OwnDump::None);
+        found(impatient.look());
+    }
+
+    #[test]
+    fn a_first_sign_from_elsewhere_waits_for_the_kernel_and_stays_the_first() {
+        let mut bench = bench();
+        bench.say(true, false, OwnDump::None);
+        assert!(matches!(bench.hear("console", true), Ruling::RunOn));
+        bench.say(true, true, OwnDump::None);
+        bench.look();
+        let finding = found(bench.look());
+        assert_eq!((finding.event.source, finding.event.vcpu), ("console", Some(3)));
+        assert_eq!(sources(&finding), ["console", "words"]);
+    }
+
+    #[test]
+    fn a_sign_of_a_settled_or_unknown_kernel_is_dumped_at_once() {
+        let mut settled = bench();
+        settled.say(true, true, OwnDump::None);
+        assert_eq!(found(settled.hear("console", true)).waited, Duration::ZERO);
+        assert_eq!(sources(&found(bench().hear("pvpanic", true))), ["pvpanic"]);
+    }
+
+    #[test]
+    fn a_guest_that_cannot_run_on_is_not_waited_for() {
+        let mut bench = bench();
+        assert_eq!(found(bench.hear("triple-fault", false)).event.source, "triple-fault");
+        let mut panicked = Bench::new(SourceOptions::default());
+        panicked.say(false, false, OwnDump::None);
+        let finding = found(panicked.hear("triple-fault", false));
+        assert_eq!(finding.event.source, "words");
+        assert!(finding.event.detail.contains("triple-fault"), "{}", finding.event.detail);
+    }
+
+    #[test]
+    fn an_end_after_a_panic_is_one_even_while_the_kernel_is_waited_for() {
+        let mut bench = bench();
+        bench.say(true, true, OwnDump::None);
+        assert!(found(bench.inquiry.ended("power-off", bench.now)).event.detail.contains("power-off"));
+        let mut waiting = Bench::new(SourceOptions::default());
+        waiting.say(false, false, OwnDump::None);
+        waiting.look();
+        assert!(waiting.inquiry.has_panicked());
+        found(waiting.inquiry.ended("reset", waiting.now));
+    }
+
+    #[test]
+    fn a_guest_with_a_dumper_is_left_alone_until_it_ends_without_a_dump() {
+        let mut bench = bench();
+        bench.say(false, false, OwnDump::Configured);
+        assert!(matches!(bench.look(), Ruling::Leave { .. }));
+        assert!(matches!(bench.hear("console", true), Ruling::RunOn));
+        assert_eq!(bench.inquiry.next_look(), None);
+        bench.say(true, true, OwnDump::Over);
+        assert!(matches!(bench.inquiry.ended("reset", bench.now), Ruling::Over));
+        assert!(bench.inquiry.is_left_to_guest());
+        for unfinished in [OwnDump::Configured, OwnDump::Running] {
+            bench.say(true, true, unfinished);
+            found(bench.inquiry.ended("reset", bench.now));
+        }
+    }
+
+    #[test]
+    fn a_dumper_does_not_count_if_the_user_says_so() {
+        let mut bench = Bench::new(SourceOptions { ignore_crashloaded: true, ..SourceOptions::default() });
+        for own in [OwnDump::Configured, OwnDump::Running, OwnDump::Over] {
+            bench.say(true, true, own);
+            found(bench.hear("console", true));
+        }
+        found(bench.inquiry.ended("reset", bench.now));
+    }
+}
