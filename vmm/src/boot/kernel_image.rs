@@ -26,6 +26,8 @@ pub struct KernelImage {
     path: PathBuf,
     bytes: Vec<u8>,
     symbols: KernelSymbols,
+    /// The other file that they are from.
+    symbol_file: Option<PathBuf>,
     segments: Vec<Segment>,
     has_pvh_entry: bool,
 }
@@ -115,6 +117,7 @@ impl KernelImage {
             path: path.to_owned(),
             bytes,
             symbols,
+            symbol_file: None,
             segments: headers.segments,
             has_pvh_entry: headers.has_pvh_entry,
         })
@@ -133,7 +136,13 @@ impl KernelImage {
     /// Takes the symbols from another file, which must be of this kernel.
     pub fn take_symbols_from(&mut self, path: &Path) -> Result<(), SymbolFileError> {
         self.symbols = symbol_file::read(path, &self.path, &self.bytes, &self.symbols)?;
+        self.symbol_file = Some(path.to_owned());
         Ok(())
+    }
+
+    /// The file that a debugger wants for the symbols.
+    pub fn file_with_symbols(&self) -> &Path {
+        self.symbol_file.as_deref().unwrap_or(&self.path)
     }
 
     /// Whether this is a FreeBSD kernel without symbols.

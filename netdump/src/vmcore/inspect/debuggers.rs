@@ -11,7 +11,7 @@ const USUAL_KERNEL: &str = "/boot/kernel/kernel";
 const KERNELS_OWN: [&str; 2] = ["minidump", "full"];
 
 /// One command a debugger, ready for a shell; none for a core that they do not read.
-pub(super) fn commands(format: &str, core: &Path, kernel: Option<&Path>) -> Vec<String> {
+pub fn commands(format: &str, core: &Path, kernel: Option<&Path>) -> Vec<String> {
     if !KERNELS_OWN.contains(&format) {
         return Vec::new();
     }

@@ -16,6 +16,7 @@ use super::open::{Core, OpenError, open};
 use super::symbols::KernelSymbols;
 use crate::facts::{self, Backtraces, GuestFacts, KernelState, StateRequest};
 use crate::freebsd::msgbuf;
+pub use debuggers::commands as debugger_commands;
 pub use render::bytes_text;
 pub(super) use render::{counted, plain};
 
