@@ -17,6 +17,8 @@ pub mod offsets {
     pub const TD_ONCPU: usize = 0x6a4;
 }
 
+/// What a virtual address of the image is higher than the physical one.
+pub const KERNBASE: u64 = 0xffff_ffff_8000_0000;
 /// Value of `hz`.
 pub const HZ: u32 = 250;
 /// Value of `time_second`, which stands still: 2023-11-14 22:13:20 UTC.

@@ -9,6 +9,9 @@
 mod contract;
 mod fill_map;
 pub mod freebsd;
+#[cfg(test)]
+mod freebsd_tests;
+mod pattern_pages;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -18,6 +21,7 @@ use thiserror::Error;
 
 pub use contract::*;
 pub use fill_map::{FillMap, FillMapError, first_mismatch};
+pub use pattern_pages::{PatternPage, PatternPagesError};
 
 /// A guest kernel.
 #[derive(Debug, Clone, Copy)]

@@ -80,7 +80,7 @@ impl PackingReport {
         Self {
             unpacked,
             compression: packing.compressor().map(|used| used.to_string()),
-            cipher: None,
+            cipher: packing.encryption().map(|used| used.cipher.to_string()),
             ratio: stored.filter(|&stored| stored > 0).map(|stored| unpacked as f64 / stored as f64),
         }
     }

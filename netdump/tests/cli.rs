@@ -1,4 +1,5 @@
 //! The `netdump` command as its users run it: programs, sockets on loopback, files, signals and exit codes.
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -16,6 +17,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+
+#[path = "cli/encrypted.rs"]
+mod encrypted;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -585,16 +589,22 @@ impl PhysicalMemory for TwoPages {
     }
 }
 
-#[test]
-fn delivered_core_is_verified_and_inspected() {
-    let (dir, files) = (directory(), directory());
+/// An ELF core of two pages.
+fn small_core() -> Vec<u8> {
     let memory = TwoPages([MemoryRange { start: 0x1000, len: 0x2000 }]);
     let notes = CoreNotes::default();
     let guest = StoppedGuest { memory: &memory, symbols: None, notes: &notes };
-    let image = vmcore::format("elf").unwrap().plan(&guest).unwrap().image;
-    let mut core = vec![0; usize::try_from(image.length()).unwrap()];
-    image.read_at(0, &mut core).unwrap();
-    let file = files.path().join("core");
+    let elf = vmcore::format("elf").expect("the format exists");
+    let image = elf.plan(&guest).expect("a plan").image;
+    let mut core = vec![0; usize::try_from(image.length()).expect("a small core")];
+    image.read_at(0, &mut core).expect("inside the core");
+    core
+}
+
+#[test]
+fn delivered_core_is_verified_and_inspected() {
+    let (dir, files) = (directory(), directory());
+    let (core, file) = (small_core(), files.path().join("core"));
     fs::write(&file, &core).unwrap();
 
     let mut server = Server::start(dir.path(), &["--once"]);

@@ -4,10 +4,14 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use harness::fake_kernel::FakeKernel;
-use netdump::facts;
-use netdump::vmcore::{KernelSymbols, OpenError, PhysicalMemory, inspect, open, verify};
+use harness::fake_minidump::FakeMinidump;
+use netdump::facts::{self, Backtraces};
+use netdump::vmcore::{
+    InspectOptions, KernelSymbols, OpenError, PhysicalMemory, inspect, inspect_with, open, verify,
+};
 use proptest::prelude::*;
 
+use super::freebsd_guest::FreeBsd;
 use super::{all_bytes, guest, notes, plan};
 
 /// Does with a file all that the tools do.
@@ -41,6 +45,33 @@ fn use_bytes(bytes: &[u8]) {
 /// A good core, made once.
 static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| all_bytes(&plan(&guest(), &notes())));
 
+/// A good minidump of a kernel with a few threads.
+static GOOD_MINIDUMP: LazyLock<FakeMinidump> = LazyLock::new(|| {
+    let mut guest =
+        FreeBsd::new(&[(7, "sh", &[(100_007, "sh", 0, 1)]), (1, "init", &[(100_001, "init", -1, 2)])]);
+    guest.dumped_by(100_007, 3);
+    let mut minidump = guest.minidump();
+    minidump.messages = b"FreeBSD 14.1-RELEASE #0\npanic: here\n".repeat(50);
+    minidump
+});
+
+/// Does with a FreeBSD core all that the tools do, with its kernel's symbols.
+fn use_freebsd_core(bytes: &[u8]) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vmcore.x.0");
+    std::fs::write(&path, bytes).unwrap();
+    use_file(&path);
+    static SYMBOLS: LazyLock<KernelSymbols> = LazyLock::new(super::freebsd_guest::symbols);
+    let options = InspectOptions {
+        symbols: Some(&SYMBOLS),
+        kernel: None,
+        backtraces: Backtraces::All,
+        unpack_limit: None,
+    };
+    let _ = inspect_with(&path, &options)
+        .map(|inspection| (inspection.to_string(), serde_json::to_string(&inspection)));
+}
+
 /// Bytes before the first byte of memory.
 fn head_len(core: &[u8]) -> usize {
     core.len() - 0x9f000 - 0x4_0000 - 0x4000
@@ -68,8 +99,52 @@ fn every_damaged_byte_of_the_headers_does_no_harm() {
     }
 }
 
+/// Of the good minidump: message buffer, dump_avail, bitmap, page map, pages.
+const MINIDUMP_SECTIONS: [usize; 5] = [0x1000, 0x2000, 0x3000, 0x4000, 0x5000];
+
+#[test]
+fn minidumps_cut_anywhere_do_no_harm() {
+    let core = GOOD_MINIDUMP.image();
+    for section in MINIDUMP_SECTIONS {
+        for len in [section - 1, section, section + 1, section + 0x800] {
+            use_freebsd_core(&core[..len]);
+        }
+    }
+    for len in (0..72).step_by(3) {
+        use_freebsd_core(&core[..len]);
+    }
+}
+
+#[test]
+fn every_damaged_field_of_a_minidumps_header_does_no_harm() {
+    let core = GOOD_MINIDUMP.image();
+    for place in 24..68 {
+        for value in [0, 0xff, core[place] ^ 0x80, core[place] ^ 1] {
+            let mut bad = core.clone();
+            bad[place] = value;
+            use_freebsd_core(&bad);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn damaged_minidumps_do_no_harm(
+        version in 1_u32..4,
+        changes in prop::collection::vec((0_usize..6, 0_usize..0x200, prop_oneof![Just(0_u64), Just(u64::MAX), any::<u64>(), 0_u64..0x100_0000]), 1..12),
+        cut in prop_oneof![3 => Just(usize::MAX), 1 => 0_usize..0x1_0000],
+    ) {
+        let mut bad = FakeMinidump { version, ..GOOD_MINIDUMP.clone() }.image();
+        for (section, place, value) in changes {
+            // The header's fields are few; of a section any word.
+            let start = if section == 0 { 24 + place % 40 } else { MINIDUMP_SECTIONS[section - 1] + 8 * place };
+            bad[start..start + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        bad.truncate(cut);
+        use_freebsd_core(&bad);
+    }
 
     #[test]
     fn damaged_cores_do_no_harm(
@@ -125,8 +200,8 @@ fn refusal(bytes: &[u8]) -> String {
 fn other_files_are_told_by_their_content() {
     for (bytes, what) in [
         (&b""[..], "empty"),
-        (b"minidump FreeBSD/amd64\0\0", "a FreeBSD/amd64 minidump"),
-        (b"minidump FreeBSD/arm64\0\0", "another architecture"),
+        (b"minidump FreeBSD/amd64\0\0", "the minidump ends inside its header"),
+        (b"minidump FreeBSD/arm64\0\0", "a FreeBSD minidump of an arm64 kernel"),
         (b"KDUMP   \x06\0\0\0", "kdump-compressed"),
         (b"makedumpfile\0\0\0\0", "flattened"),
         (b"\x1f\x8b\x08", "gzip"),

@@ -60,14 +60,21 @@ impl FakeGuest {
 
     /// Puts bytes into touched memory.
     pub fn write(&mut self, address: u64, bytes: &[u8]) {
-        for (address, &byte) in (address..).zip(bytes) {
-            let page = address / PAGE * PAGE;
-            if !self.written.contains_key(&page) {
-                let content = (page..page + PAGE).map(|address| self.byte(address)).collect();
-                self.written.insert(page, content);
+        let (mut address, mut rest) = (address, bytes);
+        while !rest.is_empty() {
+            let inside = usize::try_from(address % PAGE).expect("small");
+            let (piece, behind) = rest.split_at(rest.len().min(4096 - inside));
+            let start = address - address % PAGE;
+            if piece.len() == 4096 {
+                self.written.insert(start, piece.to_vec());
+            } else if !self.written.contains_key(&start) {
+                let content = (start..start + PAGE).map(|address| self.byte(address)).collect();
+                self.written.insert(start, content);
             }
-            let page = self.written.get_mut(&page).expect("it was just made");
-            page[usize::try_from(address % PAGE).expect("small")] = byte;
+            let page = self.written.get_mut(&start).expect("it was just made");
+            page[inside..inside + piece.len()].copy_from_slice(piece);
+            address += piece.len() as u64;
+            rest = behind;
         }
     }
 

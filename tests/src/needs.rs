@@ -24,6 +24,12 @@ pub enum Need {
     Readelf,
     /// Unpacker of the recorded session.
     Xz,
+    /// Unpacker of the recorded core.
+    Bzip2,
+    /// The usual gzip.
+    Gzip,
+    /// The usual zstd.
+    Zstd,
     /// An independent implementation of ciphers and RSA.
     Openssl,
     /// The right to mount a tmpfs.
@@ -35,7 +41,7 @@ pub enum Need {
 }
 
 /// Every need with its name in `SKIPPED` lines.
-const NAMES: [(&str, Need); 11] = [
+const NAMES: &[(&str, Need)] = &[
     ("kvm", Need::Kvm),
     ("network", Need::Network),
     ("root", Need::Root),
@@ -43,6 +49,9 @@ const NAMES: [(&str, Need); 11] = [
     ("gdb", Need::Gdb),
     ("readelf", Need::Readelf),
     ("xz", Need::Xz),
+    ("bzip2", Need::Bzip2),
+    ("gzip", Need::Gzip),
+    ("zstd", Need::Zstd),
     ("openssl", Need::Openssl),
     ("mount", Need::Mount),
     ("large-files", Need::LargeFiles),
@@ -71,6 +80,9 @@ impl Need {
             Self::Gdb => has_program("gdb"),
             Self::Readelf => has_program("readelf"),
             Self::Xz => has_program("xz"),
+            Self::Bzip2 => has_program("bzip2"),
+            Self::Gzip => has_program("gzip"),
+            Self::Zstd => has_program("zstd"),
             Self::Openssl => has_program("openssl"),
             Self::Mount => may_mount(),
             Self::LargeFiles => tempfile::tempfile().is_ok_and(|file| file.set_len(1 << 43).is_ok()),

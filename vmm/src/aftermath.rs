@@ -154,7 +154,7 @@ impl Aftermath<'_> {
         let packed = |core: &Path| core.extension().is_some_and(|kind| kind == "gz" || kind == "zst");
         match (core, format) {
             (Some(core), Some(format)) if !packed(core) => {
-                debugger_commands(format, core, Some(self.host.image.file_with_symbols()))
+                debugger_commands(format, core, None, Some(self.host.image.file_with_symbols()))
             }
             _ => Vec::new(),
         }

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, check_path};
-use netdump::stream::CompressOption;
+use netdump::ekcd::Cipher;
+use netdump::stream::{CompressOption, Packing};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
-use vmm::boot::{Handover, KernelImage};
+use vmm::boot::{self, BootProtocol, Handover, KernelImage, Module, ModuleSpec};
 use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, VmConfig, parse_server};
 use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
@@ -54,8 +56,12 @@ pub(crate) struct DemoOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunOptions {
-    /// Kernel to boot: a 64-bit x86 ELF file with a PVH entry.
+    /// Kernel to boot: a FreeBSD/amd64 kernel, or another 64-bit x86 ELF file with a PVH entry.
     image: PathBuf,
+
+    /// How to start it; auto takes the first that fits.
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = boot_protocol, long_help = boot_help())]
+    boot: Boot,
 
     /// Guest RAM, in whole MiB.
     #[arg(long, short, value_name = "SIZE", default_value = "256M")]
@@ -63,12 +69,15 @@ pub(crate) struct RunOptions {
     /// vCPUs.
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     cpus: u8,
-    /// Kernel command line.
+    /// Kernel command line. For FreeBSD: boot flags such as -v, and variables of the kernel environment.
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
     /// Variable of the kernel environment; may be given again.
     #[arg(long = "kernel-env", visible_alias = "kenv", value_name = "NAME=VALUE", value_parser = variable)]
     kernel_env: Vec<(String, String)>,
+    /// Kernel module for a FreeBSD kernel, or any file with its type (such as root.img:md_image); may be given again.
+    #[arg(long = "module", value_name = "FILE[:TYPE]")]
+    modules: Vec<ModuleSpec>,
     /// Host tap behind the guest's network interface; created if absent.
     #[arg(long, value_name = "NAME")]
     tap: Option<InterfaceName>,
@@ -146,6 +155,12 @@ struct NetdumpOptions {
     /// Compress the core: gzip or zstd, with a level as in zstd:3; else the guest's kern.kerneldump_gzlevel, else 6.
     #[arg(long, value_name = "NAME[:LEVEL]")]
     dump_compress: Option<CompressOption>,
+    /// Encrypt the core for the holder of the private key: an RSA public key in PEM.
+    #[arg(long, value_name = "FILE")]
+    dump_pubkey: Option<PathBuf>,
+    /// What encrypts it: chacha20 (otherwise) or aes-cbc, which cannot be used with --dump-compress.
+    #[arg(long, value_name = "NAME", requires = "dump_pubkey", value_parser = cipher())]
+    dump_cipher: Option<Cipher>,
     /// How long one try waits for its ack, in polls of 0.5 ms.
     #[arg(long = "netdump-polls", value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     polls: u32,
@@ -190,6 +205,10 @@ enum OnPanicOption {
     Hold,
 }
 
+/// A boot protocol by its name; none is auto.
+#[derive(Debug, Clone, Copy)]
+struct Boot(Option<&'static dyn BootProtocol>);
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum GuestEnvOption {
     /// It decides what no option does.
@@ -201,8 +220,8 @@ enum GuestEnvOption {
 /// Runs a guest; the exit code.
 pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     check_combinations(&options).unwrap_or_else(|error| error.exit());
-    let vm = vm_config(&options);
-    let dump = dump_config(&options.netdump, &options.image);
+    let vm = vm_config(&options)?;
+    let dump = dump_config(&options.netdump, &options.image)?;
     check_outputs(&options)?;
     let image = kernel(&options)?;
     let host = Host { vm: &vm, dump: &dump, image: &image, report: options.output.report };
@@ -232,12 +251,18 @@ fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
     Ok(image)
 }
 
-fn vm_config(options: &RunOptions) -> VmConfig {
+fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
     let chosen = options.panic.sources.iter().map(|name| name.0).collect::<Vec<_>>();
-    VmConfig {
+    let modules = options.modules.iter().map(Module::read).collect::<Result<_, _>>()?;
+    Ok(VmConfig {
         memory: options.memory,
         cpus: options.cpus,
-        handover: Handover { cmdline: options.cmdline.clone(), environment: options.kernel_env.clone() },
+        boot: options.boot.0,
+        handover: Handover {
+            cmdline: options.cmdline.clone(),
+            environment: options.kernel_env.clone(),
+            modules,
+        },
         tap: options.tap.clone(),
         mac: options.mac,
         sources: if chosen.is_empty() { panic::ALL.to_vec() } else { chosen },
@@ -252,7 +277,7 @@ fn vm_config(options: &RunOptions) -> VmConfig {
             OnPanicOption::Hold => OnPanic::Hold,
         },
         on_reset: if options.no_reboot { OnReset::Exit } else { OnReset::Boot },
-    }
+    })
 }
 
 fn settle(options: &PanicOptions) -> SourceOptions {
@@ -261,10 +286,12 @@ fn settle(options: &PanicOptions) -> SourceOptions {
     SourceOptions { settle, ..default }
 }
 
-fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
+fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpConfig> {
+    let public_key = options.dump_pubkey.as_deref();
+    let packing = Packing::from_options(options.dump_compress, public_key, options.dump_cipher)?;
     let image_name =
         || image.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    DumpConfig {
+    Ok(DumpConfig {
         enabled: !options.no_netdump,
         server: options.server,
         client: options.client,
@@ -277,7 +304,7 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
         },
         allowed_servers: options.allow_server.clone(),
         format: options.dump_format,
-        compress: options.dump_compress,
+        packing,
         polls: options.polls,
         retries: options.retries,
         arp_retries: options.arp_retries,
@@ -285,7 +312,7 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> DumpConfig {
         crash_dir: options.crash_dir.clone(),
         pcap: options.pcap.clone(),
         name: options.name.clone().unwrap_or_else(image_name),
-    }
+    })
 }
 
 /// Finds out before the guest starts, not after it panicked, that a file cannot be written.
@@ -335,6 +362,11 @@ fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
     }
 }
 
+fn cipher() -> impl TypedValueParser<Value = Cipher> {
+    let names = PossibleValuesParser::new(Cipher::ALL.map(Cipher::name));
+    names.map(|name| Cipher::by_name(&name).expect("it is one of their names"))
+}
+
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() && name.chars().all(is_name) => {
@@ -371,6 +403,22 @@ fn dump_format(name: &str) -> Result<FormatChoice, String> {
         let names: Vec<_> = FormatChoice::names().collect();
         format!("there is no core format '{name}'; there are {}", names.join(", "))
     })
+}
+
+fn boot_protocol(name: &str) -> Result<Boot, String> {
+    if name == "auto" {
+        return Ok(Boot(None));
+    }
+    boot::protocol(name).map(|protocol| Boot(Some(protocol))).ok_or_else(|| {
+        let names: Vec<_> = boot::ALL.iter().map(|protocol| protocol.name()).collect();
+        format!("there is no boot protocol '{name}'; there are auto, {}", names.join(", "))
+    })
+}
+
+fn boot_help() -> String {
+    let lines: Vec<_> =
+        boot::ALL.iter().map(|protocol| format!("  {:<7} {}", protocol.name(), protocol.takes())).collect();
+    format!("How to start it; auto takes the first that fits.\n\n{}", lines.join("\n"))
 }
 
 fn sources_help() -> String {

@@ -7,13 +7,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use netdump::client::check_path;
-use netdump::stream::{CompressOption, Compressor, DEFAULT_LEVEL};
+use netdump::stream::Packing;
 use netdump::vmcore::FormatChoice;
 use netdump::wire::message::MAX_PATH;
 use netdump::wire::{MacAddr, SERVER_PORT};
 use thiserror::Error;
 
-use crate::boot::Handover;
+use crate::boot::{BootProtocol, Handover};
 use crate::link::LinkSpec;
 use crate::memory::MemorySize;
 use crate::panic::{PanicSource, SourceOptions};
@@ -26,7 +26,9 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// vCPUs, 1 to [`crate::vm::MAX_CPUS`].
     pub cpus: u8,
-    /// Command line and kernel environment.
+    /// The boot protocol; without one the image decides.
+    pub boot: Option<&'static dyn BootProtocol>,
+    /// Command line, kernel environment and modules.
     pub handover: Handover,
     /// The host's end of the guest's network interface; without one the guest has none.
     pub tap: Option<InterfaceName>,
@@ -92,8 +94,8 @@ pub struct DumpConfig {
     pub allowed_servers: Vec<Cidr>,
     /// Core format.
     pub format: FormatChoice,
-    /// `--dump-compress`.
-    pub compress: Option<CompressOption>,
+    /// `--dump-compress`, `--dump-pubkey` and `--dump-cipher`.
+    pub packing: Packing,
     /// Half-milliseconds that one try waits for its ack.
     pub polls: u32,
     /// Tries after the first.
@@ -188,8 +190,8 @@ pub struct Target {
     pub gateway: Option<Ipv4Addr>,
     /// Directory below the receiver's.
     pub path: Option<String>,
-    /// What compresses the core.
-    pub compressor: Option<Compressor>,
+    /// What becomes of the core on its way.
+    pub packing: Packing,
     /// What the guest asked for and did not get.
     pub refused: Vec<Refused>,
 }
@@ -218,7 +220,7 @@ impl DumpConfig {
             guest_environment: GuestEnvironment::Read,
             allowed_servers: Vec::new(),
             format: FormatChoice::Auto,
-            compress: None,
+            packing: Packing::default(),
             polls: 2000,
             retries: 10,
             arp_retries: 3,
@@ -255,8 +257,8 @@ impl DumpConfig {
         // Host sockets have the host's address and routes, and the embedded receiver is nobody's neighbour.
         let client = client.filter(|_| link != LinkSpec::Udp);
         let gateway = gateway.filter(|_| !matches!(link, LinkSpec::Udp | LinkSpec::Embedded));
-        let compressor = self.compress.map(|option| option.or_level(guest.level(option)));
-        Target { link, server, client, gateway, path, compressor, refused: guest.refused }
+        let packing = guest.packing(self);
+        Target { link, server, client, gateway, path, packing, refused: guest.refused }
     }
 }
 
@@ -325,15 +327,18 @@ impl<'a> GuestWishes<'a> {
 
     /// FreeBSD has one variable for the level of either compressor, and it counts only where the host compresses and
     /// says nothing of the level.
-    fn level(&mut self, option: CompressOption) -> u8 {
+    fn packing(&mut self, config: &DumpConfig) -> Packing {
         const NAME: &str = "kern.kerneldump_gzlevel";
-        let Some(value) = self.variable(NAME).filter(|_| option.is_level_open()) else {
-            return DEFAULT_LEVEL;
-        };
-        option.parse_level(value).unwrap_or_else(|error| {
-            self.refuse(NAME, value, error.to_string());
-            DEFAULT_LEVEL
-        })
+        let packing = config.packing.clone();
+        let option = packing.compress().filter(|option| option.is_level_open());
+        let Some((option, value)) = option.zip(self.variable(NAME)) else { return packing };
+        match option.parse_level(value) {
+            Ok(level) => packing.with_level(level),
+            Err(error) => {
+                self.refuse(NAME, value, error.to_string());
+                packing
+            }
+        }
     }
 
     fn path(&mut self) -> Option<String> {
@@ -447,9 +452,10 @@ mod tests {
     #[test]
     fn the_guest_chooses_a_level_where_the_host_compresses_and_leaves_it_open() {
         let level = |option: Option<&str>, wish: &str| {
-            let config = DumpConfig { compress: option.map(|text| text.parse().unwrap()), ..config() };
+            let packing = Packing::new(option.map(|text| text.parse().unwrap()), None).unwrap();
+            let config = DumpConfig { packing, ..config() };
             let target = target(&config, &[("kern.kerneldump_gzlevel", wish)], false);
-            (target.compressor.map(|used| used.to_string()), target.refused.len())
+            (target.packing.compressor().map(|used| used.to_string()), target.refused.len())
         };
         assert_eq!(level(Some("gzip"), "9"), (Some("gzip:9".into()), 0));
         assert_eq!(level(Some("zstd"), "3"), (Some("zstd:3".into()), 0));

@@ -48,7 +48,8 @@ fn configure(options: &DemoOptions) -> (VmConfig, DumpConfig) {
     let vm = VmConfig {
         memory: options.memory,
         cpus: CPUS,
-        handover: Handover { cmdline: String::new(), environment },
+        boot: None,
+        handover: Handover { environment, ..Default::default() },
         tap: None,
         mac: DEFAULT_MAC,
         sources: panic::ALL.to_vec(),

@@ -7,15 +7,14 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use netdump::ReadAt;
 use netdump::client::ClientConfig;
 use netdump::drive::{self, Dump, Progress};
 use netdump::link::LinkError;
 use netdump::link::pcap::{PcapFile, PcapWriter};
 use netdump::report::{DumpReport, Outcome};
-use netdump::stream::Packing;
 use netdump::vmcore::kdh::AMD64_ARCHITECTURE_VERSION;
 use netdump::vmcore::{CoreNotes, DumpImage, KernelDumpHeader, KernelSymbols, PlanError, StoppedGuest};
-use netdump::{ReadAt, client};
 use thiserror::Error;
 
 use crate::config::{DumpConfig, Target};
@@ -81,9 +80,9 @@ pub(crate) enum DumpError {
          environment"
     )]
     NoClient,
-    /// The client refuses what it was given.
-    #[error("{0}")]
-    Config(#[from] client::ConfigError),
+    /// It cannot be sent as it is configured.
+    #[error(transparent)]
+    Run(#[from] drive::RunError),
 }
 
 /// Dumps the guest. `watch` is told how far it is and how long the core is, and may stop it with a reason.
@@ -115,9 +114,8 @@ impl Job<'_> {
         let memory = guest.guest_memory();
         let mut link = self.open_link(memory)?;
         let config = self.client_config(&mut link)?;
-        let (header, packing) = (self.header(), Packing::new(self.target.compressor));
-        let path = self.target.path.as_deref();
-        let dump = Dump { path, header: &header, image, packing: &packing };
+        let (path, header) = (self.target.path.as_deref(), self.header());
+        let dump = Dump { path, header: &header, image, packing: &self.target.packing };
         let recording = self.config.pcap.as_deref().and_then(recording);
         let mut report = match recording {
             None => drive::run(config, &dump, link.as_link(), watch)?,

@@ -203,13 +203,13 @@ impl Machine {
         }
         let hardware = platform.hardware(host.vm.cpus);
         firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
-        let entry = boot::load(host.image, &host.vm.handover, &memory)?;
-        let protocol = boot::protocol_for(host.image)?.name();
+        let protocol = boot::protocol_for(host.image, host.vm.boot)?;
+        let entry = protocol.load(host.image, &host.vm.handover, &hardware, &memory)?;
         observer.event(&Event::Booting {
             image: &host.image.path().to_string_lossy(),
             memory: host.vm.memory.bytes(),
             cpus: host.vm.cpus,
-            protocol,
+            protocol: protocol.name(),
         });
         let environment = VcpuEnvironment {
             ports: Arc::new(platform.ports),

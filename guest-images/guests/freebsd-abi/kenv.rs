@@ -8,7 +8,7 @@ use crate::freebsd::COMPILED_IN;
 use crate::global::Global;
 use crate::handover::{Environment, Handover, KERNBASE};
 use crate::pages::{self, DMAP, PAGE};
-use crate::variables::{dynamic_kenv, kern_envp, kenvp, md_env_len, md_env_pos, md_envp};
+use crate::variables::{dynamic_kenv, kenvp, kern_envp, md_env_len, md_env_pos, md_envp};
 
 /// FreeBSD's KENV_SIZE: most strings.
 const MAX_STRINGS: u64 = 512;

@@ -64,7 +64,13 @@ fast_syscall_common:
 
 # Only the thread that is told to panic runs this; that of sleepers is in their stacks.
 calls amd64_syscall, sys_abi_panic
-calls sys_abi_panic, panic
+begin sys_abi_panic
+    call wait_for_all
+    mov rdi, [rip + order_after]
+    call tsc_delay
+    call panic
+    ud2
+    finish sys_abi_panic
 
 # --- Threads that sleep: only the return addresses are used -----------------------------------------------------------
 
@@ -182,7 +188,6 @@ begin stop_cpus_hard
 calls panic, vpanic
 
 begin vpanic
-    call wait_for_all
     call stop_cpus_hard
     lea rax, [rip + {panic_format}]
     mov [rip + panicstr], rax

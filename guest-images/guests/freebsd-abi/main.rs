@@ -7,8 +7,10 @@
 //!
 //! Environment:
 //! - `abi.panic`: what the panic ends in. `halt` (default), `spin`, `reset-8042`, `reset-cf9`, `poweroff`, `triple`;
-//!   `ddb` (in the debugger, before any of these), `dump` (the guest's own dumper dumps for `abi.dump_ms`, default 100,
-//!   milliseconds, then it resets by the 8042), `pvpanic` (tells pvpanic, then halts), `none` (no panic; all CPUs idle).
+//!   `ddb` (in the debugger, before any of these), `dump` (as `abi.dumper=yes`, then `reset-8042`), `pvpanic` (tells
+//!   pvpanic, then halts), `none` (no panic; all CPUs idle).
+//! - `abi.end`: with `abi.panic=none`, how the guest ends without a panic: `stay` (default), `reset-8042`, `reset-cf9`
+//!   or `poweroff`.
 //! - `abi.text`: the panic text behind `abi: `, with a space for each `_`.
 //! - `abi.cpu` (default 0): number of the CPU that panics; 0 when there is no such CPU.
 //! - `abi.cpus` (default 1): how many CPUs to wait for, two seconds at most.
@@ -16,8 +18,12 @@
 //! - `abi.delay` (default 0): milliseconds between the raw `panicstr` and the formatted one.
 //! - `abi.stop`: whether the other CPUs are stopped, so that `stoppcbs` and `stopped_cpus` are filled: `yes` (default)
 //!   or `no`, when they stay in `cpu_idle`.
+//! - `abi.dump_ms`: see `abi.dumper`.
 //! - `abi.savectx`: whether `doadump` fills `dumppcb` and `dumptid`: `no` (default; as without a dumper) or `yes`.
-//! - `abi.dumper`: `yes`: a dumper is configured (`dumper_configs` or `dumper` is not empty). `no` is the default.
+//! - `abi.dumper`: `yes`: a dumper is configured (`dumper_configs` or `dumper` is not empty). `doadump` then does what
+//!   `abi.savectx=yes` does, sets `dumping`, and says for `abi.dump_ms` (default 100) milliseconds that it dumps.
+//!   `idle`: it is configured, and `doadump` does nothing, as in a panic from which the kernel comes no further. `no` is
+//!   the default.
 //! - `abi.console`: `quiet`: the panic message goes to the message buffer alone.
 //! - `abi.user`: `yes`: CPU 1 (or 0 when 1 panics) runs a user process on tables that lack most of the kernel half, is
 //!   never stopped, and has its user GS base in place (`swapgs` not done).
@@ -36,12 +42,12 @@
 #![no_std]
 #![no_main]
 
-#[path = "../../src/contract.rs"]
-#[allow(dead_code, reason = "other guests use the rest")]
-mod contract;
 #[path = "../rt/console.rs"]
 #[allow(dead_code, reason = "other guests use the rest")]
 mod console;
+#[path = "../../src/contract.rs"]
+#[allow(dead_code, reason = "other guests use the rest")]
+mod contract;
 mod cpus;
 mod flavour;
 #[path = "../../src/freebsd.rs"]
@@ -102,9 +108,15 @@ extern "C" fn boot(entry: u32, first: u32, second: u32, has_gib_pages: u32) -> !
 }
 
 const VERSION: &str = match flavour::OSRELDATE / 100_000 {
-    14 => "FreeBSD 14.0-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n",
-    13 => "FreeBSD 13.2-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n",
-    _ => "FreeBSD 12.4-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n",
+    14 => {
+        "FreeBSD 14.0-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n"
+    }
+    13 => {
+        "FreeBSD 13.2-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n"
+    }
+    _ => {
+        "FreeBSD 12.4-ABI #0 micro-guest: Tue Nov 14 22:13:20 UTC 2023\n    builder@abi.example.org:/usr/obj/FREEBSD-ABI\n"
+    }
 };
 
 /// A text as C has it: with a NUL behind it.
@@ -136,7 +148,8 @@ fn identity() -> &'static str {
 fn identify() {
     variables::time_second.write(freebsd::TIME_SECOND);
     let start = flavour::PRISON_SIZE - flavour::HOST_NAME_FROM_END;
-    for (i, &byte) in kenv::value("abi.hostname").unwrap_or(freebsd::HOST_NAME).as_bytes().iter().enumerate() {
+    for (i, &byte) in kenv::value("abi.hostname").unwrap_or(freebsd::HOST_NAME).as_bytes().iter().enumerate()
+    {
         variables::prison0.set(start + i, byte);
     }
 }

@@ -181,7 +181,7 @@ fn make_dump_avail() -> usize {
 fn make_bitmap() {
     let bytes = bits().div_ceil(64) * 8;
     #[cfg(flavour = "12")]
-    crate::variables::vm_page_dump_size.write(bytes.next_multiple_of(PAGE));
+    crate::variables::vm_page_dump_size.write(bytes.next_multiple_of(PAGE) as u32);
     #[cfg(not(flavour = "12"))]
     crate::variables::vm_page_dump_pages.write(bits());
     let count = bytes.div_ceil(PAGE);

@@ -1,8 +1,8 @@
 //! Pages with the pattern, of every kind of reach, listed in `pattern_pages`: their number, then kind, virtual and
 //! physical address of each.
 
-use crate::freebsd::Reach;
 use crate::contract::{DEFAULT_SEED, pattern};
+use crate::freebsd::Reach;
 use crate::pages::{self, DMAP, LARGE, PAGE};
 use crate::paging;
 use crate::variables::pattern_pages;

@@ -3,17 +3,17 @@
 
 use crate::contract::{Register, known_register};
 use crate::cpus::Cpus;
-use crate::freebsd::{self, Thread, offsets};
 use crate::flavour::{MAX_CPU, PCB_SIZE};
+use crate::freebsd::{self, Thread, offsets};
 use crate::global::Global;
 use crate::pages::{self, PAGE};
 use crate::paging::{self, Mapped, READ_WRITE, USER};
+use crate::panic;
 use crate::variables::{
     KPML4phys, Launch, allproc, cpu_stacks, cpuid_to_pcpu, fast_syscall_common, fork_trampoline,
     launch_records, mp_maxid, pti_data, pti_data_end, pti_text, sleeping_chain, stoppcbs, stoppcbs_address,
     user_loop,
 };
-use crate::panic;
 
 /// Bytes given to a `struct proc` and a `struct thread`; two fit in a page.
 const STRUCTURE: u64 = 0x800;
@@ -182,8 +182,8 @@ fn sleep(pcb: &Mapped, tid: u32) {
 /// Has a CPU run a thread in the kernel from `rip` on.
 fn run(pcpu: &Mapped, thread: &Running, cpu: u32, cr3: u64, rip: u64) {
     give(pcpu, thread, [KPML4phys.read(), NO_CR3]);
-    let registers =
-        [Register::Rbx, Register::R12, Register::R13, Register::R14, Register::R15].map(|r| known_register(cpu, r));
+    let registers = [Register::Rbx, Register::R12, Register::R13, Register::R14, Register::R15]
+        .map(|r| known_register(cpu, r));
     launch_records.set(
         cpu as usize,
         Launch {

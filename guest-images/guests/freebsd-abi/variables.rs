@@ -2,8 +2,8 @@
 
 use core::arch::global_asm;
 
-use crate::freebsd::{HZ, offsets};
 use crate::flavour;
+use crate::freebsd::{HZ, offsets};
 use crate::global::Global;
 
 /// CPUs there is room for; the others halt at once.
@@ -102,6 +102,7 @@ variables! {
     pattern_pages: [u64; 1 + 64 * 3],
     order_stop: u64,
     order_others: u32,
+    order_after: u64,
     order_delay: u64,
     order_dump_time: u64,
     order_debugger: u32,
@@ -132,7 +133,7 @@ variables! {
 
 #[cfg(flavour = "12")]
 variables! {
-    vm_page_dump_size: u64,
+    vm_page_dump_size: u32,
     zombproc: u64,
     dumper: u64,
     __pcpu: [u8; flavour::MAX_CPU * 4096],

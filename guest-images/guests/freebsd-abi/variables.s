@@ -40,7 +40,7 @@ public kernphys, 8
 public dump_avail, 128 * 8
 public vm_page_dump, 8
 .if {is_12}
-public vm_page_dump_size, 8
+public vm_page_dump_size, 4
 .else
 public vm_page_dump_pages, 8
 .endif
@@ -86,6 +86,7 @@ public pattern_pages, 8 + 64 * 24
 # Orders to kernel.s.
 variable order_stop, 8
 variable order_others, 4
+variable order_after, 8
 variable order_delay, 8
 variable order_dump_time, 8
 variable order_debugger, 4

@@ -30,6 +30,9 @@ pub(super) struct Inspect {
     /// Show the call chains of all threads.
     #[arg(long, requires = "kernel")]
     all_threads: bool,
+    /// Most bytes that a compressed core may unpack to, such as `500G` [default: what its info file says, else 256G].
+    #[arg(long, value_name = "SIZE", value_parser = super::size)]
+    unpack_limit: Option<u64>,
 }
 
 impl Inspect {
@@ -39,6 +42,7 @@ impl Inspect {
             symbols: symbols.as_ref(),
             kernel: self.kernel.as_deref(),
             backtraces: self.backtraces(),
+            unpack_limit: self.unpack_limit,
         };
         let inspection = vmcore::inspect_with(&self.file, &options)
             .with_context(|| format!("inspecting {}", self.file.display()))?;

@@ -86,6 +86,21 @@ fn socket_address(text: &str) -> Result<SocketAddrV4, String> {
         .map_err(|_| "an IPv4 address is wanted, such as 10.0.0.9 or 10.0.0.9:20023".to_owned())
 }
 
+/// Bytes as a number, with K, M, G or T behind it for powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(number.len()..).unwrap_or_default() {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        "T" => 1 << 40,
+        _ => 0,
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).filter(|_| unit > 0);
+    bytes.ok_or_else(|| "a number of bytes is wanted, or one with K, M, G or T behind it".to_owned())
+}
+
 /// Bytes as a person reads them, in MB or B.
 fn megabytes(bytes: u64) -> String {
     if bytes < 1_000_000 { format!("{bytes} B") } else { format!("{:.1} MB", decimal(bytes) / 1e6) }
@@ -110,6 +125,14 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(["0", "7", "2K", "500G", "1T"].map(size), [0, 7, 2048, 500 << 30, 1 << 40].map(Ok));
+        for text in ["", "G", "-1", "1X", "1GB", "17000000T", "1 G"] {
+            assert!(size(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -8,13 +8,15 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use netdump::client::ClientConfig;
 use netdump::drive::{self, Dump};
+use netdump::ekcd::Cipher;
 use netdump::link::pcap::PcapFile;
 use netdump::link::{Link, PcapWriter, UdpLink};
 use netdump::progress::{ProgressStyle, Reporter};
 use netdump::report::{DumpReport, Outcome};
-use netdump::stream::{CompressOption, DEFAULT_LEVEL, Packing};
+use netdump::stream::{CompressOption, Packing};
 use netdump::vmcore::kdh::AMD64_ARCHITECTURE_VERSION;
 use netdump::vmcore::{self, CoreFile, KernelDumpHeader};
 use netdump::wire::CLIENT_PORT;
@@ -45,6 +47,12 @@ pub(super) struct Send {
     /// Compress the core: gzip or zstd, with a level as in zstd:3 (6 otherwise).
     #[arg(long, value_name = "NAME[:LEVEL]")]
     compress: Option<CompressOption>,
+    /// Encrypt the core for the holder of the private key: an RSA public key in PEM.
+    #[arg(long, value_name = "FILE")]
+    pubkey: Option<PathBuf>,
+    /// What encrypts it: chacha20 (otherwise) or aes-cbc, which cannot be used with --compress.
+    #[arg(long, value_name = "NAME", requires = "pubkey", value_parser = cipher())]
+    cipher: Option<Cipher>,
     /// Record what is sent and received.
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
@@ -82,7 +90,7 @@ impl Send {
             deadline: self.deadline.map(Duration::from_secs),
             ..ClientConfig::new(*self.server.ip(), link.local_ip(), link.mac(), link.mtu()?)
         };
-        let packing = Packing::new(self.compress.map(|option| option.or_level(DEFAULT_LEVEL)));
+        let packing = Packing::from_options(self.compress, self.pubkey.as_deref(), self.cipher)?;
         let header = self.header();
         let dump = Dump { path: self.path.as_deref(), header: &header, image: &core, packing: &packing };
 
@@ -133,6 +141,11 @@ impl Send {
             ..KernelDumpHeader::default()
         }
     }
+}
+
+fn cipher() -> impl TypedValueParser<Value = Cipher> {
+    let names = PossibleValuesParser::new(Cipher::ALL.map(Cipher::name));
+    names.map(|name| Cipher::by_name(&name).expect("it is one of their names"))
 }
 
 fn send_over<L: Link>(

@@ -18,6 +18,9 @@ pub(super) struct Verify {
     /// The sender's report, of `vmm run --report` or `netdump send --report`.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Most bytes that a compressed core may unpack to, such as `500G` [default: what its info file says, else 256G].
+    #[arg(long, value_name = "SIZE", value_parser = super::size)]
+    unpack_limit: Option<u64>,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -35,7 +38,7 @@ impl Verify {
             bar.set_length(total);
             bar.set_position(done);
         };
-        let verdict = vmcore::verify(&self.file, report.as_ref(), &mut progress);
+        let verdict = vmcore::verify_with(&self.file, report.as_ref(), self.unpack_limit, &mut progress);
         bar.finish_and_clear();
         let mut out = std::io::stdout().lock();
         if self.json {

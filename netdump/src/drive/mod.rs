@@ -15,11 +15,13 @@ use self::source::{Source, Stream};
 use crate::client::{
     Client, ClientConfig, ClientEvent, ConfigError, CorePlan, DumpPlan, Ending, FailReason, PAYLOAD_AT, Phase,
 };
+use crate::ekcd::{DumpKey, DumpKeyError, StreamCipher, SysRng};
 use crate::link::{Frame, Link, Sent};
 use crate::report::DumpReport;
 use crate::stream::backlog::Backlog;
 use crate::stream::{self, Packing, StreamError};
 use crate::vmcore::KernelDumpHeader;
+use crate::vmcore::kdh::Compression;
 use crate::{ReadAt, ReadError};
 
 /// How often the caller is told, and asked, at most.
@@ -60,6 +62,17 @@ pub struct Dump<'a> {
     pub packing: &'a Packing,
 }
 
+/// Why a dump cannot even begin.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The client refuses what it was given.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no key to encrypt the core with.
+    #[error(transparent)]
+    Key(#[from] DumpKeyError),
+}
+
 /// Sends a dump over `link` and says how it ended; only what can be refused before the first frame is an error.
 ///
 /// `control` is told of the progress ten times a second and at each new phase, and ends the dump by breaking with the
@@ -69,30 +82,37 @@ pub fn run(
     dump: &Dump<'_>,
     link: &mut dyn Link,
     control: &mut dyn FnMut(&Progress) -> ControlFlow<String>,
-) -> Result<DumpReport, ConfigError> {
+) -> Result<DumpReport, RunError> {
     let _span = tracing::info_span!("client", server = %config.server).entered();
     if dump.packing.is_plain() {
-        let core = CorePlan::Known { length: dump.image.length(), header: dump.header().to_bytes() };
+        let core = CorePlan::Known { length: dump.image.length(), header: dump.header(0).to_bytes() };
         let source = Source::Core { image: dump.image, hash: CoreHash::new() };
         return Ok(Drive::new(config, dump.plan(core, None), source, link, control)?.run());
     }
+    let (block, cipher) = dump.key()?.map(|key| (key.block, key.stream)).unzip();
     let backlog = Backlog::default();
     let source = Source::Stream(Stream {
         backlog: &backlog,
         packing: dump.packing,
-        header: dump.header(),
+        header: dump.header(block.as_ref().map_or(0, Vec::len)),
         total: dump.image.length(),
         end: None,
     });
-    let drive = Drive::new(config, dump.plan(CorePlan::Growing, None), source, link, control)?;
-    Ok(run_packing(dump, &backlog, drive))
+    let drive = Drive::new(config, dump.plan(CorePlan::Growing, block), source, link, control)?;
+    Ok(run_packing(dump, cipher, &backlog, drive))
 }
 
 /// Runs a dump while another thread packs the core. The two end together.
-fn run_packing(dump: &Dump<'_>, backlog: &Backlog, drive: Drive<'_>) -> DumpReport {
+fn run_packing(
+    dump: &Dump<'_>,
+    cipher: Option<StreamCipher>,
+    backlog: &Backlog,
+    drive: Drive<'_>,
+) -> DumpReport {
+    let compressor = dump.packing.compressor();
     thread::scope(|scope| {
         let packer = thread::Builder::new().name("pack".into());
-        let packer = packer.spawn_scoped(scope, || stream::pack(dump.image, dump.packing, backlog));
+        let packer = packer.spawn_scoped(scope, || stream::pack(dump.image, compressor, cipher, backlog));
         let packer = packer.map_err(|error| backlog.end(Err(StreamError::Thread(error)))).ok();
         let report = drive.run();
         backlog.abandon();
@@ -107,11 +127,23 @@ impl Dump<'_> {
         DumpPlan { path: self.path.map(str::to_owned), core, key }
     }
 
-    /// The header of a core that is sent as it is.
-    fn header(&self) -> KernelDumpHeader {
+    /// A fresh key for a core that is encrypted.
+    fn key(&self) -> Result<Option<DumpKey>, DumpKeyError> {
+        let encryption = self.packing.encryption();
+        encryption.map(|with| DumpKey::generate(&with.public_key, with.cipher, &mut SysRng)).transpose()
+    }
+
+    /// The header with everything that is known before the core is packed.
+    fn header(&self, key_len: usize) -> KernelDumpHeader {
         let length = self.image.length();
-        let lengths = KernelDumpHeader { dump_length: length, dump_extent: length, ..self.header.clone() };
-        KernelDumpHeader { block_size: stream::BLOCK_SIZE, ..lengths }
+        KernelDumpHeader {
+            dump_length: length,
+            dump_extent: length,
+            block_size: stream::BLOCK_SIZE,
+            compression: self.packing.compressor().map_or(Compression::None, |used| used.method.into()),
+            key_size: u32::try_from(key_len).expect("a key block has a few KiB"),
+            ..self.header.clone()
+        }
     }
 }
 

@@ -8,7 +8,6 @@ use crate::report::PackingReport;
 use crate::stream::backlog::{Backlog, StreamEnd};
 use crate::stream::{Packing, StreamError};
 use crate::vmcore::KernelDumpHeader;
-use crate::vmcore::kdh::Compression;
 use crate::wire::MessageKind;
 use crate::{ReadAt, ReadError};
 
@@ -29,7 +28,7 @@ pub(super) enum Source<'a> {
 pub(super) struct Stream<'a> {
     pub(super) backlog: &'a Backlog,
     pub(super) packing: &'a Packing,
-    /// What is known of the header; its lengths are not, until the stream ends.
+    /// The header but for `dumplength`, which is known when the stream ends.
     pub(super) header: KernelDumpHeader,
     /// Bytes of the core.
     pub(super) total: u64,
@@ -146,10 +145,6 @@ impl Stream<'_> {
     }
 
     fn header(&self, end: &StreamEnd) -> KernelDumpHeader {
-        KernelDumpHeader {
-            dump_length: end.stored,
-            compression: self.packing.compressor().map_or(Compression::None, |used| used.method.into()),
-            ..self.header.clone()
-        }
+        KernelDumpHeader { dump_length: end.stored, ..self.header.clone() }
     }
 }

@@ -25,6 +25,7 @@ struct Stored {
     /// Bytes of the core by offset.
     pieces: BTreeMap<u64, Vec<u8>>,
     header: Vec<u8>,
+    key: Vec<u8>,
 }
 
 /// Answers ARP and acknowledges everything until FINISHED.
@@ -56,6 +57,7 @@ fn serve_some(
                     MessageKind::Vmcore => {
                         drop(stored.pieces.insert(message.offset, message.payload.to_vec()))
                     }
+                    MessageKind::EkcdKey => stored.key.extend_from_slice(message.payload),
                     MessageKind::Kdh => stored.header = message.payload.to_vec(),
                     _ => {}
                 }

@@ -9,6 +9,7 @@
 //! encryption, and AES-CBC with compression is refused by FreeBSD: see [`Cipher::allows_compression`].
 
 mod decrypt;
+pub mod encrypted;
 mod head;
 mod key_block;
 mod names;

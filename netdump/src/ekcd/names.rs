@@ -15,9 +15,15 @@ pub(super) fn followed(core: &Path) -> PathBuf {
     target.unwrap_or_else(|| core.to_owned())
 }
 
-/// The key file of a core that is named as servers name it.
+/// Whether the name says that the core is encrypted.
+pub(super) fn is_encrypted(core: &Path) -> bool {
+    encrypted_rest(core).is_some()
+}
+
+/// The key file of a core that is named as servers name it: also of one named `vmcore.REST`, as netdumpd leaves an
+/// encrypted core whose header never came.
 pub(super) fn key_of(core: &Path) -> Option<PathBuf> {
-    let rest = rest(core)?;
+    let rest = encrypted_rest(core).or_else(|| core.file_name()?.to_str()?.strip_prefix("vmcore."))?;
     let base = ENDINGS.iter().find_map(|ending| rest.strip_suffix(ending)).unwrap_or(rest);
     let key = core.with_file_name(format!("key.{base}"));
     let incomplete = core.with_file_name(format!("key.{base}.incomplete"));
@@ -26,10 +32,16 @@ pub(super) fn key_of(core: &Path) -> Option<PathBuf> {
 
 /// What the decrypted core is to be named.
 pub(super) fn plain_of(core: &Path) -> Option<PathBuf> {
-    Some(core.with_file_name(format!("vmcore.{}", rest(core)?)))
+    Some(core.with_file_name(format!("vmcore.{}", encrypted_rest(core)?)))
 }
 
-fn rest(core: &Path) -> Option<&str> {
+/// The encrypted core that a core named `vmcore.REST` may have been decrypted from.
+pub(super) fn encrypted_of(core: &Path) -> Option<PathBuf> {
+    let rest = core.file_name()?.to_str()?.strip_prefix("vmcore.")?;
+    Some(core.with_file_name(format!("vmcore_encrypted.{rest}")))
+}
+
+fn encrypted_rest(core: &Path) -> Option<&str> {
     core.file_name()?.to_str()?.strip_prefix("vmcore_encrypted.")
 }
 

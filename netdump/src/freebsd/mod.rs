@@ -6,9 +6,13 @@
 //! Reference: FreeBSD `sys/kern`, `sys/amd64/amd64`, `sys/amd64/include`; readers: libkvm, libfbsdvmcore.
 
 pub mod backtrace;
+pub mod contexts;
+pub mod dump_avail;
 pub mod layout;
 pub mod msgbuf;
 pub mod panic_state;
+pub mod pcb;
+pub mod pcpu;
 pub mod threads;
 
 use crate::vmcore::kernel_memory::KernelMemory;
@@ -18,9 +22,17 @@ use crate::vmcore::{KernelSymbols, PhysicalMemory};
 /// Any of these makes a kernel FreeBSD's, or one that keeps its conventions.
 const TELLING_SYMBOLS: [&str; 5] = ["kenvp", "dynamic_kenv", "md_envp", "kern_envp", "proc_off_p_pid"];
 
+/// What a kernel needs to dump itself as FreeBSD/amd64 does: any of these tells that it can.
+const DUMPING_SYMBOLS: [&str; 3] = ["dump_avail", "vm_page_dump", "KPML4phys"];
+
 /// Whether a kernel with these symbols is FreeBSD's, or keeps its conventions.
 pub fn is_freebsd(symbols: &KernelSymbols) -> bool {
     TELLING_SYMBOLS.iter().any(|name| symbols.address(name).is_some())
+}
+
+/// Whether it also dumps itself in FreeBSD's formats: so people expect these of a dump from outside.
+pub fn dumps_as_freebsd(symbols: &KernelSymbols) -> bool {
+    is_freebsd(symbols) && DUMPING_SYMBOLS.iter().any(|name| symbols.address(name).is_some())
 }
 
 /// The kernel's memory, by way of its own page tables, then of whatever a stopped CPU uses.

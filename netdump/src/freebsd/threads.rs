@@ -7,9 +7,13 @@
 //! them may have been seen from outside: then the virtual CPU's registers count.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
 use super::backtrace::backtrace;
+use super::pcb::CORE_LEN;
+use super::pcpu::{Pcpu, Pcpus};
 use crate::facts::{Backtraces, KernelState, RegisterSource, StateRequest, ThreadFacts, ThreadRegisters};
+use crate::vmcore::CpuState;
 use crate::vmcore::kernel_memory::KernelMemory;
 
 /// Most processes and most threads that are followed. FreeBSD itself ends at 99,999 processes, far beyond what fits
@@ -22,9 +26,7 @@ const NAME_LEN: usize = 20;
 const MAX_OFFSET: u32 = 1 << 16;
 /// No kernel has more CPUs (`MAXCPU` is 256, or 1024 in later ones).
 const MAX_CPUS: u32 = 1 << 14;
-/// Bytes of `struct pcb` that are read: r15, r14, r13, r12, rbp, rsp, rbx, rip. Also the least that `pcb_size` may be.
-const PCB_LEN: usize = 64;
-const MAX_PCB_SIZE: u32 = 1 << 16;
+const PCB_SIZES: RangeInclusive<u32> = 64..=1 << 16;
 
 /// All threads of the kernel into `state`, with the call chains that are asked for.
 pub fn gather(kernel: &KernelMemory<'_>, request: StateRequest, state: &mut KernelState) {
@@ -58,8 +60,9 @@ fn crashed(contexts: &Contexts, request: StateRequest, threads: &[ThreadFacts]) 
     let find = |is: &dyn Fn(&ThreadFacts) -> bool| threads.iter().find(|thread| is(thread)).map(|t| t.tid);
     let dumped = contexts.dumped_thread.and_then(|tid| find(&|thread| thread.tid == tid));
     dumped.or_else(|| {
-        let cpu = request.panic_cpu?;
-        find(&|thread| thread.cpu == Some(cpu))
+        let cpu = contexts.seen.iter().find(|cpu| Some(cpu.index) == request.panic_cpu)?;
+        let current = cpu.thread.and_then(|address| find(&|thread| thread.address == address));
+        current.or_else(|| find(&|thread| thread.cpu == Some(cpu.number)))
     })
 }
 
@@ -191,6 +194,17 @@ struct Contexts {
     dumped_thread: Option<u32>,
     dump_pcb: Option<u64>,
     stopped: Option<StoppedCpus>,
+    seen: Vec<SeenCpu>,
+}
+
+/// A virtual CPU whose registers are known from outside.
+struct SeenCpu {
+    index: u32,
+    /// The kernel's number of it.
+    number: u32,
+    /// Address of the thread that it runs, where its per-CPU data tells.
+    thread: Option<u64>,
+    registers: ThreadRegisters,
 }
 
 /// `stoppcbs`: the first of `count` elements of `stride` bytes.
@@ -208,6 +222,7 @@ impl Contexts {
             dumped_thread: kernel.int("dumptid").filter(|&tid| tid != 0),
             dump_pcb: kernel.symbols().address("dumppcb"),
             stopped: StoppedCpus::read(kernel),
+            seen: seen_cpus(kernel),
         }
     }
 
@@ -229,7 +244,10 @@ impl Contexts {
             let saved = pcb(kernel, self.stopped.as_ref()?.pcb(kernel, cpu)?)?;
             Some((RegisterSource::StoppedCpu(cpu), saved))
         };
-        let seen = || Some((RegisterSource::VirtualCpu(cpu), virtual_cpu(kernel, cpu)?));
+        let seen = || {
+            let seen = self.seen.iter().find(|seen| seen.number == cpu)?;
+            Some((RegisterSource::VirtualCpu(seen.index), seen.registers))
+        };
         stopped().or_else(seen).or_else(|| own(RegisterSource::Stale))
     }
 }
@@ -239,7 +257,7 @@ impl StoppedCpus {
     fn read(kernel: &KernelMemory<'_>) -> Option<Self> {
         let symbols = kernel.symbols();
         let (address, size) = (symbols.address("stoppcbs")?, symbols.size("stoppcbs")?);
-        let stride = kernel.int("pcb_size").filter(|size| (PCB_LEN as u32..=MAX_PCB_SIZE).contains(size))?;
+        let stride = kernel.int("pcb_size").filter(|size| PCB_SIZES.contains(size))?;
         let stride = u64::from(stride);
         let (first, count) = if size == 8 {
             (kernel.read_u64(address).filter(|&array| array != 0)?, MAX_CPUS)
@@ -267,7 +285,7 @@ impl StoppedCpus {
 
 /// The registers in the `struct pcb` at `address`; `None` when nobody saved any there.
 fn pcb(kernel: &KernelMemory<'_>, address: u64) -> Option<ThreadRegisters> {
-    let mut bytes = [0; PCB_LEN];
+    let mut bytes = [0; CORE_LEN];
     kernel.read(address, &mut bytes)?;
     let (words, _) = bytes.as_chunks::<8>();
     let [r15, r14, r13, r12, rbp, rsp, rbx, rip] = std::array::from_fn(|i| u64::from_le_bytes(words[i]));
@@ -275,16 +293,30 @@ fn pcb(kernel: &KernelMemory<'_>, address: u64) -> Option<ThreadRegisters> {
     (registers != ThreadRegisters::default()).then_some(registers)
 }
 
-fn virtual_cpu(kernel: &KernelMemory<'_>, cpu: u32) -> Option<ThreadRegisters> {
-    let r = kernel.physical().cpus().iter().find(|state| state.index == cpu)?.registers.as_ref()?;
-    Some(ThreadRegisters {
-        rip: r.rip,
-        rsp: r.rsp,
-        rbp: r.rbp,
-        rbx: r.rbx,
-        r12: r.r12,
-        r13: r.r13,
-        r14: r.r14,
-        r15: r.r15,
-    })
+/// The virtual CPUs with the kernel's own numbers, which its per-CPU data tells. Where it does not, the numbers are
+/// taken to be the same.
+fn seen_cpus(kernel: &KernelMemory<'_>) -> Vec<SeenCpu> {
+    let cpus = kernel.physical().cpus();
+    if cpus.is_empty() {
+        return Vec::new();
+    }
+    let pcpus = Pcpus::read(kernel);
+    let seen = |cpu: &CpuState| {
+        let r = cpu.registers.as_ref()?;
+        let own = pcpus.of(kernel, r);
+        let registers = ThreadRegisters {
+            rip: r.rip,
+            rsp: r.rsp,
+            rbp: r.rbp,
+            rbx: r.rbx,
+            r12: r.r12,
+            r13: r.r13,
+            r14: r.r14,
+            r15: r.r15,
+        };
+        let number = own.and_then(|own| u32::try_from(own.cpu).ok()).unwrap_or(cpu.index);
+        let thread = own.and_then(|own: Pcpu| own.current_thread(kernel));
+        Some(SeenCpu { index: cpu.index, number, thread, registers })
+    };
+    cpus.iter().filter_map(seen).collect()
 }

@@ -448,7 +448,8 @@ fn key_data_and_header_may_come_in_any_order_and_again() {
 #[test]
 fn compressed_or_encrypted_core_with_a_gap_is_not_complete() {
     let gzip = kdh(20, Compression::Gzip);
-    let cases: [(&[u8; 512], &[(u64, &[u8])], &str); 5] = [
+    type Piece<'a> = (u64, &'a [u8]);
+    let cases: [(&[u8; 512], &[Piece<'_>], &str); 5] = [
         (&gzip, &[(0, b"0123456789")], "10B of the core never came, the first at 0xa-0x14"),
         (&gzip, &[(0, b"01234"), (7, b"78901234567890")], "2B of the core never came, the first at 0x5-0x7"),
         (&gzip, &[], "20B of the core never came, the first at 0x0-0x14"),

@@ -93,14 +93,14 @@ pub enum ParseCompressError {
 }
 
 impl CompressOption {
-    /// Which compressor.
-    pub fn method(self) -> Method {
-        self.method
-    }
-
     /// Whether the option leaves the level open.
     pub fn is_level_open(self) -> bool {
         self.level.is_none()
+    }
+
+    /// The same with this level where none was given.
+    pub(super) fn with_level(self, level: u8) -> Self {
+        Self { level: self.level.or(Some(level)), ..self }
     }
 
     /// Reads a level of this option's compressor.
@@ -110,7 +110,7 @@ impl CompressOption {
     }
 
     /// The compressor, with this level where the option leaves it open.
-    pub fn or_level(self, level: u8) -> Compressor {
+    pub(super) fn or_level(self, level: u8) -> Compressor {
         Compressor { method: self.method, level: self.level.unwrap_or(level) }
     }
 }

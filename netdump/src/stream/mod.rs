@@ -15,6 +15,7 @@
 pub(crate) mod backlog;
 mod compressor;
 mod gzip;
+mod packing;
 mod seal;
 mod source;
 mod zstd;
@@ -24,7 +25,9 @@ use std::num::NonZero;
 
 use self::backlog::{Abandoned, Backlog};
 pub use self::compressor::{CompressOption, Compressor, DEFAULT_LEVEL, Method, ParseCompressError};
+pub use self::packing::{Encryption, Packing, PackingError};
 use self::seal::Sealer;
+use crate::ekcd::StreamCipher;
 use crate::{ReadAt, ReadError};
 
 /// Block size of a netdump (FreeBSD `netdump_client.c`): streams are padded to it.
@@ -33,29 +36,6 @@ pub const BLOCK_SIZE: u32 = 4096;
 const READ_SIZE: usize = 256 << 10;
 /// Compressing threads at most: more would cost memory and be faster than the network.
 const MAX_THREADS: usize = 4;
-
-/// What becomes of a core on its way.
-#[derive(Debug, Clone, Default)]
-pub struct Packing {
-    compressor: Option<Compressor>,
-}
-
-impl Packing {
-    /// Compresses.
-    pub fn new(compressor: Option<Compressor>) -> Self {
-        Self { compressor }
-    }
-
-    /// Whether the core is sent as it is.
-    pub fn is_plain(&self) -> bool {
-        self.compressor.is_none()
-    }
-
-    /// How the core is compressed.
-    pub fn compressor(&self) -> Option<Compressor> {
-        self.compressor
-    }
-}
 
 /// Why a core could not be packed.
 #[derive(Debug, thiserror::Error)]
@@ -90,10 +70,15 @@ impl From<Abandoned> for StreamError {
 }
 
 /// Packs a core into `backlog`, in this thread and others that end before it returns. The backlog is told of the end.
-pub(crate) fn pack(image: &(dyn ReadAt + Sync), packing: &Packing, backlog: &Backlog) {
+pub(crate) fn pack(
+    image: &(dyn ReadAt + Sync),
+    compressor: Option<Compressor>,
+    cipher: Option<StreamCipher>,
+    backlog: &Backlog,
+) {
     let _told = TellOfPanic(backlog);
-    let mut sealer = Sealer::new(backlog);
-    let packed = match packing.compressor {
+    let mut sealer = Sealer::new(backlog, cipher);
+    let packed = match compressor {
         None => copy(image, &mut sealer),
         Some(Compressor { method: Method::Gzip, level }) => {
             gzip::compress(image, level, threads(), &mut sealer)
@@ -102,8 +87,7 @@ pub(crate) fn pack(image: &(dyn ReadAt + Sync), packing: &Packing, backlog: &Bac
             zstd::compress(image, level, threads(), &mut sealer)
         }
     };
-    let is_exact = packing.compressor.is_some();
-    backlog.end(packed.and_then(|()| Ok(sealer.finish(is_exact)?)));
+    backlog.end(packed.and_then(|()| Ok(sealer.finish(compressor.is_some())?)));
 }
 
 /// The core as it is, for the cipher.

@@ -3,6 +3,7 @@
 
 use super::BLOCK_SIZE;
 use super::backlog::{Abandoned, Backlog, StreamEnd};
+use crate::ekcd::StreamCipher;
 
 /// What is handed over at a time: as much as FreeBSD's dumper writes at once (`maxiosize` of netdump). Whole blocks.
 const PIECE: usize = 64 << 10;
@@ -11,6 +12,7 @@ const PIECE: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Sealer<'b> {
     backlog: &'b Backlog,
+    cipher: Option<StreamCipher>,
     piece: Vec<u8>,
     /// Bytes of the stream before `piece`.
     position: u64,
@@ -21,9 +23,9 @@ pub(super) struct Sealer<'b> {
 
 impl<'b> Sealer<'b> {
     /// At the beginning of a stream.
-    pub(super) fn new(backlog: &'b Backlog) -> Self {
+    pub(super) fn new(backlog: &'b Backlog, cipher: Option<StreamCipher>) -> Self {
         let piece = Vec::with_capacity(PIECE);
-        Self { backlog, piece, position: 0, packed: 0, hasher: blake3::Hasher::new() }
+        Self { backlog, cipher, piece, position: 0, packed: 0, hasher: blake3::Hasher::new() }
     }
 
     /// Appends bytes, by which `packed` bytes of the core are packed. Waits when nobody takes them.
@@ -55,6 +57,9 @@ impl<'b> Sealer<'b> {
 
     /// Encrypts the piece and hands it over; the first `stored` bytes of it will be stored.
     fn hand_over(&mut self, stored: usize) -> Result<(), Abandoned> {
+        if let Some(cipher) = &mut self.cipher {
+            cipher.apply(&mut self.piece).expect("a piece consists of whole blocks");
+        }
         self.hasher.update(&self.piece[..stored]);
         self.backlog.push(&self.piece, self.packed)?;
         self.position += self.piece.len() as u64;

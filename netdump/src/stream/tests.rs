@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::backlog::StreamEnd;
 use super::*;
+use crate::ekcd::{Cipher, Direction, IV_LEN, KEY_MATERIAL, KeyMaterial};
 
 /// A core with holes, which read as zeros.
 #[derive(Debug)]
@@ -51,10 +52,10 @@ impl ReadAt for Core {
 }
 
 /// The whole stream, padding included, taken in pieces of at most `take` bytes.
-fn stream(core: &Core, packing: &Packing, take: usize) -> (Vec<u8>, StreamEnd) {
+fn stream(core: &Core, packing: &Packing, cipher: Option<StreamCipher>, take: usize) -> (Vec<u8>, StreamEnd) {
     let backlog = Backlog::default();
     std::thread::scope(|scope| {
-        scope.spawn(|| pack(core, packing, &backlog));
+        scope.spawn(|| pack(core, packing.compressor(), cipher, &backlog));
         let mut stream = Vec::new();
         loop {
             backlog.wait_for_news(stream.len() as u64, Duration::from_secs(10));
@@ -74,12 +75,12 @@ fn stream(core: &Core, packing: &Packing, take: usize) -> (Vec<u8>, StreamEnd) {
 }
 
 fn compressed(method: Method, level: u8) -> Packing {
-    Packing::new(Some(Compressor { method, level }))
+    Packing::new(Some(format!("{method}:{level}").parse().unwrap()), None).unwrap()
 }
 
 /// The stream without its padding, which must be what it should.
 fn stored(core: &Core, packing: &Packing, take: usize) -> Vec<u8> {
-    let (mut stream, end) = stream(core, packing, take);
+    let (mut stream, end) = stream(core, packing, None, take);
     assert_eq!((end.sent, end.sent % u64::from(BLOCK_SIZE)), (stream.len() as u64, 0));
     let padding = stream.split_off(usize::try_from(end.stored).unwrap());
     assert!(padding.len() < BLOCK_SIZE as usize && padding.iter().all(|&byte| byte == 0));
@@ -123,6 +124,35 @@ fn header_and_trailer_of_gzip_are_freebsds() {
     assert_eq!(file[..9], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0]);
     let trailer = [crc32fast::hash(&core.bytes).to_le_bytes(), 300_000_u32.to_le_bytes()].concat();
     assert_eq!(file[file.len() - 8..], trailer);
+}
+
+fn cipher(cipher: Cipher, direction: Direction) -> StreamCipher {
+    StreamCipher::new(cipher, &KeyMaterial::new([5; KEY_MATERIAL]), &[6; IV_LEN], direction)
+}
+
+#[test]
+fn what_is_encrypted_is_the_packed_core_with_its_padding() {
+    let core = Core::new(&[(5000, 300_001, 4)], 10);
+    let cases = [
+        (Packing::default(), Cipher::Aes256Cbc),
+        (Packing::default(), Cipher::ChaCha20),
+        (compressed(Method::Gzip, 6), Cipher::ChaCha20),
+        (compressed(Method::Zstd, 6), Cipher::ChaCha20),
+    ];
+    for (packing, with) in cases {
+        let (plain, plain_end) = stream(&core, &packing, None, 100_000);
+        let (mut encrypted, end) = stream(&core, &packing, Some(cipher(with, Direction::Encrypt)), 100_000);
+        assert_eq!((end.stored, end.sent), (plain_end.stored, plain_end.sent));
+        let stored = &encrypted[..usize::try_from(end.stored).unwrap()];
+        assert_eq!(end.blake3, blake3::hash(stored).to_hex().to_string());
+        assert_ne!(encrypted[encrypted.len() - 16..], [0; 16], "the padding is encrypted too");
+        cipher(with, Direction::Decrypt).apply(&mut encrypted).unwrap();
+        assert!(encrypted == plain);
+        if packing.compressor().is_none() {
+            assert_eq!((end.stored, end.sent), (307_200, 307_200), "whole blocks");
+            assert!(encrypted[..305_011] == core.bytes && encrypted[305_011..] == [0; 2189]);
+        }
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
+use super::unpack::Packed;
 use crate::{ReadAt, ReadError};
 
 /// A regular file of known length. It may be sparse: holes are told from data without being read.
@@ -16,6 +17,8 @@ use crate::{ReadAt, ReadError};
 pub struct CoreFile {
     file: File,
     length: u64,
+    /// When `file` is a temporary one with what was packed in the core's own.
+    packed: Option<Packed>,
 }
 
 impl CoreFile {
@@ -32,7 +35,17 @@ impl CoreFile {
         }
         let file = File::open(path)?;
         let length = file.metadata()?.len();
-        Ok(Self { file, length })
+        Ok(Self { file, length, packed: None })
+    }
+
+    /// What was unpacked of a compressed core.
+    pub(super) fn of_packed(file: File, packed: Packed) -> Self {
+        Self { file, length: packed.unpacked, packed: Some(packed) }
+    }
+
+    /// How the core was packed, if this is not the file itself but what it unpacks to.
+    pub fn packed(&self) -> Option<&Packed> {
+        self.packed.as_ref()
     }
 
     /// Length in bytes when it was opened.

@@ -35,6 +35,8 @@ pub struct InfoFile {
     pub panic_string: Option<String>,
     /// What became of the header's parity check: "Pass" or "Fail".
     pub parity: Option<String>,
+    /// Length of the core unpacked, in bytes, as the header has it (not netdumpd's key).
+    pub dump_extent: Option<u64>,
     /// How much of an incomplete dump did not arrive (not netdumpd's key).
     pub missing: Option<String>,
     /// How the dump ended, such as "Dump complete".
@@ -66,7 +68,7 @@ impl InfoFile {
             dump_from: client.map(|client| client.trim().to_owned()),
             architecture: first("Architecture"),
             architecture_version: first("Architecture Version"),
-            dump_length: first("Dump Length").and_then(|length| length.split('B').next()?.parse().ok()),
+            dump_length: first("Dump Length").and_then(bytes),
             block_size: first("Blocksize"),
             compression: first("Compression"),
             dump_time: first("Dumptime"),
@@ -74,6 +76,7 @@ impl InfoFile {
             version_string: first("Version String"),
             panic_string: first("Panic String"),
             parity: last("Header Parity Check"),
+            dump_extent: last("Dump Extent").and_then(bytes),
             missing: last("Missing"),
             ending: text.lines().rev().find(is_ending).map(|line| line.trim().to_owned()),
         }
@@ -92,6 +95,12 @@ pub fn beside(core: &Path) -> Option<PathBuf> {
     let rest = name.strip_prefix("vmcore.").or_else(|| name.strip_prefix("vmcore_encrypted."))?;
     let endings = std::iter::successors(Some(rest), |rest| rest.rsplit_once('.').map(|(front, _)| front));
     endings.map(|rest| core.with_file_name(format!("info.{rest}"))).find(|info| info.is_file())
+}
+
+/// The number before a "B".
+#[expect(clippy::needless_pass_by_value, reason = "for and_then")]
+fn bytes(text: String) -> Option<u64> {
+    text.split('B').next()?.parse().ok()
 }
 
 fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
@@ -116,6 +125,13 @@ mod tests {
         assert_eq!(info.version_string.as_deref(), Some("FreeBSD 14"));
         assert_eq!((info.panic_string.as_deref(), info.parity.as_deref()), (Some("bad: trap"), Some("Pass")));
         assert!(info.is_complete());
+    }
+
+    #[test]
+    fn length_unpacked_is_what_the_server_said_last() {
+        let server = "  Panic String: x\n    Dump Extent: 1B\n  Client: 10.0.0.2:20024\n  Dump Extent: 8192B, its length unpacked\n";
+        assert_eq!(InfoFile::parse(server).dump_extent, Some(8192));
+        assert_eq!(InfoFile::parse(INFO).dump_extent, None);
     }
 
     #[test]

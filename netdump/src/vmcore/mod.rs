@@ -7,6 +7,7 @@
 mod core_file;
 pub mod cpu;
 pub mod elf;
+pub mod full;
 pub mod image;
 pub mod info;
 pub mod inspect;
@@ -17,9 +18,11 @@ pub mod minidump;
 pub mod notes;
 mod open;
 pub mod paging;
+pub mod raw;
 mod stopped;
 mod storage;
 pub mod symbols;
+pub mod unpack;
 pub mod verify;
 
 pub use core_file::CoreFile;
@@ -31,10 +34,10 @@ pub use kdh::KernelDumpHeader;
 pub use kernel_memory::KernelMemory;
 pub use memory::{KernelMap, MemoryError, MemoryRange, PhysicalMemory};
 pub use notes::CoreNotes;
-pub use open::{Core, OpenError, Piece, PieceContent, open};
+pub use open::{Core, OpenError, Piece, PieceContent, open, open_with};
 pub use stopped::{AUTO, FormatChoice, PlannedCore, StoppedGuest};
 pub use symbols::{CodePlace, KernelSymbols, SymbolsError};
-pub use verify::{Verdict, verify};
+pub use verify::{Verdict, verify, verify_with};
 
 use paging::PAGE_SIZE;
 
@@ -58,7 +61,7 @@ pub trait DumpFormat: Sync + std::fmt::Debug {
 }
 
 /// All formats, in the order in which they are tried for a guest that they suit.
-pub static ALL: &[&dyn DumpFormat] = &[&elf::Elf];
+pub static ALL: &[&dyn DumpFormat] = &[&minidump::MinidumpFormat, &full::Full, &elf::Elf, &raw::Raw];
 
 /// The format of this name.
 pub fn format(name: &str) -> Option<&'static dyn DumpFormat> {
@@ -76,6 +79,29 @@ pub enum PlanError {
         /// The format's limit.
         most: usize,
     },
+    /// A format whose content only the kernel's variables tell.
+    #[error("a minidump needs the symbols of the guest's FreeBSD kernel: give an unstripped kernel file")]
+    NoSymbols,
+    /// `KPML4phys` is missing, not filled, or names no RAM.
+    #[error("the kernel's page tables cannot be found by its symbol KPML4phys")]
+    NoKernelTables,
+    /// Tables that are not the kernel's: another kernel's symbols, or damage.
+    #[error("the page tables at {root:#x}, which KPML4phys names, do not map the kernel's own variables")]
+    NotKernelTables {
+        /// Guest-physical address of the PML4.
+        root: u64,
+    },
+    /// More memory than a header can describe the bitmap of.
+    #[error("a guest of {pages} pages is too large for a minidump")]
+    TooMuchMemory {
+        /// Pages up to the end of RAM.
+        pages: u64,
+    },
+    /// A kernel that keeps its memory elsewhere.
+    #[error(
+        "the kernel's address space (kva_layout) is not the one with 4-level page tables that is known here"
+    )]
+    UnknownLayout,
     /// A range that is empty, not on page boundaries, out of order, or wraps around.
     #[error("RAM range {start:#x} + {len:#x} is empty, out of order or not on page boundaries")]
     Range {

@@ -14,6 +14,8 @@ use super::minidump::header::ANY_MAGIC;
 use super::minidump::read::{Minidump, MinidumpError};
 use super::notes::{CoreNotes, NotesProblem, ParsedNotes};
 use super::storage::{FilePart, Storage};
+use super::unpack::{self, UnpackError};
+use crate::ekcd::encrypted;
 
 /// Bytes that are enough to tell a format.
 const HEAD_LEN: usize = 4096;
@@ -24,8 +26,8 @@ const OTHER_FILES: &[(&[u8], &str)] = &[
     (b"KDUMP   ", "a kdump-compressed core of Linux"),
     (b"DISKDUMP", "a diskdump core of Linux"),
     (b"makedumpfile\0", "a flattened makedumpfile core of Linux"),
-    (b"\x1f\x8b", "a gzip stream, such as a compressed core"),
-    (b"\x28\xb5\x2f\xfd", "a zstd frame, such as a compressed core"),
+    (b"\x1f\x8b", "a gzip stream inside of another"),
+    (b"\x28\xb5\x2f\xfd", "a zstd frame inside of another"),
     (b"\xfd7zXZ\0", "an xz file"),
     (b"BZh", "a bzip2 file"),
     (b"Dump from ", "the info file of a dump, not its core"),
@@ -63,6 +65,20 @@ pub enum OpenError {
     /// A damaged minidump.
     #[error(transparent)]
     Minidump(#[from] MinidumpError),
+    /// An encrypted core.
+    #[error(
+        "this core is encrypted ({sign}); `netdump decrypt --key PRIVATE.pem {}` makes one that can be read",
+        path.display()
+    )]
+    Encrypted {
+        /// The core.
+        path: PathBuf,
+        /// What tells.
+        sign: encrypted::Sign,
+    },
+    /// A compressed core that cannot be unpacked.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
 }
 
 /// One part of a core file, as its headers describe it.
@@ -134,19 +150,26 @@ pub struct Core {
     parsed: ParsedNotes,
 }
 
-/// Opens a core file, whatever its name: the format is told by its content.
+/// Opens a core file, whatever its name: the format is told by its content. A compressed one is unpacked first.
 pub fn open(path: &Path) -> Result<Core, OpenError> {
+    open_with(path, None)
+}
+
+/// [`open`], and of a compressed core at most `unpack_limit` bytes instead of the usual limit.
+pub fn open_with(path: &Path, unpack_limit: Option<u64>) -> Result<Core, OpenError> {
     let failed = |source| OpenError::File { path: path.to_owned(), source };
     let file = CoreFile::open(path).map_err(failed)?;
     if file.length() == 0 {
         return Err(OpenError::Empty);
     }
     let head = file.read_up_to(0, HEAD_LEN).map_err(failed)?;
+    if let Some(sign) = encrypted::sign(path, &head) {
+        return Err(OpenError::Encrypted { path: path.to_owned(), sign });
+    }
+    let file = unpack::unpacked(path, file, unpack_limit)?;
+    let head = file.read_up_to(0, HEAD_LEN).map_err(failed)?;
     if let Some(architecture) = other_minidump(&head) {
         return Err(OpenError::OtherMinidump(architecture));
-    }
-    if head.starts_with(ANY_MAGIC) {
-        return Ok(super::minidump::read::open(file)?);
     }
     if let Some(format) = super::ALL.iter().find(|format| format.recognise(&head)) {
         return format.open(file);

@@ -178,14 +178,17 @@ impl KernelSymbols {
     }
 }
 
+/// What each name stands for.
+type Names = HashMap<Arc<str>, Symbol>;
+
 fn symbols(
     endian: Endianness,
     table: &SymbolTable<'_, FileHeader64<Endianness>>,
-) -> Result<(HashMap<Arc<str>, Symbol>, Vec<Function>), SymbolsError> {
+) -> Result<(Names, Vec<Function>), SymbolsError> {
     if table.len() > MAX_SYMBOLS {
         return Err(SymbolsError::TooMany(table.len()));
     }
-    let mut symbols: HashMap<Arc<str>, Symbol> = HashMap::new();
+    let mut symbols = Names::new();
     let mut functions = Vec::new();
     let mut names = 0;
     for entry in table.iter() {

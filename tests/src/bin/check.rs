@@ -13,12 +13,14 @@ use anyhow::{Context, bail, ensure};
 use harness::needs::Need;
 
 /// Debian packages whose programs the tests use, with one program of each.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("iproute2", "ip"),
     ("tshark", "tshark"),
     ("gdb", "gdb"),
     ("binutils", "readelf"),
     ("xz-utils", "xz"),
+    ("gzip", "gzip"),
+    ("zstd", "zstd"),
     ("openssl", "openssl"),
 ];
 

@@ -2,3 +2,6 @@
 //! descriptions. They are for tests, so anything odd is an error.
 
 pub mod elf;
+pub mod freebsd;
+pub mod full;
+pub mod minidump;

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use netdump::vmcore::symbols::KernelSymbols;
-use object::elf::{self, FileHeader64, PT_LOAD, PT_NOTE};
+use object::elf::{self, ELFOSABI_FREEBSD, FileHeader64, PT_LOAD, PT_NOTE};
 use object::endian::Endianness;
 use object::read::elf::{FileHeader, ProgramHeader};
 use thiserror::Error;
@@ -17,9 +17,8 @@ const MAX_LEN: u64 = 1 << 30;
 /// Note type of the 32-bit entry of the PVH boot protocol (Xen `public/elfnote.h`, `XEN_ELFNOTE_PHYS32_ENTRY`).
 const XEN_ELFNOTE_PHYS32_ENTRY: elf::NoteType = elf::NoteType(18);
 
-/// Index of the ABI in an ELF file's identification.
-const EI_OSABI: usize = 7;
-
+/// Kernels are linked into the upper half of the address space, programs into the lower.
+const KERNEL_HALF: u64 = 1 << 63;
 /// A kernel that can perhaps be booted: a 64-bit x86 ELF file.
 #[derive(Debug)]
 pub struct KernelImage {
@@ -28,8 +27,7 @@ pub struct KernelImage {
     symbols: KernelSymbols,
     /// The other file that they are from.
     symbol_file: Option<PathBuf>,
-    segments: Vec<Segment>,
-    has_pvh_entry: bool,
+    headers: Headers,
 }
 
 /// A part of the file that goes into memory.
@@ -39,6 +37,12 @@ pub(crate) struct Segment {
     pub(crate) start: u64,
     /// Guest-physical end, zero-filled part included.
     pub(crate) end: u64,
+    /// Virtual start.
+    pub(crate) virtual_start: u64,
+    /// Where its bytes begin in the file.
+    pub(crate) offset: usize,
+    /// How many there are; the rest is zeroes.
+    pub(crate) file_len: usize,
 }
 
 /// Why a file cannot be booted.
@@ -74,7 +78,7 @@ pub enum ImageError {
         len: u64,
     },
     /// It is something that is not booted.
-    #[error("{path} is {what}; this version boots 64-bit x86 ELF kernels with a PVH entry")]
+    #[error("{path} is {what}; this version boots 64-bit x86 ELF kernels")]
     Kind {
         /// The file.
         path: String,
@@ -112,15 +116,15 @@ impl KernelImage {
         if headers.segments.is_empty() {
             return Err(damaged("it has nothing to load".into()));
         }
+        // Else a small file could make loading endless.
+        let loaded =
+            headers.segments.iter().fold(0, |sum: usize, segment| sum.saturating_add(segment.file_len));
+        if loaded > bytes.len() {
+            let len = bytes.len();
+            return Err(damaged(format!("its segments have {loaded} bytes, more than the file's {len}")));
+        }
         let symbols = KernelSymbols::parse(&bytes).map_err(|error| damaged(error.to_string()))?;
-        Ok(Self {
-            path: path.to_owned(),
-            bytes,
-            symbols,
-            symbol_file: None,
-            segments: headers.segments,
-            has_pvh_entry: headers.has_pvh_entry,
-        })
+        Ok(Self { path: path.to_owned(), bytes, symbols, symbol_file: None, headers })
     }
 
     /// Where it came from.
@@ -147,7 +151,7 @@ impl KernelImage {
 
     /// Whether this is a FreeBSD kernel without symbols.
     pub fn is_stripped_freebsd(&self) -> bool {
-        self.symbols.is_empty() && self.bytes.get(EI_OSABI) == Some(&elf::ELFOSABI_FREEBSD.0)
+        self.symbols.is_empty() && self.is_freebsd_kernel()
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -155,11 +159,34 @@ impl KernelImage {
     }
 
     pub(crate) fn segments(&self) -> &[Segment] {
-        &self.segments
+        &self.headers.segments
     }
 
     pub(crate) fn has_pvh_entry(&self) -> bool {
-        self.has_pvh_entry
+        self.headers.has_pvh_entry
+    }
+
+    /// Whether it says that it is FreeBSD's, and its entry is where a kernel is and no program.
+    pub(crate) fn is_freebsd_kernel(&self) -> bool {
+        self.headers.is_freebsd && self.headers.entry >= KERNEL_HALF
+    }
+
+    /// Virtual address of its first instruction.
+    pub(crate) fn entry(&self) -> u64 {
+        self.headers.entry
+    }
+
+    /// What the file has from a symbol on, up to `max` bytes and the end of its segment. `None` without such a symbol,
+    /// or where it is not in the file.
+    pub(crate) fn bytes_at_symbol(&self, name: &str, max: usize) -> Option<&[u8]> {
+        let address = self.symbols.address(name)?;
+        let (segment, at) = self.segments().iter().find_map(|segment| {
+            let at = usize::try_from(address.checked_sub(segment.virtual_start)?).ok()?;
+            (at < segment.file_len).then_some((segment, at))
+        })?;
+        let len = (segment.file_len - at).min(max);
+        let start = segment.offset.checked_add(at)?;
+        self.bytes.get(start..start.checked_add(len)?)
     }
 }
 
@@ -222,10 +249,13 @@ fn is_text(bytes: &[u8]) -> bool {
     head.iter().all(|&b| b.is_ascii_graphic() || matches!(b, b' ' | b'\t' | b'\r' | b'\n' | 0x80..))
 }
 
-/// What the program headers say.
+/// What the ELF header and the program headers say.
+#[derive(Debug)]
 struct Headers {
+    entry: u64,
     segments: Vec<Segment>,
     has_pvh_entry: bool,
+    is_freebsd: bool,
     /// End of the last byte in the file that a segment needs.
     file_end: Option<u64>,
 }
@@ -234,39 +264,53 @@ impl Headers {
     fn read(bytes: &[u8]) -> object::Result<Self> {
         let header = FileHeader64::<Endianness>::parse(bytes)?;
         let endian = header.endian()?;
-        let mut found = Self { segments: Vec::new(), has_pvh_entry: false, file_end: None };
+        let mut found = Self {
+            entry: header.e_entry(endian),
+            segments: Vec::new(),
+            has_pvh_entry: false,
+            is_freebsd: header.e_ident().os_abi == ELFOSABI_FREEBSD,
+            file_end: None,
+        };
         for program in header.program_headers(endian, bytes)? {
             let (offset, file_len) = program.file_range(endian);
             let file_end = offset.saturating_add(file_len);
             match program.p_type(endian) {
                 PT_LOAD if program.p_memsz(endian) > 0 => {
                     let start = program.p_paddr(endian);
-                    let end = start.saturating_add(program.p_memsz(endian).max(file_len));
-                    found.segments.push(Segment { start, end });
+                    found.segments.push(Segment {
+                        start,
+                        end: start.saturating_add(program.p_memsz(endian).max(file_len)),
+                        virtual_start: program.p_vaddr(endian),
+                        offset: usize::try_from(offset).unwrap_or(usize::MAX),
+                        file_len: usize::try_from(file_len).unwrap_or(usize::MAX),
+                    });
                     found.file_end = found.file_end.max(Some(file_end));
                 }
                 PT_NOTE if file_end <= bytes.len() as u64 => {
-                    found.has_pvh_entry |= has_pvh_note(program, endian, bytes)?;
+                    found.read_notes(program, endian, bytes)?;
                 }
                 _ => {}
             }
         }
         Ok(found)
     }
-}
 
-fn has_pvh_note(
-    program: &elf::ProgramHeader64<Endianness>,
-    endian: Endianness,
-    bytes: &[u8],
-) -> object::Result<bool> {
-    let Some(mut notes) = program.notes(endian, bytes)? else { return Ok(false) };
-    while let Some(note) = notes.next()? {
-        if note.name() == b"Xen" && note.n_type(endian) == XEN_ELFNOTE_PHYS32_ENTRY {
-            return Ok(true);
+    fn read_notes(
+        &mut self,
+        program: &elf::ProgramHeader64<Endianness>,
+        endian: Endianness,
+        bytes: &[u8],
+    ) -> object::Result<()> {
+        let Some(mut notes) = program.notes(endian, bytes)? else { return Ok(()) };
+        while let Some(note) = notes.next()? {
+            match note.name() {
+                b"Xen" => self.has_pvh_entry |= note.n_type(endian) == XEN_ELFNOTE_PHYS32_ENTRY,
+                b"FreeBSD" => self.is_freebsd = true,
+                _ => {}
+            }
         }
+        Ok(())
     }
-    Ok(false)
 }
 
 #[cfg(test)]

@@ -2,9 +2,17 @@
 //!
 //! A protocol writes into guest memory and returns the boot CPU's state as plain data; it never sees a vCPU.
 
+mod elf_tables;
+mod freebsd;
+mod kenv;
 mod kernel_image;
+mod modinfo;
+mod module;
 mod pvh;
+mod space;
 mod symbol_file;
+#[cfg(test)]
+mod test_kernel;
 
 use std::fmt;
 
@@ -13,17 +21,22 @@ use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
 pub use kernel_image::{ImageError, KernelImage};
+pub use module::{Module, ModuleError, ModuleSpec, ParseModuleError};
 pub use symbol_file::SymbolFileError;
 
 use crate::memory::GuestMemory;
+use crate::x86_64::firmware::Hardware;
 
-/// Every protocol, in the order in which they are tried.
-pub static ALL: &[&dyn BootProtocol] = &[&pvh::Pvh];
+/// Every protocol, in the order in which they are tried. FreeBSD's own comes first, as it passes the environment whole.
+pub static ALL: &[&dyn BootProtocol] = &[&freebsd::Native, &pvh::Pvh];
 
 /// A way to start a kernel.
 pub trait BootProtocol: Sync + fmt::Debug {
     /// Its name in options and messages.
     fn name(&self) -> &'static str;
+
+    /// What it starts, for help and messages.
+    fn takes(&self) -> &'static str;
 
     /// Whether this image can be started so.
     fn recognises(&self, image: &KernelImage) -> bool;
@@ -33,6 +46,7 @@ pub trait BootProtocol: Sync + fmt::Debug {
         &self,
         image: &KernelImage,
         with: &Handover,
+        hardware: &Hardware,
         memory: &GuestMemory,
     ) -> Result<BootState, BootError>;
 }
@@ -44,6 +58,8 @@ pub struct Handover {
     pub cmdline: String,
     /// The kernel environment, in order.
     pub environment: Vec<(String, String)>,
+    /// Kernel modules and other files, in order.
+    pub modules: Vec<Module>,
 }
 
 /// The boot CPU's state at the kernel's first instruction, where it differs from power-on.
@@ -53,6 +69,8 @@ pub struct BootState {
     pub entry: u64,
     /// What RBX points at.
     pub rbx: u64,
+    /// The stack pointer.
+    pub rsp: u64,
     /// Control registers, segments and tables.
     pub mode: EntryMode,
 }
@@ -62,12 +80,15 @@ pub struct BootState {
 pub enum EntryMode {
     /// 32-bit protected mode, flat, paging off, interrupts off (PVH).
     Protected32,
+    /// 64-bit mode with the page tables of FreeBSD's loader, interrupts off.
+    FreebsdLong,
 }
 
 impl BootState {
     pub(crate) fn apply(&self, sregs: &mut kvm_sregs) {
         match self.mode {
             EntryMode::Protected32 => pvh::apply_protected_mode(sregs),
+            EntryMode::FreebsdLong => freebsd::apply_long_mode(sregs),
         }
     }
 }
@@ -77,11 +98,88 @@ impl BootState {
 pub enum BootError {
     /// No protocol fits.
     #[error(
-        "{image} is an ELF kernel without a PVH entry (a Xen note of type 18), and this version boots no other kind"
+        "{image} is an ELF file without a PVH entry (a Xen note of type 18) and no FreeBSD kernel: nothing here can boot it"
     )]
     NoProtocol {
         /// The file.
         image: String,
+    },
+    /// The protocol that was asked for does not fit.
+    #[error("{image} cannot be booted by --boot {protocol}, which takes {takes}")]
+    WrongProtocol {
+        /// The file.
+        image: String,
+        /// The protocol's name.
+        protocol: &'static str,
+        /// What it is for.
+        takes: &'static str,
+    },
+    /// The protocol has no way to hand modules over.
+    #[error("--boot {protocol} cannot hand modules to {image}")]
+    NoModules {
+        /// The file.
+        image: String,
+        /// The protocol's name.
+        protocol: &'static str,
+    },
+    /// A module cannot be handed over.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    /// FreeBSD's first page tables do not reach it.
+    #[error(
+        "{image} and what it is handed need memory up to {needed:#x}; FreeBSD starts within the first GiB"
+    )]
+    BeyondMap {
+        /// The file.
+        image: String,
+        /// Where the last of it would end.
+        needed: u64,
+    },
+    /// A segment is not where a FreeBSD kernel finds it.
+    #[error(
+        "{image} has a segment of virtual address {virtual_start:#x} at physical address {start:#x}; a FreeBSD kernel \
+         has its segments at their virtual address less 0xffffffff80000000"
+    )]
+    Misplaced {
+        /// The file.
+        image: String,
+        /// Virtual start.
+        virtual_start: u64,
+        /// Physical start.
+        start: u64,
+    },
+    /// The entry is in no segment.
+    #[error("{image} begins at {at:#x}, where it has nothing to load")]
+    Entry {
+        /// The file.
+        image: String,
+        /// Virtual address of the entry.
+        at: u64,
+    },
+    /// The symbol tables contradict themselves.
+    #[error("reading the symbol tables of {image}")]
+    Symbols {
+        /// The file.
+        image: String,
+        /// What is wrong with them.
+        #[source]
+        source: object::Error,
+    },
+    /// A letter of the command line that is no boot flag.
+    #[error(
+        "-{flag} on the command line is no boot flag of FreeBSD: those are -a -C -d -D -g -h -m -p -r -s -S -v"
+    )]
+    Flag {
+        /// The letter.
+        flag: char,
+    },
+    /// More variables than the kernel keeps.
+    #[error("the kernel environment has {count} variables, the kernel keeps {max}")]
+    TooManyVariables {
+        /// How many there are.
+        count: usize,
+        /// The limit.
+        max: usize,
     },
     /// The kernel is larger than the guest's memory.
     #[error("{image} needs guest memory up to {needed:#x} ({} MiB), the guest has {available:#x}: give it more with --memory", needed.div_ceil(1 << 20))]
@@ -140,15 +238,69 @@ pub enum BootError {
     },
 }
 
-/// Loads `image` by the first protocol that recognises it.
-pub fn load(image: &KernelImage, with: &Handover, memory: &GuestMemory) -> Result<BootState, BootError> {
-    let protocol = protocol_for(image)?;
-    tracing::debug!(protocol = protocol.name(), image = %image.path().display(), "loading");
-    protocol.load(image, with, memory)
+/// The protocol for an image: the one that was asked for, else the first that recognises it.
+pub fn protocol_for(
+    image: &KernelImage,
+    asked: Option<&'static dyn BootProtocol>,
+) -> Result<&'static dyn BootProtocol, BootError> {
+    let name = || image.path().display().to_string();
+    match asked {
+        Some(protocol) if protocol.recognises(image) => Ok(protocol),
+        Some(protocol) => Err(BootError::WrongProtocol {
+            image: name(),
+            protocol: protocol.name(),
+            takes: protocol.takes(),
+        }),
+        None => {
+            let found = ALL.iter().copied().find(|protocol| protocol.recognises(image));
+            found.ok_or_else(|| BootError::NoProtocol { image: name() })
+        }
+    }
 }
 
-/// The protocol that [`load`] will use.
-pub fn protocol_for(image: &KernelImage) -> Result<&'static dyn BootProtocol, BootError> {
-    let found = ALL.iter().copied().find(|protocol| protocol.recognises(image));
-    found.ok_or_else(|| BootError::NoProtocol { image: image.path().display().to_string() })
+/// A protocol by its name.
+pub fn protocol(name: &str) -> Option<&'static dyn BootProtocol> {
+    ALL.iter().copied().find(|protocol| protocol.name() == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::test_kernel::{Kernel, mutate};
+    use super::*;
+    use crate::memory::{MemorySize, create};
+
+    #[test]
+    fn an_image_decides_its_protocol_unless_another_is_asked_for() {
+        let guest = guest_images::find("panic").unwrap().elf.to_vec();
+        let guest = KernelImage::from_bytes(Path::new("panic"), guest).unwrap();
+        let freebsd = Kernel::default().image();
+        let name = |image, asked: &str| protocol_for(image, protocol(asked)).map(|protocol| protocol.name());
+        assert_eq!(name(&guest, "auto").unwrap(), "pvh");
+        assert_eq!(name(&freebsd, "auto").unwrap(), "native");
+        assert_eq!(name(&freebsd, "pvh").unwrap(), "pvh");
+        let refused = name(&guest, "native").unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "panic cannot be booted by --boot native, which takes a FreeBSD/amd64 kernel, started as its loader does it"
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        #[test]
+        fn damaged_kernels_are_refused_or_loaded(damage in mutate()) {
+            let memory = create(MemorySize::new(64 << 20).unwrap()).unwrap();
+            let Ok(image) = KernelImage::from_bytes(Path::new("x"), damage.apply(Kernel::default().elf())) else {
+                return Ok(());
+            };
+            for protocol in ALL.iter().filter(|protocol| protocol.recognises(&image)) {
+                let _ = protocol.load(&image, &Handover::default(), &Hardware::default(), &memory);
+            }
+        }
+    }
 }

@@ -12,11 +12,13 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress};
 
+use super::kenv::Kenv;
+use super::space::low_ram_end;
 use super::{BootError, BootProtocol, BootState, EntryMode, Handover, KernelImage};
 use crate::memory::GuestMemory;
-use crate::x86_64::firmware::{self, MapEntry};
+use crate::x86_64::firmware::{self, Hardware, MapEntry};
 use crate::x86_64::layout;
 use crate::x86_64::regs::segment_from_descriptor;
 
@@ -38,6 +40,10 @@ impl BootProtocol for Pvh {
         "pvh"
     }
 
+    fn takes(&self) -> &'static str {
+        "an ELF kernel with a PVH entry (a Xen note of type 18)"
+    }
+
     fn recognises(&self, image: &KernelImage) -> bool {
         image.has_pvh_entry()
     }
@@ -46,14 +52,24 @@ impl BootProtocol for Pvh {
         &self,
         image: &KernelImage,
         with: &Handover,
+        hardware: &Hardware,
         memory: &GuestMemory,
     ) -> Result<BootState, BootError> {
         check_segments(image, memory)?;
+        if !with.modules.is_empty() {
+            return Err(BootError::NoModules { image: name(image), protocol: self.name() });
+        }
         let entry = load_elf(image, memory)?;
-        write_cmdline(memory, &tokens(with)?)?;
+        let line = if image.is_freebsd_kernel() {
+            // The flags of its command line are lost on the kernel, the variables of the same meaning are not.
+            tokens("", Kenv::new(image, with, hardware)?.variables())?
+        } else {
+            tokens(&with.cmdline, &with.environment)?
+        };
+        write_cmdline(memory, &line)?;
         write_start_info(memory)?;
         write_gdt(memory)?;
-        Ok(BootState { entry, rbx: layout::PVH_START_INFO, mode: EntryMode::Protected32 })
+        Ok(BootState { entry, rbx: layout::PVH_START_INFO, rsp: 0, mode: EntryMode::Protected32 })
     }
 }
 
@@ -73,7 +89,7 @@ fn name(image: &KernelImage) -> String {
 }
 
 fn check_segments(image: &KernelImage, memory: &GuestMemory) -> Result<(), BootError> {
-    let available = memory.iter().next().map_or(0, |region| region.start_addr().0 + region.len());
+    let available = low_ram_end(memory);
     let needed = image.segments().iter().map(|segment| segment.end).max().unwrap_or(0);
     if needed > available {
         return Err(BootError::TooLarge { image: name(image), needed, available });
@@ -94,9 +110,9 @@ fn load_elf(image: &KernelImage, memory: &GuestMemory) -> Result<u64, BootError>
 }
 
 /// The command line with the environment behind it.
-fn tokens(with: &Handover) -> Result<String, BootError> {
-    let mut line = with.cmdline.clone();
-    for (name, value) in &with.environment {
+fn tokens(cmdline: &str, environment: &[(String, String)]) -> Result<String, BootError> {
+    let mut line = cmdline.to_owned();
+    for (name, value) in environment {
         check_variable(name, value)?;
         if !line.is_empty() {
             line.push(' ');
@@ -172,6 +188,8 @@ fn write_gdt(memory: &GuestMemory) -> Result<(), BootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::Module;
+    use crate::boot::test_kernel::Kernel;
     use crate::memory::{MemorySize, create};
     use std::path::Path;
 
@@ -186,14 +204,14 @@ mod tests {
 
     fn environment(pairs: &[(&str, &str)]) -> Handover {
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        Handover { cmdline: "-v".into(), environment: pairs.iter().map(own).collect() }
+        Handover { cmdline: "-v".into(), environment: pairs.iter().map(own).collect(), ..Default::default() }
     }
 
     #[test]
     fn start_info_memory_map_and_command_line_are_where_the_kernel_looks() {
         let memory = memory(4096);
         let with = environment(&[("net.dump.server", "10.0.0.9"), ("a", "")]);
-        let state = Pvh.load(&image(), &with, &memory).unwrap();
+        let state = Pvh.load(&image(), &with, &Hardware::default(), &memory).unwrap();
         let word = |at| memory.read_obj::<u64>(GuestAddress(at)).unwrap();
         assert_eq!(state.rbx, layout::PVH_START_INFO);
         assert_eq!(word(state.rbx), 0x1_336e_c578);
@@ -216,20 +234,52 @@ mod tests {
     }
 
     #[test]
+    fn a_freebsd_kernel_gets_flags_as_variables_and_hints_for_its_console() {
+        let (memory, kernel) = (memory(64), Kernel::default().image());
+        let with = environment(&[("a", "b")]);
+        Pvh.load(&kernel, &with, &Hardware::default(), &memory).unwrap();
+        let mut line = [0; 256];
+        memory.read_slice(&mut line, GuestAddress(layout::CMDLINE)).unwrap();
+        let line = std::str::from_utf8(&line).unwrap().trim_end_matches('\0');
+        assert_eq!(
+            line,
+            "boot_verbose=YES a=b console=comconsole boot_serial=YES hint.uart.0.at=isa \
+             hint.uart.0.port=0x3F8 hint.uart.0.irq=4 hint.uart.0.flags=0x10 kernelname=/boot/kernel/test"
+        );
+        let comma = Handover { cmdline: "a=1,2".into(), ..Default::default() };
+        let refused = Pvh.load(&kernel, &comma, &Hardware::default(), &memory).unwrap_err();
+        assert!(matches!(refused, BootError::Variable { .. }));
+    }
+
+    #[test]
+    fn modules_are_refused() {
+        let module = Module::from_bytes(Path::new("m"), Some("t".into()), vec![]).unwrap();
+        let with = Handover { modules: vec![module], ..Default::default() };
+        let refused = Pvh.load(&image(), &with, &Hardware::default(), &memory(64)).unwrap_err();
+        assert!(matches!(refused, BootError::NoModules { protocol: "pvh", .. }));
+    }
+
+    #[test]
     fn what_cannot_be_passed_is_refused() {
         for value in ["a b", "a,b", "a\tb", "a\nb", "a\0b", &"x".repeat(126)] {
-            assert!(matches!(tokens(&environment(&[("n", value)])), Err(BootError::Variable { .. })));
+            assert!(matches!(tokens("", &[("n".into(), value.into())]), Err(BootError::Variable { .. })));
         }
-        assert!(tokens(&environment(&[("n", &"x".repeat(125))])).is_ok());
+        assert!(tokens("", &[("n".into(), "x".repeat(125))]).is_ok());
         let long = Handover { cmdline: "x".repeat(4096), ..Default::default() };
-        assert!(matches!(Pvh.load(&image(), &long, &memory(64)), Err(BootError::CmdlineTooLong { .. })));
+        assert!(matches!(
+            Pvh.load(&image(), &long, &Hardware::default(), &memory(64)),
+            Err(BootError::CmdlineTooLong { .. })
+        ));
         let nul = Handover { cmdline: "a\0b".into(), ..Default::default() };
-        assert!(matches!(Pvh.load(&image(), &nul, &memory(64)), Err(BootError::CmdlineNul)));
+        assert!(matches!(
+            Pvh.load(&image(), &nul, &Hardware::default(), &memory(64)),
+            Err(BootError::CmdlineNul)
+        ));
     }
 
     #[test]
     fn a_kernel_larger_than_memory_is_refused_with_both_sizes() {
-        let error = Pvh.load(&image(), &Handover::default(), &memory(2)).unwrap_err();
+        let error = Pvh.load(&image(), &Handover::default(), &Hardware::default(), &memory(2)).unwrap_err();
         assert!(matches!(error, BootError::TooLarge { available: 0x20_0000, .. }), "{error}");
     }
 }

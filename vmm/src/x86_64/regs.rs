@@ -66,7 +66,13 @@ pub(crate) fn set_entry(vcpu: &VcpuFd, state: &BootState) -> Result<(), kvm_ioct
     let mut sregs = vcpu.get_sregs()?;
     state.apply(&mut sregs);
     vcpu.set_sregs(&sregs)?;
-    vcpu.set_regs(&kvm_regs { rip: state.entry, rbx: state.rbx, rflags: 2, ..Default::default() })
+    vcpu.set_regs(&kvm_regs {
+        rip: state.entry,
+        rsp: state.rsp,
+        rbx: state.rbx,
+        rflags: 2,
+        ..Default::default()
+    })
 }
 
 /// A flat or system segment from its descriptor's fields, as the GDT at [`crate::x86_64::layout::GDT`] has them.

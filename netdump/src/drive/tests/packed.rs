@@ -4,12 +4,12 @@ use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::stream::CompressOption;
+use crate::ekcd::{Cipher, Direction, KeyBlock, PrivateKey, PublicKey};
+use crate::stream::Encryption;
 use crate::vmcore::kdh::Compression;
 
 fn packing(compression: &str) -> Packing {
-    let option: CompressOption = compression.parse().unwrap();
-    Packing::new(Some(option.or_level(stream::DEFAULT_LEVEL)))
+    Packing::new(Some(compression.parse().unwrap()), None).unwrap()
 }
 
 fn send_packed(
@@ -93,6 +93,39 @@ fn an_empty_core_is_a_stream_too() {
         assert_eq!(report.outcome, Outcome::Complete);
         let stored = server.join().unwrap();
         assert!(unpacked(&stored.file().0, compression).is_empty());
+    }
+}
+
+#[test]
+fn an_encrypted_core_is_read_with_the_private_key_and_the_key_block_that_came_first() {
+    let public_key = PublicKey::from_pem(include_bytes!("../../ekcd/test_keys/public-2048.pem")).unwrap();
+    let private = PrivateKey::from_pem(include_bytes!("../../ekcd/test_keys/private-2048.pem")).unwrap();
+    let cases = [(None, Cipher::Aes256Cbc), (None, Cipher::ChaCha20), (Some("zstd"), Cipher::ChaCha20)];
+    for (option, cipher) in cases {
+        let core = Core::new();
+        let [mut near, far] = pipe::pair(MACS, 1500, 256);
+        let server = serve(far);
+        let compress = option.map(|option| option.parse().unwrap());
+        let packing = Packing::new(compress, Some(Encryption { public_key: public_key.clone(), cipher }));
+        let report = send_packed(&core, &packing.unwrap(), &mut near, &mut go_on);
+        assert_eq!((report.outcome, report.reason.as_deref()), (Outcome::Complete, None));
+
+        let stored = server.join().unwrap();
+        let header = KernelDumpHeader::parse(&stored.header).unwrap();
+        assert_eq!((header.key_size, stored.key.len(), header.dump_extent), (4096, 4096, 3_000_001));
+        let block = KeyBlock::parse(&stored.key).unwrap();
+        assert_eq!(block.cipher, cipher);
+        let (material, _) = private.unwrap(&block.encrypted_key).unwrap();
+        let (mut file, padding) = stored.file();
+        assert_eq!(report.blake3, Some(blake3::hash(&file).to_hex().to_string()));
+        assert_eq!(report.packing.unwrap().cipher.as_deref(), Some(cipher.name()));
+        let length = file.len();
+        file.extend(padding);
+        StreamCipher::new(cipher, &material, &block.iv, Direction::Decrypt).apply(&mut file).unwrap();
+        match option {
+            Some(_) => assert!(unpacked(&file[..length], Compression::Zstd) == core.bytes),
+            None => assert!(length == 3_002_368 && file[..3_000_001] == core.bytes),
+        }
     }
 }
 

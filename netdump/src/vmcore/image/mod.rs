@@ -1,23 +1,35 @@
 //! A core before it is a file: an ordered list of extents, each of which is bytes made here, a range of guest memory,
-//! or zeros.
+//! a set of guest pages, or zeros.
 //!
 //! Headers, length and data all come from this one list, so they cannot disagree. Nothing of the guest is copied until
-//! it is read, so the memory used does not grow with the guest's.
+//! it is read, so the memory used does not grow with the guest's, but for a bit for each page where a core has a choice
+//! of pages.
+//!
+//! What a core is to say otherwise than guest memory does (a register that the guest did not save itself, say) is a
+//! patch: guest memory is never written, and every place of the core that shows the patched bytes shows the patch.
 
-use std::collections::BTreeMap;
+mod bad_pages;
+mod data;
+mod patches;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::memory::{MemoryRange, PhysicalMemory};
+use super::minidump::page_set::PageSet;
 use super::paging::{PAGE_SIZE, left_in_page};
 use crate::{ReadAt, ReadError};
+use bad_pages::BadPages;
+use data::Presence;
+use patches::Patches;
 
 /// A planned core that can be read at any offset.
 pub struct DumpImage<'m> {
     memory: &'m dyn PhysicalMemory,
     extents: Vec<Extent>,
     length: u64,
+    patches: Patches,
     bad: Mutex<BadPages>,
 }
 
@@ -32,6 +44,8 @@ enum Content {
     Bytes(Vec<u8>),
     /// Guest memory from this guest-physical address on.
     Guest(u64),
+    /// These pages of guest memory, one behind the other.
+    Pages(Box<PageSet>),
     Zeros,
 }
 
@@ -44,7 +58,7 @@ impl Extent {
 impl<'m> DumpImage<'m> {
     /// An image without extents.
     pub fn new(memory: &'m dyn PhysicalMemory) -> Self {
-        Self { memory, extents: Vec::new(), length: 0, bad: Mutex::default() }
+        Self { memory, extents: Vec::new(), length: 0, patches: Patches::default(), bad: Mutex::default() }
     }
 
     /// Appends bytes.
@@ -57,19 +71,30 @@ impl<'m> DumpImage<'m> {
         self.push(range.len, Content::Guest(range.start));
     }
 
+    /// Appends the pages of a set, which must all lie in RAM.
+    pub fn push_pages(&mut self, pages: PageSet) {
+        self.push(pages.len() * PAGE_SIZE, Content::Pages(Box::new(pages)));
+    }
+
     /// Appends `len` zeros.
     pub fn push_zeros(&mut self, len: u64) {
         self.push(len, Content::Zeros);
     }
 
+    /// From now on the core says `bytes` wherever it shows guest memory at guest-physical `address`. A later patch of
+    /// the same bytes wins.
+    pub fn patch(&mut self, address: u64, bytes: &[u8]) {
+        self.patches.add(address, bytes);
+    }
+
     /// Guest pages that could not be read and were given as zeros, each counted once however often it was read.
     pub fn bad_pages(&self) -> u64 {
-        self.bad_list().pages
+        self.bad_list().pages()
     }
 
     /// Guest-physical ranges of those pages, ascending.
     pub fn bad_ranges(&self) -> Vec<Range<u64>> {
-        self.bad_list().runs.iter().map(|(&start, &end)| start..end).collect()
+        self.bad_list().ranges()
     }
 
     fn push(&mut self, len: u64, content: Content) {
@@ -85,8 +110,14 @@ impl<'m> DumpImage<'m> {
         self.extents.partition_point(|extent| extent.end() <= offset)
     }
 
-    /// Reads guest memory, page by page where it cannot be read at once.
+    /// Reads guest memory as the core shows it.
     fn read_guest(&self, address: u64, buf: &mut [u8]) {
+        self.read_unpatched(address, buf);
+        self.patches.apply(address, buf);
+    }
+
+    /// Reads guest memory, page by page where it cannot be read at once.
+    fn read_unpatched(&self, address: u64, buf: &mut [u8]) {
         if self.memory.read(address, buf).is_ok() {
             return;
         }
@@ -101,6 +132,39 @@ impl<'m> DumpImage<'m> {
             address += piece.len() as u64;
             rest = behind;
         }
+    }
+
+    /// Reads from byte `skip` of the pages of a set on.
+    fn read_pages(&self, pages: &PageSet, skip: u64, buf: &mut [u8]) {
+        let mut skip = skip;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let inside = skip % PAGE_SIZE;
+            let wanted = (inside + rest.len() as u64).div_ceil(PAGE_SIZE);
+            let run = pages.run(skip / PAGE_SIZE, wanted).expect("an extent ends with its last page");
+            let left = run.pages * PAGE_SIZE - inside;
+            let len = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
+            let (piece, behind) = rest.split_at_mut(len);
+            self.read_guest(run.address + inside, piece);
+            skip += len as u64;
+            rest = behind;
+        }
+    }
+
+    /// Address of the byte `skip` of the pages of a set, when `len` bytes from there lie in one piece of RAM.
+    fn locate_in_pages(&self, pages: &PageSet, skip: u64, len: usize) -> Option<u64> {
+        let inside = skip % PAGE_SIZE;
+        let wanted = (inside + len as u64).div_ceil(PAGE_SIZE);
+        let run = pages.run(skip / PAGE_SIZE, wanted).filter(|run| run.pages >= wanted.max(1))?;
+        let address = run.address + inside;
+        let ranges = self.memory.ranges();
+        let range = ranges.get(ranges.partition_point(|range| range.end() <= address))?;
+        (range.start <= address && len as u64 <= range.end() - address).then_some(address)
+    }
+
+    /// Which guest memory may hold anything but zeros.
+    fn presence(&self) -> Presence<'_> {
+        Presence { memory: self.memory, patches: &self.patches }
     }
 
     fn bad_list(&self) -> MutexGuard<'_, BadPages> {
@@ -131,6 +195,7 @@ impl ReadAt for DumpImage<'_> {
                     piece.copy_from_slice(&bytes[from..from + len]);
                 }
                 Content::Guest(start) => self.read_guest(start + skip, piece),
+                Content::Pages(pages) => self.read_pages(pages, skip, piece),
                 Content::Zeros => piece.fill(0),
             }
             offset += len as u64;
@@ -146,11 +211,15 @@ impl ReadAt for DumpImage<'_> {
                 Content::Bytes(_) => Some(from..extent.end()),
                 Content::Zeros => None,
                 Content::Guest(start) => {
-                    let touched = self.memory.next_touched(start + (from - extent.offset))?;
+                    let touched = self.presence().next(start + (from - extent.offset))?;
                     let inside =
                         |address: u64| extent.offset + address.saturating_sub(*start).min(extent.len);
                     let run = inside(touched.start).max(from)..inside(touched.end);
                     (!run.is_empty()).then_some(run)
+                }
+                Content::Pages(pages) => {
+                    let run = self.presence().next_in_pages(pages, from - extent.offset)?;
+                    Some(extent.offset + run.start..extent.offset + run.end)
                 }
             }
         })
@@ -158,8 +227,16 @@ impl ReadAt for DumpImage<'_> {
 
     fn locate(&self, offset: u64, len: usize) -> Option<u64> {
         let extent = self.extents.get(self.extent_at(offset))?;
-        let Content::Guest(start) = extent.content else { return None };
-        (offset.checked_add(len as u64)? <= extent.end()).then(|| start + (offset - extent.offset))
+        if offset.checked_add(len as u64)? > extent.end() {
+            return None;
+        }
+        let skip = offset - extent.offset;
+        let address = match &extent.content {
+            Content::Guest(start) => start + skip,
+            Content::Pages(pages) => self.locate_in_pages(pages, skip, len)?,
+            Content::Bytes(_) | Content::Zeros => return None,
+        };
+        (!self.patches.touch(address, len)).then_some(address)
     }
 }
 
@@ -169,32 +246,5 @@ impl fmt::Debug for DumpImage<'_> {
             .field("extents", &self.extents.len())
             .field("length", &self.length)
             .finish_non_exhaustive()
-    }
-}
-
-/// Pages that could not be read, as runs: a resend reads the same page again, and it must not count again.
-#[derive(Default)]
-struct BadPages {
-    /// Start and end of each run.
-    runs: BTreeMap<u64, u64>,
-    pages: u64,
-}
-
-impl BadPages {
-    /// Bound of the list. Pages behind it are counted, but no longer told from those counted before.
-    const MAX_RUNS: usize = 1 << 16;
-
-    fn add(&mut self, page: u64) {
-        let before = self.runs.range(..=page).next_back().map(|(&start, &end)| (start, end));
-        if before.is_some_and(|(_, end)| page < end) {
-            return;
-        }
-        self.pages += 1;
-        let next = page + PAGE_SIZE;
-        let start = before.filter(|&(_, end)| end == page).map_or(page, |(start, _)| start);
-        let end = self.runs.remove(&next).unwrap_or(next);
-        if start < page || end > next || self.runs.len() < Self::MAX_RUNS {
-            self.runs.insert(start, end);
-        }
     }
 }

@@ -12,8 +12,9 @@ use super::cpu::CpuState;
 use super::info::{self, InfoFile};
 use super::memory::PhysicalMemory;
 use super::minidump::read::Minidump;
-use super::open::{Core, OpenError, open};
+use super::open::{Core, OpenError, open_with};
 use super::symbols::KernelSymbols;
+use super::unpack::Packed;
 use crate::facts::{self, Backtraces, GuestFacts, KernelState, StateRequest};
 use crate::freebsd::msgbuf;
 pub use debuggers::commands as debugger_commands;
@@ -29,8 +30,10 @@ pub struct Inspection {
     pub format: &'static str,
     /// What it is, for a human.
     pub kind: &'static str,
-    /// Length of the file in bytes.
+    /// Length of the core in bytes; of a compressed one, unpacked.
     pub length: u64,
+    /// How the file was compressed, if it was.
+    pub packed: Option<Packed>,
     /// Length that the headers ask for; when it is another, the core is not whole.
     pub expected_length: u64,
     /// What a minidump's header says.
@@ -62,6 +65,8 @@ pub struct InspectOptions<'k> {
     pub kernel: Option<&'k Path>,
     /// The threads whose call chains are wanted.
     pub backtraces: Backtraces,
+    /// Most bytes that a compressed core may unpack to, instead of the usual limit.
+    pub unpack_limit: Option<u64>,
 }
 
 /// What is known of the panic.
@@ -143,7 +148,7 @@ pub fn inspect(path: &Path, symbols: Option<&KernelSymbols>) -> Result<Inspectio
 /// Opens a core and looks at all of it but the guest's data. With the symbols of the guest's kernel the guest's own
 /// memory is asked for its facts and its threads.
 pub fn inspect_with(path: &Path, options: &InspectOptions<'_>) -> Result<Inspection, OpenError> {
-    let core = open(path)?;
+    let core = open_with(path, options.unpack_limit)?;
     let notes = core.notes();
     let (kernel, guest) = ask_guest(&core, options);
     let info = info::beside(path).and_then(|path| InfoFile::read(&path).ok());
@@ -156,6 +161,7 @@ pub fn inspect_with(path: &Path, options: &InspectOptions<'_>) -> Result<Inspect
         format: core.format(),
         kind: core.kind(),
         length,
+        packed: core.file().packed().cloned(),
         expected_length: core.expected_length(),
         minidump: core.minidump().map(|minidump| MinidumpFacts::of(minidump, length)),
         panic: PanicFacts {
@@ -172,7 +178,7 @@ pub fn inspect_with(path: &Path, options: &InspectOptions<'_>) -> Result<Inspect
             .collect(),
         cpus: core.cpus().to_vec(),
         kernel,
-        debuggers: debuggers::commands(core.format(), path, options.kernel),
+        debuggers: debuggers::commands(core.format(), path, core.file().packed(), options.kernel),
         problems: core.problems().iter().map(ToString::to_string).collect(),
     })
 }

@@ -6,6 +6,7 @@ use std::fmt::{self, Display, Write as _};
 use super::{Inspection, RangeFacts};
 use crate::calendar::CalendarTime;
 use crate::vmcore::cpu::{Activity, CpuState, Registers};
+use crate::vmcore::unpack::Packed;
 
 /// Ranges and CPUs that are listed before the rest is only counted. JSON has them all.
 const MAX_LISTED: usize = 64;
@@ -36,6 +37,12 @@ impl Display for Inspection {
 impl Inspection {
     fn file(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         line(f, "Core", self.kind)?;
+        if let Some(Packed { method, stored, damage, .. }) = &self.packed {
+            line(f, "", format!("unpacked from {} of {}", bytes_text(*stored), method.name()))?;
+            if let Some(damage) = damage {
+                line(f, "", format!("DAMAGED: {}", plain(&damage.to_string())))?;
+            }
+        }
         let length = format!("{} ({} bytes)", bytes_text(self.length), self.length);
         match self.length.checked_sub(self.expected_length) {
             Some(0) => line(f, "", length),

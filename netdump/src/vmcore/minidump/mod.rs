@@ -14,5 +14,45 @@
 //! readers: `lib/libkvm/kvm_minidump_amd64.c`, libfbsdvmcore.
 
 pub mod header;
+mod kernel;
 pub mod page_set;
+mod plan;
 pub mod read;
+mod walk;
+
+use super::core_file::CoreFile;
+use super::open::{Core, OpenError};
+use super::{DumpFormat, PlanError, PlannedCore, StoppedGuest};
+use crate::freebsd;
+
+/// Set to 0 in the kernel's environment, this makes the kernel write full dumps.
+const VARIABLE: &str = "debug.minidump";
+
+/// The format "minidump".
+#[derive(Debug)]
+pub struct MinidumpFormat;
+
+impl DumpFormat for MinidumpFormat {
+    fn name(&self) -> &'static str {
+        "minidump"
+    }
+
+    /// Guests whose kernels write them, unless they were told not to.
+    fn suits(&self, guest: &StoppedGuest<'_, '_>) -> bool {
+        let declined = guest.notes.facts.variable(VARIABLE).is_some_and(|value| value.trim() == "0");
+        !declined && guest.symbols.is_some_and(freebsd::dumps_as_freebsd)
+    }
+
+    fn plan<'m>(&self, guest: &StoppedGuest<'m, '_>) -> Result<PlannedCore<'m>, PlanError> {
+        plan::plan(guest)
+    }
+
+    /// The magic bytes of any architecture: one that is not read is refused by its name before.
+    fn recognise(&self, head: &[u8]) -> bool {
+        head.starts_with(header::ANY_MAGIC)
+    }
+
+    fn open(&self, file: CoreFile) -> Result<Core, OpenError> {
+        read::open(file).map_err(OpenError::Minidump)
+    }
+}

@@ -139,6 +139,11 @@ impl PageSetBuilder {
         self.trim();
     }
 
+    /// Whether the page that holds `address` is in it.
+    pub fn contains(&self, address: u64) -> bool {
+        self.numbers.bit(address).is_some_and(|bit| self.words[index(bit / 64)] >> (bit % 64) & 1 != 0)
+    }
+
     /// Adds the page that holds `address`, if it has a bit.
     pub fn insert(&mut self, address: u64) {
         if let Some(bit) = self.numbers.bit(address) {

@@ -82,15 +82,14 @@ pub(in crate::vmcore) fn open(file: CoreFile) -> Result<Core, MinidumpError> {
     let sections = header.sections();
     check_length(&file, &sections)?;
     let (numbers, ranges) = numbers(&file, &header, &sections)?;
-    let bitmap_len = numbers.bits().div_ceil(8);
     let (is, needed) = (u64::from(header.bitmap_len), numbers.bitmap_len());
     if header.version == Version::Three && is.next_multiple_of(PAGE_SIZE) < needed {
         return Err(MinidumpError::BitmapShort { is, needed });
     }
-    if bitmap_len > MAX_BITMAP {
+    if is > MAX_BITMAP {
         return Err(MinidumpError::BitmapLong(is));
     }
-    let bitmap = read(&file, sections.bitmap.start, bitmap_len)?;
+    let bitmap = read(&file, sections.bitmap.start, is)?;
     let pages = PageSet::from_bitmap(numbers, &bitmap);
     let set: u64 = bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum();
     let ranges = ranges.unwrap_or_else(|| from_zero(&pages));

@@ -16,8 +16,9 @@ use super::info::{self, InfoFile};
 use super::inspect::{bytes_text, counted, plain};
 use super::memory::PhysicalMemory;
 use super::minidump::read::Minidump;
-use super::open::{Core, OpenError, Piece, PieceContent, open};
+use super::open::{Core, OpenError, Piece, PieceContent, open_with};
 use super::paging::PAGE_SIZE;
+use super::unpack::Packed;
 use crate::report::{DumpReport, Outcome};
 
 /// Ranges that a sentence names before it says how many more there are.
@@ -105,25 +106,38 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Checks a core, and its content if there is a report of the dump.
+/// [`verify_with`], with the usual limit for compressed cores.
+pub fn verify(path: &Path, report: Option<&DumpReport>, progress: &mut dyn FnMut(u64, u64)) -> Verdict {
+    verify_with(path, report, None, progress)
+}
+
+/// Checks a core, and its content if there is a report of the dump. A compressed core is unpacked, to `unpack_limit`
+/// bytes at most, for its structure; its content is what was sent and is stored, compressed.
 ///
 /// `progress` is called now and then with the bytes hashed so far and the bytes in all.
-pub fn verify(path: &Path, report: Option<&DumpReport>, progress: &mut dyn FnMut(u64, u64)) -> Verdict {
+pub fn verify_with(
+    path: &Path,
+    report: Option<&DumpReport>,
+    unpack_limit: Option<u64>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Verdict {
     let mut verdict = Verdict { checks: Vec::new() };
-    let core = open(path);
+    let core = open_with(path, unpack_limit);
     match &core {
         Ok(core) => check_core(&mut verdict, core),
-        Err(error @ (OpenError::Unsupported(_) | OpenError::OtherMinidump(_))) => {
-            verdict.add(STRUCTURE, Finding::NotApplicable, sentence(error))
-        }
+        Err(
+            error @ (OpenError::Unsupported(_) | OpenError::OtherMinidump(_) | OpenError::Encrypted { .. }),
+        ) => verdict.add(STRUCTURE, Finding::NotApplicable, sentence(error)),
         Err(error) => verdict.add(STRUCTURE, Finding::Fail, sentence(error)),
     }
-    if let Ok(core) = &core {
-        check_holes(&mut verdict, core.file(), &|offset| core.content_at(offset), report);
-    }
     let file = match core {
-        Ok(core) => Ok(core.into_file()),
-        Err(_) => CoreFile::open(path).inspect(|file| check_holes(&mut verdict, file, &|_| None, report)),
+        Ok(core) if core.file().packed().is_none() => {
+            check_holes(&mut verdict, core.file(), &|offset| core.content_at(offset), report);
+            Ok(core.into_file())
+        }
+        Ok(_) | Err(_) => {
+            CoreFile::open(path).inspect(|file| check_holes(&mut verdict, file, &|_| None, report))
+        }
     };
     check_name(&mut verdict, path);
     check_info(&mut verdict, path, file.as_ref().ok());
@@ -143,6 +157,11 @@ pub fn verify(path: &Path, report: Option<&DumpReport>, progress: &mut dyn FnMut
 }
 
 fn check_core(verdict: &mut Verdict, core: &Core) {
+    if let Some(packed) = core.file().packed() {
+        let Packed { method, stored, unpacked, damage } = packed;
+        let text = format!("{} of {stored} bytes, {unpacked} unpacked", method.name());
+        verdict.judge("packing", damage.as_ref().map_or(Ok(text), |damage| Err(damage.to_string())));
+    }
     verdict.judge(STRUCTURE, structure(core));
     verdict.judge("length", length(core));
     if core.pieces().iter().any(|piece| piece.content == PieceContent::Notes) {

@@ -356,13 +356,15 @@ mod tests {
 
     #[test]
     fn features_that_were_not_offered_are_not_agreed_on() {
+        let asking = [status::VIRTIO_CONFIG_S_FEATURES_OK, status::VIRTIO_CONFIG_S_DRIVER_OK];
         for accepted in [0, 1 << 5, 1 << 32 | 1 << 6] {
-            let mut bench = Bench::new();
-            bench.status(&[status::VIRTIO_CONFIG_S_ACKNOWLEDGE, status::VIRTIO_CONFIG_S_DRIVER]);
-            bench.accept(accepted);
-            let set = [status::VIRTIO_CONFIG_S_FEATURES_OK, status::VIRTIO_CONFIG_S_DRIVER_OK];
-            assert_eq!(bench.status(&set), 3, "{accepted:#x}");
-            assert!(bench.device.lock().unwrap().activation.is_none());
+            for set in [&asking[..], &asking[1..]] {
+                let mut bench = Bench::new();
+                bench.status(&[status::VIRTIO_CONFIG_S_ACKNOWLEDGE, status::VIRTIO_CONFIG_S_DRIVER]);
+                bench.accept(accepted);
+                assert_eq!(bench.status(set), 3, "{accepted:#x}");
+                assert!(bench.device.lock().unwrap().activation.is_none());
+            }
         }
     }
 
@@ -373,6 +375,21 @@ mod tests {
         bench.accept(u64::MAX);
         assert_eq!(bench.status(&[status::VIRTIO_CONFIG_S_DRIVER_OK]), 15);
         assert_eq!(bench.device.lock().unwrap().activation.as_ref().unwrap().features, 1 << 32 | 1 << 5);
+    }
+
+    #[test]
+    fn a_driver_that_agrees_on_features_need_not_ask_whether_they_are_ok() {
+        let mut bench = Bench::new();
+        bench.status(&[status::VIRTIO_CONFIG_S_ACKNOWLEDGE, status::VIRTIO_CONFIG_S_DRIVER]);
+        bench.accept(1 << status::VIRTIO_F_VERSION_1 | 1 << 5);
+        assert_eq!(bench.place(0, 16, [0x1000, 0x2000, 0x3000]), 1);
+        assert_eq!(bench.status(&[status::VIRTIO_CONFIG_S_DRIVER_OK]), 7);
+        bench.accept(0);
+        bench.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+        let device = bench.device.lock().unwrap();
+        let activation = device.activation.as_ref().unwrap();
+        assert_eq!((activation.features, activation.queues[0].state().ready), (1 << 32 | 1 << 5, true));
+        assert_eq!(device.notified, [0]);
     }
 
     #[test]

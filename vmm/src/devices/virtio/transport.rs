@@ -110,9 +110,10 @@ impl Transport {
         self.offered
     }
 
-    /// Takes half of the feature bits that the driver accepts. Once it has set FEATURES_OK they are settled.
+    /// Takes half of the feature bits that the driver accepts. Once it has set FEATURES_OK they are settled, and at the
+    /// latest when the device runs.
     pub fn accept(&mut self, half: Half, value: u32) {
-        if self.status & VIRTIO_CONFIG_S_FEATURES_OK == 0 {
+        if self.status & (VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK) == 0 {
             half.write(&mut self.accepted, value);
         }
     }
@@ -125,7 +126,10 @@ impl Transport {
 
     /// Takes a write to the status field: zero resets, anything else sets bits as far as it is their turn.
     ///
-    /// FEATURES_OK stays clear when the driver accepted what was not offered, or would not speak virtio 1.
+    /// FEATURES_OK and DRIVER_OK stay clear until the driver has introduced itself, and when it accepted what was not
+    /// offered or would not speak virtio 1. A driver may leave FEATURES_OK out, as FreeBSD's `virtio_mmio` does (seen in
+    /// 14.0-CURRENT of July 2022: ACKNOWLEDGE, DRIVER, features with VERSION_1, queues, DRIVER_OK): it only asks whether
+    /// the device agrees, and a device that does has nothing to hold against a driver that does not ask.
     pub fn set_status(&mut self, value: u32) {
         if value == 0 {
             return self.reset();
@@ -134,10 +138,11 @@ impl Transport {
         let mut now = was | value & DRIVER_BITS;
         let greeted = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
         let agreed = self.accepted & !self.offered == 0 && self.accepted & 1 << VIRTIO_F_VERSION_1 != 0;
-        if now & greeted != greeted || !agreed {
+        let may_run = now & greeted == greeted && agreed;
+        if !may_run {
             now &= !VIRTIO_CONFIG_S_FEATURES_OK;
         }
-        if now & VIRTIO_CONFIG_S_FEATURES_OK == 0 || now & VIRTIO_CONFIG_S_FAILED != 0 {
+        if !may_run || now & VIRTIO_CONFIG_S_FAILED != 0 {
             now &= !VIRTIO_CONFIG_S_DRIVER_OK | was;
         }
         self.status = now;
