@@ -2,9 +2,10 @@
 //! the sources in `guests/` when this crate is built, by the same compiler, and are part of the library as ELF images
 //! that boot by PVH.
 //!
-//! One file is one guest: what it does, what it takes from its kernel environment and what its memory must hold is
-//! written there. What guest and host have to agree on is in [`pattern`] and its neighbours, one source file that both
-//! are compiled from. To add a guest, add its file.
+//! One file is one guest, and the folder `freebsd-abi` one that plays a FreeBSD kernel in three flavours: what it does,
+//! what it takes from its kernel environment and what its memory must hold is written there. What guest and host have
+//! to agree on is in [`pattern`] and its neighbours and in [`freebsd`], source files that both are compiled from. To
+//! add a guest, add its file.
 
 mod contract;
 mod fill_map;

@@ -145,8 +145,16 @@ fn summary(report: &DumpReport) -> String {
         Outcome::Failed => format!("dump to {server} failed"),
     };
     let mib = |bytes: &u64| *bytes >> 20;
-    let sizes =
-        format!("{} MiB sent, {} MiB untouched, {seconds:.2} s", mib(bytes_sent), mib(bytes_untouched));
+    let sizes = match &report.packing {
+        Some(packing) => format!(
+            "{} MiB packed into {} MiB ({packing}), {seconds:.2} s",
+            mib(&packing.unpacked),
+            mib(&report.length)
+        ),
+        None => {
+            format!("{} MiB sent, {} MiB untouched, {seconds:.2} s", mib(bytes_sent), mib(bytes_untouched))
+        }
+    };
     let line = with_resends(&format!("{what}: {sizes}"), report.resends);
     match &report.reason {
         Some(reason) => format!("{line}: {reason}"),
@@ -166,6 +174,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::report::PackingReport;
 
     fn progress(phase: Phase, done: u64) -> Progress {
         Progress { phase, done, total: 100 << 20, resends: 0, elapsed: Duration::from_millis(1250) }
@@ -220,6 +229,15 @@ mod tests {
         );
         let said = summary(&report(Outcome::Failed, Some("no route")));
         assert!(said.starts_with("dump to 10.0.0.9:4000 failed: ") && said.ends_with(": no route"), "{said}");
+        let packing = Some(PackingReport {
+            unpacked: 30 << 20,
+            compression: Some("zstd:6".into()),
+            cipher: Some("chacha20".into()),
+            ratio: Some(10.0),
+        });
+        let said = summary(&DumpReport { packing, resends: 0, ..report(Outcome::Complete, None) });
+        let want = "core delivered to 10.0.0.9:4000: 30 MiB packed into 3 MiB (zstd:6, chacha20), 0.25 s";
+        assert_eq!(said, want);
         let said = summary(&report(Outcome::Unconfirmed, Some("silence")));
         assert!(said.starts_with("core sent to 10.0.0.9:4000, but not confirmed: "), "{said}");
     }

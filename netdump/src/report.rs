@@ -1,5 +1,6 @@
 //! How a dump ended, for machines: written by the sender, read by `netdump verify`.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -71,6 +72,14 @@ pub struct PackingReport {
     pub cipher: Option<String>,
     /// How many bytes of the core one stored byte stands for; absent when the end was not reached.
     pub ratio: Option<f64>,
+}
+
+impl fmt::Display for PackingReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let means: Vec<_> =
+            [&self.compression, &self.cipher].into_iter().flatten().map(String::as_str).collect();
+        f.write_str(&means.join(", "))
+    }
 }
 
 impl PackingReport {
@@ -157,6 +166,20 @@ mod tests {
     fn dump_is_found_among_other_keys() {
         let text = serde_json::json!({ "source": "pvpanic", "dump": report(), "cpus": [1, 2] }).to_string();
         assert_eq!(read_text(text.as_bytes()).unwrap(), report());
+    }
+
+    #[test]
+    fn report_without_packing_is_read_and_one_with_it_too() {
+        let plain = serde_json::json!({ "dump": report() });
+        assert!(plain["dump"].get("packing").is_none(), "as before there was any");
+        let packing = PackingReport {
+            unpacked: 100,
+            compression: Some("gzip:6".into()),
+            cipher: Some("chacha20".into()),
+            ratio: Some(2.5),
+        };
+        let packed = DumpReport { packing: Some(packing), ..report() };
+        assert_eq!(read_text(serde_json::json!({ "dump": packed }).to_string().as_bytes()).unwrap(), packed);
     }
 
     #[test]

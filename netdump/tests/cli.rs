@@ -1,5 +1,4 @@
 //! The `netdump` command as its users run it: programs, sockets on loopback, files, signals and exit codes.
-#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -20,6 +19,8 @@ use tempfile::TempDir;
 
 #[path = "cli/encrypted.rs"]
 mod encrypted;
+#[path = "cli/packed.rs"]
+mod packed;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

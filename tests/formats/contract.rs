@@ -6,7 +6,9 @@ use harness::fake_guest::FakeGuest;
 use harness::fake_kernel::FakeKernel;
 use netdump::ReadAt;
 use netdump::facts;
-use netdump::vmcore::{ALL, KernelSymbols, PhysicalMemory, Registers, StoppedGuest};
+use netdump::vmcore::{
+    ALL, CoreNotes, FormatChoice, KernelSymbols, PhysicalMemory, PlanError, Registers, StoppedGuest,
+};
 
 use super::{guest, notes};
 
@@ -18,25 +20,52 @@ fn every_format_is_found_by_its_name() {
     assert!(netdump::vmcore::format("no such format").is_none());
 }
 
+/// A guest whose kernel FreeBSD's formats find their way in: tables in the first pages, which map all variables to one
+/// page, and everything else missing.
+fn freebsd_guest() -> (FakeGuest, KernelSymbols) {
+    let mut guest = guest().unreadable(0x2000..0x3000);
+    for (table, index, entry) in [(0x4000, 511, 0x5003), (0x5000, 510, 0x6003), (0x6000, 1, 0x83)] {
+        guest.write(table, &[0; 4096]);
+        guest.write_words(table + 8 * index, &[entry]);
+    }
+    guest.write(0x3000, &[0; 4096]);
+    guest.write_words(0x3000, &[0x4000]);
+    let start = 0xffff_ffff_8020_0000;
+    let kernel = FakeKernel::default().segment(start, 0, 0x10_0000);
+    let kernel = kernel.symbol("KPML4phys", start + 0x3000, 8).symbol("kenvp", start + 0x3100, 8);
+    (guest, KernelSymbols::parse(&kernel.image()).unwrap())
+}
+
 #[test]
-fn every_format_plans_without_reading_memory_and_reads_its_own_cores() {
+fn every_format_plans_without_copying_memory_and_reads_its_own_cores() {
     for format in ALL {
-        let guest = guest().unreadable(0x2000..0x3000);
+        let (guest, symbols) = freebsd_guest();
         let notes = notes();
-        let stopped = StoppedGuest { memory: &guest, symbols: None, notes: &notes };
+        let stopped = StoppedGuest { memory: &guest, symbols: Some(&symbols), notes: &notes };
         let image = format.plan(&stopped).unwrap().image;
         assert_eq!(image.bad_pages(), 0, "{}", format.name());
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("core");
+        if image.length() > 1 << 31 {
+            // Raw memory up to 4 GiB: nothing reads it back.
+            assert_eq!(format.name(), "raw");
+            continue;
+        }
         super::store(&image, &path);
         assert_eq!(image.bad_pages(), 1, "{}", format.name());
 
         let mut head = vec![0; 4096];
         image.read_at(0, &mut head).unwrap();
         assert!(format.recognise(&head), "{}", format.name());
+        for other in ALL.iter().filter(|other| other.name() != format.name()) {
+            // An ELF core is told by its magic, a full dump is one with another mark and is asked first.
+            assert!(!other.recognise(&head) || other.name() == "elf", "{} {}", format.name(), other.name());
+        }
         let core = netdump::vmcore::open(&path).unwrap();
         assert_eq!(core.format(), format.name());
-        assert_eq!(core.notes(), &notes);
+        // FreeBSD's own formats have no place for notes.
+        let expected = if format.name() == "elf" { notes.clone() } else { CoreNotes::default() };
+        assert_eq!(core.notes(), &expected);
         assert_eq!(core.problems(), []);
         assert_eq!(core.expected_length(), image.length());
         let mut page = [0; 4096];
@@ -46,6 +75,39 @@ fn every_format_plans_without_reading_memory_and_reads_its_own_cores() {
             assert_eq!(page[..], expected, "{} {address:#x}", format.name());
         }
     }
+}
+
+#[test]
+fn formats_that_need_symbols_refuse_in_words_and_auto_goes_on() {
+    let (guest, notes) = (guest(), notes());
+    for format in ALL {
+        let stopped = StoppedGuest { memory: &guest, symbols: None, notes: &notes };
+        match format.plan(&stopped) {
+            Ok(_) => assert_ne!(format.name(), "minidump"),
+            Err(error) => assert_eq!((format.name(), error), ("minidump", PlanError::NoSymbols)),
+        }
+    }
+    let (guest, symbols) = freebsd_guest();
+    let auto = |guest: &FakeGuest, symbols, notes: &CoreNotes| {
+        let stopped = StoppedGuest { memory: guest, symbols, notes };
+        let core = FormatChoice::Auto.plan(&stopped).unwrap();
+        (core.format, core.remarks)
+    };
+    assert_eq!(auto(&guest, Some(&symbols), &notes).0, "minidump");
+    assert_eq!(auto(&guest, None, &notes), ("elf", vec![]));
+    let mut declined = notes.clone();
+    declined.facts.environment = Some(vec![("debug.minidump".into(), "0".into())]);
+    assert_eq!(auto(&guest, Some(&symbols), &declined).0, "full");
+    declined.facts.environment = Some(vec![("debug.minidump".into(), "1".into())]);
+    assert_eq!(auto(&guest, Some(&symbols), &declined).0, "minidump");
+    let mut broken = freebsd_guest().0;
+    broken.write_words(0x3000, &[0]);
+    let (format, remarks) = auto(&broken, Some(&symbols), &notes);
+    assert_eq!(format, "full");
+    assert!(remarks[0].starts_with("no minidump core: ") && remarks[0].contains("KPML4phys"), "{remarks:?}");
+    let kernel = FakeKernel::default().symbol("kenvp", 0x1000, 8).image();
+    let keeps_conventions_only = KernelSymbols::parse(&kernel).unwrap();
+    assert_eq!(auto(&guest, Some(&keeps_conventions_only), &notes).0, "elf");
 }
 
 #[test]

@@ -317,7 +317,7 @@ fn kernels() -> impl Strategy<Value = Kernel> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn minidump_is_what_a_naive_kernel_would_write(kernel in kernels()) {

@@ -82,7 +82,7 @@ fn options_are_checked_before_anything_runs() {
         (&["--netdump-path", "/etc"], "absolute"),
         (&["--kenv", "novalue"], "NAME=VALUE"),
         (&["--panic-source", "psychic"], "there are pvpanic"),
-        (&["--dump-format", "cpio"], "there are elf"),
+        (&["--dump-format", "cpio"], "there are auto"),
         (&["--dump-after", "never"], "not a number of seconds"),
         (&["--allow-server", "10.0.0.0/40"], "not an IPv4 address or block"),
         (&["--mac", "01:00:5e:00:00:01"], "no single host's address"),

@@ -3,7 +3,9 @@
 
 mod bad_input;
 mod environment;
+mod freebsd_boot;
 mod memory;
+mod packed;
 mod policies;
 mod registers;
 mod sources;

@@ -15,7 +15,7 @@ use harness::simnet::{
 use netdump::client::{ClientConfig, DumpPlan, Ending};
 
 /// Runs `test` for every seed wanted.
-fn for_seeds(test: impl Fn(u64)) {
+pub(super) fn for_seeds(test: impl Fn(u64)) {
     let number = |name| std::env::var(name).ok().map(|text: String| text.parse::<u64>().expect("a number"));
     let seeds: Range<u64> = match number("SIM_SEED") {
         Some(seed) => seed..seed + 1,
@@ -67,7 +67,7 @@ fn assert_true(client: &ClientStation, dumps: &[(Vec<u8>, bool)]) {
     }
 }
 
-fn run<S: Station>(net: &mut SimNet<S>) {
+pub(super) fn run<S: Station>(net: &mut SimNet<S>) {
     match net.run() {
         Ok(_) => {}
         Err(NoEnd::Livelock) => panic!("livelock after {:?}", net.elapsed()),
@@ -77,7 +77,7 @@ fn run<S: Station>(net: &mut SimNet<S>) {
 }
 
 /// Whether the dump must get through.
-fn must_complete(weather: &Weather, config: &ClientConfig) -> bool {
+pub(super) fn must_complete(weather: &Weather, config: &ClientConfig) -> bool {
     weather.is_modest() && config.deadline.is_none() && config.retries >= 10
 }
 
@@ -87,7 +87,7 @@ fn dumps(server: &mut HostStation) -> Vec<(Vec<u8>, bool)> {
     server.dumps.iter().map(|(ending, dump)| (dump.core.clone(), ending.is_complete())).collect()
 }
 
-fn assert_complete(weather: &Weather, client: &ClientStation) {
+pub(super) fn assert_complete(weather: &Weather, client: &ClientStation) {
     assert!(matches!(client.ending, Some(Ending::Complete)), "{weather:?}: {:?}", client.ending);
 }
 

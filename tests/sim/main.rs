@@ -4,6 +4,7 @@ mod contract;
 mod freebsd_session;
 mod named_cases;
 mod stock_server;
+mod streamed;
 
 use harness::simnet::{ClientStation, Core, Rng};
 use netdump::client::{Client, Ending};

@@ -329,14 +329,20 @@ fn ranges(memory: &[(u64, u64)]) -> String {
 fn amounts(dump: &DumpReport) -> String {
     let mib = |bytes: u64| (bytes + (1 << 19)) >> 20;
     let rate = f64_of(dump.bytes_sent) / dump.seconds.max(1e-9) / 1e6;
+    let sizes = match &dump.packing {
+        Some(packing) => {
+            format!("{} MiB core packed into {} MiB ({packing})", mib(packing.unpacked), mib(dump.length))
+        }
+        None => format!(
+            "{} MiB core: {} MiB sent, {} MiB never touched",
+            mib(dump.length),
+            mib(dump.bytes_sent),
+            mib(dump.bytes_untouched)
+        ),
+    };
     format!(
-        "{} MiB core: {} MiB sent, {} MiB never touched; {} messages, {} resent; {:.2} s, {rate:.0} MB/s",
-        mib(dump.length),
-        mib(dump.bytes_sent),
-        mib(dump.bytes_untouched),
-        dump.messages,
-        dump.resends,
-        dump.seconds,
+        "{sizes}; {} messages, {} resent; {:.2} s, {rate:.0} MB/s",
+        dump.messages, dump.resends, dump.seconds,
     )
 }
 

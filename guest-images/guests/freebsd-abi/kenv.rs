@@ -51,7 +51,7 @@ fn from_command_line(line: &[u8]) {
         }
         for &byte in token.iter().chain(implied).chain(b"\0") {
             // SAFETY: inside the page, which is this block's.
-            unsafe { pages::at(block).cast::<u8>().add(end).write(byte) };
+            unsafe { pages::at(block).cast::<u8>().wrapping_add(end).write(byte) };
             end += 1;
         }
     }

@@ -31,7 +31,8 @@
 //!   be repeated.
 //! - `abi.kenv.static=yes`: the environment stays static, as in a panic early in the boot.
 //! - `abi.gigantic` (default 1): the GiB of physical addresses that the 1 GiB mapping shows. Those of its pages that
-//!   are in `dump_avail` belong to the dump.
+//!   are in `dump_avail` belong to the dump: with 0 all of the first GiB.
+//! - `abi.dmap`: `2M` makes the direct map of 2 MiB pages; `auto` (default) of 1 GiB pages where the CPU has them.
 //! - `abi.hostname`: instead of `abi.example.org`.
 //!
 //! Memory: see `src/freebsd.rs` for everything a test may expect; `pattern_pages`, `oracle_bitmap` and `oracle_pages`
@@ -92,7 +93,7 @@ extern "C" fn boot(entry: u32, first: u32, second: u32, has_gib_pages: u32) -> !
     msgbuf::init_buffer();
     println!("{}", identity().trim_end());
     println!("{} hand-off, environment of {} strings", handover.name(), kenv::count());
-    paging::build(has_gib_pages != 0);
+    paging::build(has_gib_pages != 0 && kenv::choice("abi.dmap", &[("auto", true), ("2M", false)]));
     identify();
     if !kenv::is_yes("abi.kenv.static", false) {
         kenv::make_dynamic();

@@ -2,6 +2,7 @@
 //! (`sys/amd64/amd64/minidump_machdep.c`): `vm_page_dump`, then a walk of the kernel's tables, then a filter. The result
 //! is a bitmap like `vm_page_dump` at the address in `oracle_bitmap`, with its number of bits set in `oracle_pages`.
 
+use crate::flavour;
 use crate::handover::KERNBASE;
 use crate::pages::{self, DMAP, GIB, LARGE, PAGE};
 use crate::paging::{FRAME, VM_MIN_KERNEL_ADDRESS, entry, index};
@@ -19,8 +20,9 @@ pub fn write() {
     let bytes = pages::bits().div_ceil(64) * 8;
     let bitmap = Bitmap { at: pages::direct_run(bytes.div_ceil(PAGE)), words: bytes / 8 };
     for word in 0..bitmap.words {
-        // SAFETY: both have so many words.
-        unsafe { *bitmap.word(word) = *pages::at_direct(vm_page_dump.read() + word * 8) };
+        // SAFETY: both bitmaps have so many words.
+        let live = unsafe { pages::at_direct(vm_page_dump.read() + word * 8).read() };
+        bitmap.set(word, live);
     }
     walk(&bitmap);
     oracle_bitmap.write(DMAP + bitmap.at);
@@ -33,7 +35,17 @@ struct Bitmap {
 }
 
 impl Bitmap {
-    fn word(&self, index: u64) -> *mut u64 {
+    fn word(&self, index: u64) -> u64 {
+        // SAFETY: `place` checks.
+        unsafe { self.place(index).read() }
+    }
+
+    fn set(&self, index: u64, value: u64) {
+        // SAFETY: `place` checks.
+        unsafe { self.place(index).write(value) }
+    }
+
+    fn place(&self, index: u64) -> *mut u64 {
         assert!(index < self.words, "word {index} of {}", self.words);
         pages::at(self.at + index * 8)
     }
@@ -43,18 +55,26 @@ impl Bitmap {
             return;
         }
         let Some(bit) = pages::bit(page) else { return };
-        // SAFETY: `word` checks.
-        unsafe { *self.word(bit / 64) |= 1 << (bit % 64) };
+        self.set(bit / 64, self.word(bit / 64) | 1 << (bit % 64));
     }
 
     fn add_run(&self, start: u64, length: u64) {
         (start..start + length).step_by(PAGE as usize).for_each(|page| self.add(page));
     }
 
-    /// Clears the bits of what is not dumpable; the number that is left.
+    /// Clears the bits of what is not dumpable; the number that is left. Only a bitmap that counts from address 0 can
+    /// have such bits.
     fn filter(&self) -> u64 {
-        // A bitmap over `dump_avail` has no bit for anything else, and what the walk added was dumpable.
-        (0..self.words).map(|i| unsafe { *self.word(i) }.count_ones() as u64).sum()
+        if flavour::IS_12 {
+            let pages = (0..self.words * 64).map(|bit| bit * PAGE);
+            pages.filter(|&page| !is_dumpable(page)).for_each(|page| self.remove(page));
+        }
+        (0..self.words).map(|index| u64::from(self.word(index).count_ones())).sum()
+    }
+
+    fn remove(&self, page: u64) {
+        let bit = page / PAGE;
+        self.set(bit / 64, self.word(bit / 64) & !(1 << (bit % 64)));
     }
 }
 

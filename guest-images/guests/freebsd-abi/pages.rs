@@ -79,7 +79,7 @@ pub fn plain() -> u64 {
 
 /// `count` of them in a row, aligned. Every so often a page is left free between them, so that the sets have holes.
 pub fn plain_run(count: u64, align: u64) -> u64 {
-    let hole = if NEXT.read() / PAGE % 5 == 0 { PAGE } else { 0 };
+    let hole = if (NEXT.read() / PAGE).is_multiple_of(5) { PAGE } else { 0 };
     let start = (NEXT.read() + hole).next_multiple_of(align);
     let end = start + count * PAGE;
     let room = ranges().find(|range| range.contains(&start)).expect("free memory is in a range").end;

@@ -76,7 +76,9 @@ pub fn order(cpus: &Cpus) {
     order_stop.write(if kenv::is_yes("abi.stop", true) { stoppable } else { 0 });
     order_after.write(ticks(kenv::number("abi.after", 0)));
     order_delay.write(ticks(kenv::number("abi.delay", 0)));
-    order_dump_time.write(ticks(kenv::number("abi.dump_ms", 100)));
+    if dumps {
+        order_dump_time.write(ticks(kenv::number("abi.dump_ms", 100)));
+    }
     if dumps || dumper == Dumper::Idle {
         configure_dumper();
     } else {
@@ -144,15 +146,19 @@ impl<const N: usize> fmt::Write for Writer<N> {
     }
 }
 
-/// Ticks of the time-stamp counter in so many milliseconds.
+/// Ticks of the time-stamp counter in so many milliseconds. The host may take the CPU away meanwhile: the shortest of
+/// several samples counts.
 fn ticks(milliseconds: u64) -> u64 {
-    const SAMPLE_MS: u64 = 5;
+    const SAMPLES: u32 = 8;
     if milliseconds == 0 {
         return 0;
     }
-    let before = read_counter();
-    time::wait(SAMPLE_MS);
-    (read_counter() - before) / SAMPLE_MS * milliseconds
+    let sample = |_| {
+        let before = read_counter();
+        time::wait(1);
+        read_counter() - before
+    };
+    (0..SAMPLES).map(sample).min().unwrap_or(0) * milliseconds
 }
 
 fn read_counter() -> u64 {

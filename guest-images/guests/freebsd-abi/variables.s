@@ -33,6 +33,10 @@ absolute dmapend, 0xfffffc0000000000
 
 .bss
 public KPML4phys, 8
+.if {is_12} == 0
+public KPML5phys, 8                     # zero, as is la57: four levels
+public la57, 4
+.endif
 public kernel_vm_end, 8
 public nkpt, 4
 public dmaplimit, 8

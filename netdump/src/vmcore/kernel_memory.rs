@@ -66,9 +66,12 @@ impl<'m> KernelMemory<'m> {
 
     /// Guest-physical address of the byte at virtual `address`.
     pub fn translate(&self, address: u64) -> Option<u64> {
+        // A CPU without paging "maps" every address, also those where no RAM is.
+        let ranges = self.memory.ranges();
+        let is_ram = |at: &u64| ranges.iter().any(|range| range.start <= *at && *at < range.end());
         let by_file = || self.memory.kernel_map()?.translate(address);
         by_file()
-            .or_else(|| self.spaces.iter().find_map(|space| space.translate(address)))
+            .or_else(|| self.spaces.iter().find_map(|space| space.translate(address).filter(is_ram)))
             .or_else(|| self.symbols.physical(address))
     }
 

@@ -39,6 +39,12 @@ pub struct Core {
 }
 
 impl Core {
+    /// These bytes.
+    pub fn of(bytes: Vec<u8>) -> Self {
+        let whole = 0..bytes.len() as u64;
+        Self { bytes, runs: Vec::from([whole]) }
+    }
+
     /// Random bytes without holes.
     pub fn solid(rng: &mut Rng, len: usize) -> Self {
         let mut bytes = Vec::with_capacity(len + 8);
@@ -46,8 +52,7 @@ impl Core {
             bytes.extend_from_slice(&rng.number().to_le_bytes());
         }
         bytes.truncate(len);
-        let whole = 0..len as u64;
-        Self { bytes, runs: Vec::from([whole]) }
+        Self::of(bytes)
     }
 
     /// Random bytes with holes in between, some of which a client leaves out.
@@ -110,6 +115,37 @@ pub struct ClientStation {
     /// How it ended, once it has.
     pub ending: Option<Ending>,
     started: Instant,
+    growth: Option<Growth>,
+}
+
+/// How a core comes that is made while it is sent.
+#[derive(Debug)]
+struct Growth {
+    rng: Rng,
+    /// Bytes there are.
+    available: u64,
+    /// When there are more, or the end is known.
+    next: Instant,
+    header: [u8; 512],
+}
+
+/// What a client may read of a core that is made while it is sent: nothing that it has seen acknowledged, and nothing
+/// that is not there yet.
+struct Kept<'a> {
+    core: &'a Core,
+    range: Range<u64>,
+}
+
+impl ReadAt for Kept<'_> {
+    fn length(&self) -> u64 {
+        self.range.end
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        let end = offset + buf.len() as u64;
+        assert!(self.range.start <= offset && end <= self.range.end, "{offset} is not in {:?}", self.range);
+        self.core.read_at(offset, buf)
+    }
 }
 
 impl ClientStation {
@@ -128,7 +164,35 @@ impl ClientStation {
     pub fn new(config: ClientConfig, plan: DumpPlan, core: Core) -> Self {
         let started = Instant::now();
         let client = Client::new(config.clone(), plan, started).expect("a good configuration");
-        Self { client, config, core, events: Vec::new(), ending: None, started }
+        Self { client, config, core, events: Vec::new(), ending: None, started, growth: None }
+    }
+
+    /// The same with a core that comes piece by piece, and with its header in the end.
+    pub fn growing(
+        config: ClientConfig,
+        key: Option<Vec<u8>>,
+        core: Core,
+        header: [u8; 512],
+        rng: Rng,
+    ) -> Self {
+        let plan = DumpPlan { path: None, core: CorePlan::Growing, key };
+        let station = Self::new(config, plan, core);
+        let next = station.started + Duration::from_micros(1);
+        Self { growth: Some(Growth { rng, available: 0, next, header }), ..station }
+    }
+
+    fn grow(&mut self, now: Instant) {
+        let Some(growth) = self.growth.as_mut().filter(|growth| growth.next <= now) else { return };
+        if growth.available == self.core.length() && growth.rng.chance(500) {
+            self.client.end_of_core(growth.available, growth.header);
+            // Nothing follows.
+            growth.next = now + Duration::from_secs(1_000_000);
+            return;
+        }
+        let more = *growth.rng.pick(&[0, 1, 511, 1448, 4096, 10_000, 70_000]);
+        growth.available = (growth.available + more).min(self.core.length());
+        growth.next = now + growth.rng.time(&(Duration::from_micros(1)..Duration::from_millis(2)));
+        self.client.supply(growth.available);
     }
 
     /// The beginning of its time.
@@ -170,16 +234,24 @@ impl Station for ClientStation {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
+        self.grow(now);
         self.client.handle_timeout(now);
         self.take_events();
     }
 
     fn poll_transmit(&mut self, now: Instant, frame: &mut Vec<u8>) -> bool {
-        self.client.poll_transmit(now, &self.core, frame).expect("memory can be read").is_some()
+        let transmit = match &self.growth {
+            None => self.client.poll_transmit(now, &self.core, frame),
+            Some(growth) => {
+                let kept = Kept { core: &self.core, range: self.client.acked_to()..growth.available };
+                self.client.poll_transmit(now, &kept, frame)
+            }
+        };
+        transmit.expect("memory can be read").is_some()
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.client.poll_timeout()
+        self.growth.as_ref().map(|growth| growth.next).into_iter().chain(self.client.poll_timeout()).min()
     }
 }
 

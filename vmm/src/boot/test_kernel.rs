@@ -210,3 +210,20 @@ pub(super) fn mutate() -> impl Strategy<Value = Damage> {
     (words, bytes, any::<prop::sample::Index>(), prop::bool::weighted(0.1))
         .prop_map(|(words, bytes, keep, cut)| Damage { words, bytes, keep, cut })
 }
+
+mod seeds {
+    use super::{Kernel, module, shared_module};
+
+    fn seed(name: &str) -> Vec<u8> {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn the_seeds_of_the_fuzz_targets_are_these_files() {
+        assert_eq!(seed("kernel_image/freebsd"), Kernel::default().elf());
+        let with = |module: Vec<u8>| [&b"-v a=b\0name\0value\0"[..], &module].concat();
+        assert_eq!(seed("modinfo/relocatable"), with(module()));
+        assert_eq!(seed("modinfo/shared"), with(shared_module()));
+    }
+}

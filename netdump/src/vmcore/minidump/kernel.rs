@@ -77,9 +77,10 @@ pub(super) fn end_of_kernel_addresses(kernel: &KernelMemory<'_>, remarks: &mut V
     of_image.max(of_heap).unwrap_or(u64::MAX)
 }
 
-/// Where the direct map ends in physical addresses: pages behind it belong to no dump (`PHYS_IN_DMAP`).
+/// Where the direct map ends in physical addresses: pages that begin behind it belong to no dump (`PHYS_IN_DMAP`).
 pub(super) fn direct_map_limit(kernel: &KernelMemory<'_>) -> u64 {
-    kernel.pointer("dmaplimit").filter(|&limit| limit != 0).unwrap_or(u64::MAX)
+    let limit = kernel.pointer("dmaplimit").filter(|&limit| limit != 0);
+    limit.and_then(|limit| limit.checked_next_multiple_of(PAGE_SIZE)).unwrap_or(u64::MAX)
 }
 
 /// Address and length of the message buffer's text.

@@ -18,10 +18,10 @@ const GIGABYTE: u64 = 1 << 30;
 const LARGE_PAGE: u64 = 2 << 20;
 /// From the first kernel address to the end of all: 2 TiB.
 const MAX_DIRECTORIES: u64 = 2048;
-/// Page tables that are gone through in any guest: they map 128 GiB.
-const FREE_TABLES: u64 = 1 << 16;
+/// Page tables that are gone through in any guest: they map 32 GiB.
+const FREE_TABLES: u64 = 1 << 14;
 /// How many pages of RAM allow for one more. A table maps 512; kernel memory may lie scattered in addresses.
-const PAGES_FOR_A_TABLE: u64 = 64;
+const PAGES_FOR_A_TABLE: u64 = 32;
 
 type Table = [u64; ENTRIES];
 
