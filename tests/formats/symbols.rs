@@ -66,6 +66,27 @@ fn physical_addresses_come_from_the_load_map() {
 }
 
 #[test]
+fn entries_of_assembly_are_functions_without_being_called_so() {
+    let text = 0xffff_ffff_8020_0000;
+    let (global_function, local_label) = (0x12, 0x00);
+    let symbols = kernel()
+        .segment_without_code(0xffff_ffff_8040_0000, 0x40_0000, 0x1000)
+        .raw_symbol("copyin", text + 0x100, 0x80, global_function, 1)
+        .raw_symbol("copyin_loop", text + 0x140, 0, local_label, 1)
+        .raw_symbol("Xfast_syscall", text + 0x200, 0, global_function, 1)
+        .raw_symbol("an_alias", text + 0x200, 0, local_label, 1)
+        .raw_symbol("fast_syscall_common", text + 0x203, 0, local_label, 1)
+        .raw_symbol("a_constant", text + 0x210, 0, local_label, 0xfff1)
+        .raw_symbol("end_of_data", 0xffff_ffff_8040_0000, 0, local_label, 1);
+    let symbols = KernelSymbols::parse(&symbols.image()).unwrap();
+    let at = |address| symbols.function_at(address).map(|place| (place.function, place.offset));
+    assert_eq!(at(text + 0x144), Some(("copyin", 0x44)), "a label in a function is no function");
+    assert_eq!(at(text + 0x202), Some(("Xfast_syscall", 2)));
+    assert_eq!(at(text + 0x2fb), Some(("fast_syscall_common", 0xf8)));
+    assert_eq!(at(0xffff_ffff_8040_0000), Some(("fast_syscall_common", 0x1f_fdfd)), "data is no function");
+}
+
+#[test]
 fn stripped_image_has_no_symbols_but_a_load_map() {
     let mut image = kernel().image();
     // e_shoff, e_shnum, e_shstrndx.

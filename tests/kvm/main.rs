@@ -10,6 +10,7 @@ mod policies;
 mod registers;
 mod sources;
 mod terminal;
+mod watcher;
 
 /// Ends a test on a machine without KVM.
 macro_rules! needs_kvm {

@@ -46,6 +46,12 @@ impl FakeKernel {
         self
     }
 
+    /// One of data only.
+    pub fn segment_without_code(mut self, virtual_start: u64, physical_start: u64, len: u64) -> Self {
+        self.segments.push([virtual_start, physical_start, len, 6]);
+        self
+    }
+
     /// The file: header, program headers, symbol table, string table, section headers.
     pub fn image(&self) -> Vec<u8> {
         let mut strings = vec![0];

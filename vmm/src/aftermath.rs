@@ -1,9 +1,12 @@
 //! From the panic to the report: pause, ask the guest, dump, tell.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use netdump::facts::{self, GuestFacts};
+use netdump::vmcore::inspect::debugger_commands;
+use netdump::vmcore::unpack::Method;
 use netdump::vmcore::{CoreNotes, PhysicalMemory};
 
 use crate::config::{Target, Wishes};
@@ -50,7 +53,7 @@ impl Aftermath<'_> {
             not_stopped: guest.not_stopped(),
         };
         self.observer.event(&Event::Paused { pause: &pause });
-        let sent = self.host.dump.enabled.then(|| self.send(&guest, &seen, &facts, time));
+        let sent = self.host.dump.enabled.then(|| self.send(&guest, &seen, &facts));
         let status =
             sent.as_ref().map_or(ExitStatus::NotDumped, |sent| ExitStatus::of(sent.1.report.outcome));
         let report = self.report(&guest, seen, pause, facts, sent, status);
@@ -64,7 +67,6 @@ impl Aftermath<'_> {
         guest: &PausedGuest<'_>,
         seen: &PanicSeen,
         facts: &GuestFacts,
-        time: SystemTime,
     ) -> (TargetReport, Dumped) {
         let config = self.host.dump;
         let target = config.target(&Wishes {
@@ -91,7 +93,7 @@ impl Aftermath<'_> {
             symbols,
             notes,
             host_name,
-            time,
+            time: header_time(facts::clock(guest, Some(symbols)), seen.time),
             route,
             nic: self.nic,
             interrupted,
@@ -124,6 +126,8 @@ impl Aftermath<'_> {
         let core_format = dumped.as_ref().and_then(|dumped| dumped.format);
         let remarks = dumped.as_ref().map(|dumped| dumped.remarks.clone()).unwrap_or_default();
         let (dump, core) = dumped.map(|dumped| (dumped.report, dumped.core)).unzip();
+        let core = core.flatten();
+        let debuggers = self.debuggers(core.as_deref(), core_format);
         PanicReport {
             image: self.host.image.path().display().to_string(),
             panic,
@@ -140,8 +144,21 @@ impl Aftermath<'_> {
             core_format,
             remarks,
             dump,
-            core: core.flatten(),
+            core,
+            debuggers,
             exit_code: status.code(),
+        }
+    }
+
+    /// The commands that open the core; none for one that is elsewhere, or must be decrypted first.
+    fn debuggers(&self, core: Option<&Path>, format: Option<&str>) -> Vec<String> {
+        let is_encrypted = self.host.dump.packing.encryption().is_some();
+        match (core, format) {
+            (Some(core), Some(format)) if !is_encrypted => {
+                let kernel = self.host.image.file_with_symbols();
+                debugger_commands(format, core, Method::by_name(core), Some(kernel))
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -172,6 +189,14 @@ fn seen(finding: &Finding, facts: &GuestFacts, time: SystemTime) -> PanicSeen {
     }
 }
 
+/// The time in the dump header is the guest's own, as its kernel would have written it, unless that cannot be: a clock
+/// that nobody set, or one of the future. Both in seconds since 1970.
+fn header_time(guest: Option<u64>, host: u64) -> u64 {
+    const YEAR_2000: u64 = 946_684_800;
+    const DAY: u64 = 86_400;
+    guest.filter(|time| (YEAR_2000..=host.saturating_add(DAY)).contains(time)).unwrap_or(host)
+}
+
 fn report_target(target: &Target) -> TargetReport {
     TargetReport {
         link: target.link.to_string(),
@@ -185,4 +210,24 @@ fn report_target(target: &Target) -> TargetReport {
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_plausible_clock_of_the_guest_goes_into_the_header() {
+        const NOW: u64 = 1_800_000_000;
+        for (guest, expected) in [
+            (Some(1_700_000_000), 1_700_000_000),
+            (Some(NOW + 3600), NOW + 3600),
+            (Some(NOW + 90_000), NOW),
+            (Some(300), NOW),
+            (Some(u64::MAX), NOW),
+            (None, NOW),
+        ] {
+            assert_eq!(header_time(guest, NOW), expected, "{guest:?}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use netdump::ReadAt;
 use netdump::client::ClientConfig;
@@ -39,8 +39,8 @@ pub(crate) struct Job<'a> {
     pub(crate) notes: CoreNotes,
     /// The guest's name.
     pub(crate) host_name: String,
-    /// When it panicked.
-    pub(crate) time: SystemTime,
+    /// When it panicked, for the dump header, in seconds since 1970.
+    pub(crate) time: u64,
     /// The way over a tap that was found good before the guest started.
     pub(crate) route: Option<&'a TapRoute>,
     /// The guest's network card, stopped.
@@ -163,11 +163,10 @@ impl Job<'_> {
     }
 
     fn header(&self) -> KernelDumpHeader {
-        let since_1970 = self.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         KernelDumpHeader {
             architecture: "amd64".into(),
             architecture_version: AMD64_ARCHITECTURE_VERSION,
-            dump_time: since_1970.as_secs(),
+            dump_time: self.time,
             host_name: self.host_name.clone(),
             version_string: self.notes.facts.version.clone().unwrap_or_default(),
             panic_string: self.notes.best_panic_text().unwrap_or_default().to_owned(),

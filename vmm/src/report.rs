@@ -70,6 +70,8 @@ pub struct PanicReport {
     pub dump: Option<DumpReport>,
     /// The core, when the embedded receiver stored it.
     pub core: Option<PathBuf>,
+    /// The commands that open it in a debugger, where there are some that read the format.
+    pub debuggers: Vec<String>,
     /// The exit code that follows from it.
     pub exit_code: u8,
 }
@@ -271,6 +273,15 @@ impl PanicReport {
         if let Some(core) = &self.core {
             line(f, "core", &core.display().to_string())?;
         }
+        if let Some(format) = self.core_format {
+            line(f, "format", format)?;
+        }
+        for remark in &self.remarks {
+            line(f, "remark", remark)?;
+        }
+        for command in &self.debuggers {
+            line(f, "open by", command)?;
+        }
         Ok(())
     }
 }
@@ -278,7 +289,8 @@ impl PanicReport {
 impl fmt::Display for PauseReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} after the panic was seen", Duration::from_micros(self.microseconds))?;
-        if self.settling_microseconds > 0 {
+        // Less than that is only the way here.
+        if self.settling_microseconds >= 1000 {
             let given = Duration::from_micros(self.settling_microseconds);
             write!(f, ", {given:?} of it given to the kernel to settle")?;
         }

@@ -31,6 +31,11 @@ impl GuestOs for FreeBsd {
         kernel.is_some_and(is_freebsd)
     }
 
+    /// `time_second`, which the clock interrupt updates: it stands still from the panic on.
+    fn clock(&self, memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> Option<u64> {
+        kernel_memory(memory, kernel?).pointer("time_second")
+    }
+
     fn facts(&self, memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> GuestFacts {
         let Some(symbols) = kernel else { return GuestFacts::default() };
         let kernel = kernel_memory(memory, symbols);

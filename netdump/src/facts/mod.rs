@@ -64,6 +64,11 @@ pub trait GuestOs: Sync {
     /// What can be found.
     fn facts(&self, memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> GuestFacts;
 
+    /// The guest's clock when it stopped, in seconds since 1970.
+    fn clock(&self, _memory: &dyn PhysicalMemory, _kernel: Option<&KernelSymbols>) -> Option<u64> {
+        None
+    }
+
     /// What its kernel was doing, where this kind of guest is known that well.
     fn state(
         &self,
@@ -83,6 +88,11 @@ pub fn gather(memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> Gu
     let Some(os) = recognised(memory, kernel) else { return GuestFacts::default() };
     tracing::debug!(guest = os.name(), "asking the stopped guest for its facts");
     os.facts(memory, kernel)
+}
+
+/// The clock of the stopped guest in `memory`, in seconds since 1970: what the guest takes for that.
+pub fn clock(memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> Option<u64> {
+    recognised(memory, kernel)?.clock(memory, kernel)
 }
 
 /// What the kernel of the stopped guest in `memory`, whose image has these symbols, was doing.

@@ -159,11 +159,12 @@ fn put_text(field: &mut [u8], value: &str) {
 
 /// As [`put_text`], but a cut text ends with a newline, as FreeBSD's `dump_init_header` makes it.
 fn put_version_string(field: &mut [u8], value: &str) {
-    put_text(field, value);
-    if value.len() >= field.len() {
-        let last = field.len() - 2;
-        field[last] = b'\n';
+    if value.len() < field.len() {
+        return put_text(field, value);
     }
+    let len = value.floor_char_boundary(field.len() - 2);
+    field[..len].copy_from_slice(&value.as_bytes()[..len]);
+    field[len] = b'\n';
 }
 
 fn text(field: &[u8]) -> String {
@@ -230,6 +231,39 @@ mod tests {
         assert_eq!((bytes[0x13d], bytes[0x13e], bytes[0x13f]), (b'v', b'\n', 0));
         assert_eq!(bytes[0x1ee], 0);
         assert_eq!(KernelDumpHeader::parse(&bytes).unwrap().panic_string, "ü".repeat(87));
+    }
+
+    #[test]
+    fn every_field_of_version_4_has_its_place() {
+        let full = KernelDumpHeader {
+            dump_time: 0x0102_0304_0506_0708,
+            key_size: 0x1122_3344,
+            version_string: "version".into(),
+            compression: Compression::Zstd,
+            dump_extent: 0x1112_1314_1516_1718,
+            ..header()
+        };
+        let bytes = full.to_bytes();
+        assert_eq!(bytes[0x30..0x38], [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(bytes[0x38..0x3c], [0x11, 0x22, 0x33, 0x44]);
+        assert_eq!(&bytes[0x80..0x88], b"version\0");
+        assert_eq!(bytes[0x1ef], 2);
+        assert_eq!(bytes[0x1f0..0x1f8], [0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18]);
+        assert_eq!(bytes[0x1f8..0x1fc], [0; 4]);
+    }
+
+    #[test]
+    fn a_version_is_cut_only_when_it_does_not_fit_and_then_ends_its_line() {
+        let bytes = |version: String| KernelDumpHeader { version_string: version, ..header() }.to_bytes();
+        let fits = bytes("v".repeat(191));
+        assert_eq!((fits[0x80 + 190], fits[0x80 + 191]), (b'v', 0));
+        let cut = bytes("v".repeat(192));
+        assert_eq!((cut[0x80 + 189], cut[0x80 + 190], cut[0x80 + 191]), (b'v', b'\n', 0));
+        // Cut between characters, with no gap that would end the text before its newline.
+        let wide = bytes(format!("{}ü", "v".repeat(190)));
+        assert_eq!(wide[0x80 + 190..0x80 + 192], [b'\n', 0]);
+        let wider = bytes(format!("{}üü", "v".repeat(189)));
+        assert_eq!(text(&wider[0x80..0x140]), format!("{}\n", "v".repeat(189)));
     }
 
     #[test]

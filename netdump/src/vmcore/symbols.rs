@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use object::elf::{
-    FileHeader64, PF_W, PT_LOAD, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_FUNC, STT_SECTION,
+    FileHeader64, PF_W, PF_X, PT_LOAD, SHN_ABS, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_FUNC,
+    STT_NOTYPE, STT_SECTION,
 };
 use object::read::elf::{FileHeader, ProgramHeader, Sym, SymbolTable};
 use object::{Endianness, FileKind};
@@ -62,6 +63,9 @@ struct Function {
     /// 0 when the image does not say.
     size: u64,
     name: Arc<str>,
+    /// A place in the code that the image does not call a function. Assembly has such entries: FreeBSD's
+    /// `fast_syscall_common` and `nmi_calltrap` are two (seen in 14.0-CURRENT built with clang).
+    is_label: bool,
 }
 
 /// A place in the kernel's code.
@@ -80,6 +84,7 @@ struct Segment {
     physical_start: u64,
     len: u64,
     writable: bool,
+    executable: bool,
 }
 
 impl Segment {
@@ -104,8 +109,12 @@ impl KernelSymbols {
         }
         let sections = header.sections(endian, bytes).map_err(SymbolsError::Damaged)?;
         let table = sections.symbols(endian, bytes, SHT_SYMTAB).map_err(SymbolsError::Damaged)?;
-        let (symbols, functions) = symbols(endian, &table)?;
-        Ok(Self { symbols, functions, segments: segments(endian, header, bytes)? })
+        let (symbols, mut functions) = symbols(endian, &table)?;
+        let segments = segments(endian, header, bytes)?;
+        let is_code =
+            |address| segments.iter().any(|part| part.executable && part.offset_of(address).is_some());
+        functions.retain(|function| !function.is_label || is_code(function.address));
+        Ok(Self { symbols, functions: sorted(functions), segments })
     }
 
     /// Virtual address of a symbol (its value, for absolute symbols such as FreeBSD's `kernbase`).
@@ -217,11 +226,13 @@ fn symbols(
                 Arc::from(name)
             }
         };
-        if entry.st_type() == STT_FUNC {
+        let is_label = entry.st_type() == STT_NOTYPE && entry.st_shndx(endian) != SHN_ABS;
+        if is_label || entry.st_type() == STT_FUNC {
             functions.push(Function {
                 address: symbol.address,
                 size: symbol.size,
                 name: Arc::clone(&shared),
+                is_label,
             });
         }
         let known = symbols.entry(shared).or_insert(symbol);
@@ -229,13 +240,21 @@ fn symbols(
             *known = symbol;
         }
     }
-    Ok((symbols, sorted(functions)))
+    Ok((symbols, functions))
 }
 
-/// In order of address; of several at one address the first with the greatest size.
+/// In order of address; of several at one address the first with the greatest size, a label last. A label in a function
+/// of known size is a place in that function.
 fn sorted(mut functions: Vec<Function>) -> Vec<Function> {
-    functions.sort_by_key(|function| (function.address, u64::MAX - function.size));
+    functions.sort_by_key(|function| (function.address, function.is_label, u64::MAX - function.size));
     functions.dedup_by_key(|function| function.address);
+    let mut end = 0;
+    functions.retain(|function| {
+        if !function.is_label {
+            end = function.address.saturating_add(function.size);
+        }
+        !function.is_label || function.address >= end
+    });
     functions
 }
 
@@ -254,6 +273,7 @@ fn segments(
             physical_start: header.p_paddr(endian),
             len: header.p_memsz(endian),
             writable: header.p_flags(endian).contains(PF_W),
+            executable: header.p_flags(endian).contains(PF_X),
         })
         .collect())
 }

@@ -47,6 +47,15 @@ impl Method {
         head.starts_with(b"\x28\xb5\x2f\xfd").then_some(Self::Zstd)
     }
 
+    /// How a file of this name is packed, as a receiver names its cores.
+    pub fn by_name(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            "gz" => Some(Self::Gzip),
+            "zst" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {

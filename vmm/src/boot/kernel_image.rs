@@ -28,6 +28,8 @@ pub struct KernelImage {
     path: PathBuf,
     bytes: Vec<u8>,
     symbols: KernelSymbols,
+    /// The other file that they are from.
+    symbol_file: Option<PathBuf>,
     headers: Headers,
 }
 
@@ -125,7 +127,7 @@ impl KernelImage {
             return Err(damaged(format!("its segments have {loaded} bytes, more than the file's {len}")));
         }
         let symbols = KernelSymbols::parse(&bytes).map_err(|error| damaged(error.to_string()))?;
-        Ok(Self { path: path.to_owned(), bytes, symbols, headers })
+        Ok(Self { path: path.to_owned(), bytes, symbols, symbol_file: None, headers })
     }
 
     /// Where it came from.
@@ -141,7 +143,13 @@ impl KernelImage {
     /// Takes the symbols from another file, which must be of this kernel.
     pub fn take_symbols_from(&mut self, path: &Path) -> Result<(), SymbolFileError> {
         self.symbols = symbol_file::read(path, &self.path, &self.bytes, &self.symbols)?;
+        self.symbol_file = Some(path.to_owned());
         Ok(())
+    }
+
+    /// The file that a debugger wants for the symbols.
+    pub fn file_with_symbols(&self) -> &Path {
+        self.symbol_file.as_deref().unwrap_or(&self.path)
     }
 
     /// Whether this is a FreeBSD kernel without symbols.

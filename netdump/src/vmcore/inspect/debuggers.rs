@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::vmcore::unpack::{Method, Packed};
+use crate::vmcore::unpack::Method;
 
 /// Where a FreeBSD machine has its kernel.
 const USUAL_KERNEL: &str = "/boot/kernel/kernel";
@@ -14,19 +14,14 @@ const KERNELS_OWN: [&str; 2] = ["minidump", "full"];
 
 /// One command a debugger, ready for a shell; none for a core that they do not read. A packed core they read unpacked
 /// only, so the command for that comes first.
-pub(super) fn commands(
-    format: &str,
-    core: &Path,
-    packed: Option<&Packed>,
-    kernel: Option<&Path>,
-) -> Vec<String> {
+pub fn commands(format: &str, core: &Path, packed: Option<Method>, kernel: Option<&Path>) -> Vec<String> {
     if !KERNELS_OWN.contains(&format) {
         return Vec::new();
     }
     let kernel = kernel.map_or_else(|| USUAL_KERNEL.to_owned(), quoted);
-    let plain = packed.map(|packed| unpacked_name(core, packed.method));
-    let unpack = packed.zip(plain.as_deref()).map(|(packed, plain)| {
-        let program = match packed.method {
+    let plain = packed.map(|method| unpacked_name(core, method));
+    let unpack = packed.zip(plain.as_deref()).map(|(method, plain)| {
+        let program = match method {
             Method::Gzip => "gunzip",
             Method::Zstd => "zstd -d",
         };
@@ -39,11 +34,7 @@ pub(super) fn commands(
 
 /// The core's name without the ending that its packing gave it.
 fn unpacked_name(core: &Path, method: Method) -> PathBuf {
-    let ending = match method {
-        Method::Gzip => "gz",
-        Method::Zstd => "zst",
-    };
-    if core.extension().is_some_and(|extension| extension == ending) {
+    if Method::by_name(core) == Some(method) {
         return core.with_extension("");
     }
     let mut name = core.as_os_str().to_owned();
@@ -81,10 +72,8 @@ mod tests {
 
     #[test]
     fn packed_cores_are_unpacked_first() {
-        let commands = |core: &str, method| {
-            let packed = Packed { method, stored: 1, unpacked: 2, damage: None };
-            commands("minidump", core.as_ref(), Some(&packed), Some(Path::new("k")))
-        };
+        let commands =
+            |core: &str, method| commands("minidump", core.as_ref(), Some(method), Some(Path::new("k")));
         assert_eq!(
             commands("vmcore.h.0.gz", Method::Gzip)[..2],
             ["gunzip < vmcore.h.0.gz > vmcore.h.0", "kgdb k vmcore.h.0"]

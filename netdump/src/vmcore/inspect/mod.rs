@@ -17,6 +17,7 @@ use super::symbols::KernelSymbols;
 use super::unpack::Packed;
 use crate::facts::{self, Backtraces, GuestFacts, KernelState, StateRequest};
 use crate::freebsd::msgbuf;
+pub use debuggers::commands as debugger_commands;
 pub use render::bytes_text;
 pub(super) use render::{counted, plain};
 
@@ -177,7 +178,12 @@ pub fn inspect_with(path: &Path, options: &InspectOptions<'_>) -> Result<Inspect
             .collect(),
         cpus: core.cpus().to_vec(),
         kernel,
-        debuggers: debuggers::commands(core.format(), path, core.file().packed(), options.kernel),
+        debuggers: debuggers::commands(
+            core.format(),
+            path,
+            core.file().packed().map(|packed| packed.method),
+            options.kernel,
+        ),
         problems: core.problems().iter().map(ToString::to_string).collect(),
     })
 }
