@@ -13,15 +13,18 @@ const PAGE: u64 = 4096;
 const START: u64 = 0xffff_ffff_8020_0000;
 const GIB: u64 = 1 << 30;
 
+/// What stands at an address.
+type Entry = fn(u64) -> u64;
+
 /// RAM in which every word is a table entry that `entry` makes of its address.
 struct Maze {
     ranges: [MemoryRange; 1],
-    entry: fn(u64) -> u64,
+    entry: Entry,
     reads: AtomicU64,
 }
 
 impl Maze {
-    fn new(entry: fn(u64) -> u64) -> Self {
+    fn new(entry: Entry) -> Self {
         Self { ranges: [MemoryRange { start: 0, len: GIB }], entry, reads: AtomicU64::new(0) }
     }
 }
@@ -73,12 +76,12 @@ fn scattered(address: u64) -> u64 {
 
 #[test]
 fn tables_that_lead_everywhere_cost_little() {
-    let mazes: [(&str, fn(u64) -> u64); 5] = [
+    let mazes: [(&str, Entry); 5] = [
         ("one table", |_| 0x7000 | 3),
-        ("its own page", |address| address / PAGE * PAGE | 3),
-        ("all pages are tables", |address| scattered(address) * PAGE | 3),
-        ("large pages everywhere", |address| scattered(address) * PAGE | 0x83),
-        ("outside RAM", |address| if address % PAGE >= 511 * 8 { 0x3 } else { 1 << 45 | 3 }),
+        ("its own page", |address| (address / PAGE * PAGE) | 3),
+        ("all pages are tables", |address| (scattered(address) * PAGE) | 3),
+        ("large pages everywhere", |address| (scattered(address) * PAGE) | 0x83),
+        ("outside RAM", |address| if address % PAGE >= 511 * 8 { 0x3 } else { (1 << 45) | 3 }),
     ];
     for (what, entry) in mazes {
         let memory = Maze::new(entry);
