@@ -83,6 +83,11 @@ impl InfoFile {
         }
     }
 
+    /// Whether the server stored the core compressed.
+    pub fn is_compressed(&self) -> bool {
+        matches!(self.compression.as_deref(), Some("gzip" | "zstd" | "1" | "2"))
+    }
+
     /// Whether the server says that it has all of the dump.
     pub fn is_complete(&self) -> bool {
         self.ending.as_deref() == Some(COMPLETE)
