@@ -70,7 +70,7 @@ impl Reporter {
                 bar.set_position(progress.done);
                 bar.set_message(with_resends(&progress.phase.to_string(), progress.resends));
             }
-            Kind::Lines if news => eprintln!("{}", line(progress)),
+            Kind::Lines if news => say(&line(progress)),
             Kind::Json if news => print_line(&Line::Progress {
                 phase: progress.phase.to_string(),
                 done: progress.done,
@@ -87,9 +87,9 @@ impl Reporter {
         match &self.kind {
             Kind::Bar(bar) => {
                 bar.finish_and_clear();
-                eprintln!("{}", summary(report));
+                say(&summary(report));
             }
-            Kind::Lines => eprintln!("{}", summary(report)),
+            Kind::Lines => say(&summary(report)),
             Kind::Json => print_line(&Line::Dump(report)),
             Kind::Quiet => {}
         }
@@ -163,6 +163,11 @@ fn summary(report: &DumpReport) -> String {
 }
 
 /// A reader that has gone away is no reason to stop a dump.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// The same of standard output.
 fn print_line(line: &Line<'_>) {
     if let Ok(json) = serde_json::to_string(line) {
         let _ = writeln!(io::stdout(), "{json}");

@@ -632,3 +632,42 @@ fn delivered_core_is_verified_and_inspected() {
     refuses(netdump().arg("inspect").arg(files.path()), 1, &["inspecting"]);
     refuses(netdump().arg("verify").arg(&stored).args(["--report", "/missing"]), 1, &["report /missing"]);
 }
+
+/// A file that the fuzz targets of this crate begin with.
+fn seed(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(name)
+}
+
+#[test]
+fn threads_of_a_freebsd_core_are_told_by_its_kernel() {
+    let (core, kernel) = (seed("corpus/core_open/minidump"), seed("kernel.elf"));
+    let inspect = |arguments: &[&str]| {
+        let mut command = netdump();
+        command.arg("inspect").arg(&core).args(arguments);
+        command
+    };
+    let kernel = kernel.to_str().unwrap();
+    let output = inspect(&["--kernel", kernel, "--thread", "100001"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let told = String::from_utf8(output.stdout).unwrap();
+    for expected in [
+        "FreeBSD/amd64 minidump, version 3",
+        "Panic     here",
+        "Thread    100007 of pid 7 sh, on CPU 0, CRASHED; registers of dumppcb",
+        "Thread    100001 of pid 1 init; registers of td_pcb",
+        "panic+0x8",
+        &format!("kgdb {kernel} {}", core.display()),
+    ] {
+        assert!(told.contains(expected), "'{expected}' is not in:\n{told}");
+    }
+    let output = inspect(&["--symbols", kernel, "--all-threads", "--json"]).output().unwrap();
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["kernel"]["crashed_thread"], 100_007);
+    assert_eq!(json["kernel"]["threads"][0]["backtrace"][0]["function"], "panic");
+
+    refuses(&mut inspect(&["--kernel", kernel, "--thread", "5"]), 1, &["no thread 5", "among the 2"]);
+    refuses(&mut inspect(&["--thread", "5"]), 2, &["--kernel"]);
+    let stripped = seed("corpus/core_open/elf");
+    refuses(&mut inspect(&["--kernel", stripped.to_str().unwrap()]), 1, &["no symbol table"]);
+    refuses(&mut inspect(&["--kernel", core.to_str().unwrap()]), 1, &["not a little-endian ELF64"]);
+}

@@ -253,8 +253,7 @@ fn cpu_in_user_mode_is_found_and_shown_there() {
 
 #[test]
 fn cpu_without_the_kernels_data_is_named_and_does_not_become_the_dumper() {
-    let mut reset = Registers::default();
-    reset.rip = 0xfff0;
+    let reset = Registers { rip: 0xfff0, ..Registers::default() };
     let shown = Shown::of(&guest(vec![registers(0), reset]), false, Some(1));
     assert!(shown.1.iter().any(|remark| remark.contains("virtual CPU 1")), "{:?}", shown.1);
     assert_eq!((shown.tid(), shown.word(STOPPED)), (0, 0b01));

@@ -57,7 +57,7 @@ fn an_encrypted_core_is_the_guests_memory_to_the_holder_of_the_private_key() {
     let (public, private) = (test_key("public-2048.pem"), test_key("private-2048.pem"));
     for options in [&["--dump-compress=zstd"][..], &["--dump-cipher=aes-cbc"]] {
         let bench = Bench::new("panic");
-        assert_code(&bench.run(&[&["--dump-pubkey", arg(&public)], options].concat()), 10);
+        assert_code(&bench.run(&[&["--memory=32M", "--dump-pubkey", arg(&public)], options].concat()), 10);
         let core = bench.core_path();
         assert!(core.file_name().unwrap().to_str().unwrap().starts_with("vmcore_encrypted."));
         let decrypted = run(program("netdump"), &["decrypt", "--key", arg(&private), arg(&core)]);

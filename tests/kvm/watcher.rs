@@ -116,6 +116,24 @@ fn a_guest_that_does_not_panic_is_left_alone() {
 }
 
 #[test]
+fn clean_ends_are_no_panics_however_many() {
+    needs_kvm!();
+    for end in ["abi.end=reset-8042", "abi.end=reset-cf9"] {
+        let bench = Bench::new("freebsd-abi");
+        let vmm = bench.start(&told(&["abi.panic=none", end], &[]));
+        vmm.wait_for_stdout("hand-off", 20);
+        vmm.signal(Signal::SIGTERM);
+        assert_code(&vmm.wait(), 0);
+        assert!(!bench.crash_dir().exists());
+    }
+    let bench = Bench::new("freebsd-abi");
+    for _ in 0..5 {
+        assert_code(&run(&bench, &["abi.panic=none", "abi.end=poweroff"], &[]), 0);
+    }
+    assert!(!bench.crash_dir().exists());
+}
+
+#[test]
 fn a_guest_with_a_dumper_dumps_for_itself() {
     needs_kvm!();
     for flavour in FLAVOURS {
@@ -134,7 +152,7 @@ fn a_guest_whose_dumper_does_nothing_is_dumped_when_it_ends() {
     needs_kvm!();
     for end in ["abi.panic=reset-8042", "abi.panic=triple", "abi.panic=poweroff"] {
         let bench = Bench::new("freebsd-abi");
-        let report = dumped(&bench, &[end, "abi.dumper=yes"], &[]);
+        let report = dumped(&bench, &[end, "abi.dumper=idle"], &[]);
         assert!(signs(&report).contains(&"watcher"));
         assert!(detail(&report).contains("then the guest ended"), "{}", detail(&report));
     }
@@ -144,7 +162,7 @@ fn a_guest_whose_dumper_does_nothing_is_dumped_when_it_ends() {
 fn a_guest_that_stays_in_its_debugger_with_a_dumper_is_dumped_on_request() {
     needs_kvm!();
     let bench = Bench::new("freebsd-abi");
-    let vmm = bench.start(&told(&["abi.panic=ddb", "abi.dumper=yes"], &[]));
+    let vmm = bench.start(&told(&["abi.panic=ddb", "abi.dumper=idle"], &[]));
     vmm.wait_for_stderr("a dump device of its own");
     vmm.signal(Signal::SIGUSR1);
     assert_code(&vmm.wait(), 10);

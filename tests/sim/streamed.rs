@@ -1,6 +1,8 @@
 //! Cores that are packed while they are sent, so that nobody knows their length beforehand and nobody keeps what is
 //! acknowledged: in any weather the receiver has a file that unpacks to the core, or the client says what is missing.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
+
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 

@@ -9,6 +9,8 @@
 //! - `abi.panic`: what the panic ends in. `halt` (default), `spin`, `reset-8042`, `reset-cf9`, `poweroff`, `triple`;
 //!   `ddb` (in the debugger, before any of these), `dump` (as `abi.dumper=yes`, then `reset-8042`), `pvpanic` (tells
 //!   pvpanic, then halts), `none` (no panic; all CPUs idle).
+//! - `abi.end`: with `abi.panic=none`, how the guest ends without a panic: `stay` (default), `reset-8042`, `reset-cf9`
+//!   or `poweroff`.
 //! - `abi.text`: the panic text behind `abi: `, with a space for each `_`.
 //! - `abi.cpu` (default 0): number of the CPU that panics; 0 when there is no such CPU.
 //! - `abi.cpus` (default 1): how many CPUs to wait for, two seconds at most.
@@ -19,8 +21,9 @@
 //! - `abi.dump_ms`: see `abi.dumper`.
 //! - `abi.savectx`: whether `doadump` fills `dumppcb` and `dumptid`: `no` (default; as without a dumper) or `yes`.
 //! - `abi.dumper`: `yes`: a dumper is configured (`dumper_configs` or `dumper` is not empty). `doadump` then does what
-//!   `abi.savectx=yes` does, sets `dumping`, and says for `abi.dump_ms` (default 100) milliseconds that it dumps. `no`
-//!   is the default.
+//!   `abi.savectx=yes` does, sets `dumping`, and says for `abi.dump_ms` (default 100) milliseconds that it dumps.
+//!   `idle`: it is configured, and `doadump` does nothing, as in a panic from which the kernel comes no further. `no` is
+//!   the default.
 //! - `abi.console`: `quiet`: the panic message goes to the message buffer alone.
 //! - `abi.user`: `yes`: CPU 1 (or 0 when 1 panics) runs a user process on tables that lack most of the kernel half, is
 //!   never stopped, and has its user GS base in place (`swapgs` not done).

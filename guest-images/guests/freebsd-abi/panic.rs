@@ -10,10 +10,13 @@ use crate::variables::{
     order_after, order_debugger, order_delay, order_dump, order_dump_time, order_final, order_message,
     order_others, order_quiet, order_save, order_stop, order_text,
 };
-use crate::{c_text, kenv, println, time};
+use crate::{c_text, kenv, port, println, time};
 
 /// What `panicstr` points at first.
 pub static FORMAT: [u8; PANIC_FORMAT.len() + 1] = c_text(PANIC_FORMAT);
+
+/// Port of the sleep control register.
+const SLEEP_CONTROL: u16 = 0x600;
 
 /// What the panic ends in; numbers that kernel.s knows.
 #[derive(Clone, Copy, PartialEq)]
@@ -44,6 +47,14 @@ const FINALS: [(&str, Final); 10] = [
     ("none", Final::None),
 ];
 
+/// The kernel's own dumper.
+#[derive(Clone, Copy, PartialEq)]
+enum Dumper {
+    None,
+    Works,
+    Idle,
+}
+
 /// Whether there is to be a panic at all.
 pub fn is_ordered() -> bool {
     kenv::choice("abi.panic", &FINALS) != Final::None
@@ -54,9 +65,10 @@ pub fn order(cpus: &Cpus) {
     let how = kenv::choice("abi.panic", &FINALS);
     order_final.write(if how == Final::Dump { Final::Reset8042 } else { how } as u32);
     order_debugger.write((how == Final::Debugger).into());
-    let has_dumper = how == Final::Dump || kenv::is_yes("abi.dumper", false);
-    order_dump.write(has_dumper.into());
-    order_save.write((has_dumper || kenv::is_yes("abi.savectx", false)).into());
+    let dumper = kenv::choice("abi.dumper", &[("no", Dumper::None), ("yes", Dumper::Works), ("idle", Dumper::Idle)]);
+    let dumps = how == Final::Dump || dumper == Dumper::Works;
+    order_dump.write(dumps.into());
+    order_save.write((dumps || kenv::is_yes("abi.savectx", false)).into());
     order_quiet.write(kenv::choice("abi.console", &[("loud", 0), ("quiet", 1)]));
     let others = cpus.running & !(1 << cpus.panicking);
     order_others.write(others.count_ones());
@@ -64,10 +76,10 @@ pub fn order(cpus: &Cpus) {
     order_stop.write(if kenv::is_yes("abi.stop", true) { stoppable } else { 0 });
     order_after.write(ticks(kenv::number("abi.after", 0)));
     order_delay.write(ticks(kenv::number("abi.delay", 0)));
-    if has_dumper {
+    if dumps {
         order_dump_time.write(ticks(kenv::number("abi.dump_ms", 100)));
     }
-    if has_dumper {
+    if dumps || dumper == Dumper::Idle {
         configure_dumper();
     } else {
         no_dumper();
@@ -75,6 +87,21 @@ pub fn order(cpus: &Cpus) {
     write_texts(cpus.panicking);
     if is_ordered() {
         println!("{} CPUs, CPU {} is to panic", cpus.running.count_ones(), cpus.panicking);
+    } else {
+        end_cleanly();
+    }
+}
+
+/// Resets or switches off as a guest does that has not panicked, if told to.
+fn end_cleanly() {
+    match kenv::choice("abi.end", &[("stay", 0), ("reset-8042", 1), ("reset-cf9", 2), ("poweroff", 3)]) {
+        1 => port::write_u8(0x64, 0xfe),
+        2 => {
+            port::write_u8(0xcf9, 0x02);
+            port::write_u8(0xcf9, 0x06);
+        }
+        3 => port::write_u8(SLEEP_CONTROL, 0x34),
+        _ => {}
     }
 }
 

@@ -97,6 +97,7 @@ pub fn run(
         header: dump.header(block.as_ref().map_or(0, Vec::len)),
         total: dump.image.length(),
         end: None,
+        told: 0,
     });
     let drive = Drive::new(config, dump.plan(CorePlan::Growing, block), source, link, control)?;
     Ok(run_packing(dump, cipher, &backlog, drive))
@@ -114,12 +115,23 @@ fn run_packing(
         let packer = thread::Builder::new().name("pack".into());
         let packer = packer.spawn_scoped(scope, || stream::pack(dump.image, compressor, cipher, backlog));
         let packer = packer.map_err(|error| backlog.end(Err(StreamError::Thread(error)))).ok();
+        // Also when the caller's own code panics: the packer would wait for room for ever, and the scope for the packer.
+        let leaving = AbandonOnDrop(backlog);
         let report = drive.run();
-        backlog.abandon();
+        drop(leaving);
         // That it panicked, it has told the backlog, and thus the report.
         let _ = packer.map(thread::ScopedJoinHandle::join);
         report
     })
+}
+
+/// The driver's end of a backlog.
+struct AbandonOnDrop<'a>(&'a Backlog);
+
+impl Drop for AbandonOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
 }
 
 impl Dump<'_> {

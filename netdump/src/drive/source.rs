@@ -33,6 +33,8 @@ pub(super) struct Stream<'a> {
     /// Bytes of the core.
     pub(super) total: u64,
     pub(super) end: Option<StreamEnd>,
+    /// How much of the stream the client knows of.
+    pub(super) told: u64,
 }
 
 impl Source<'_> {
@@ -108,7 +110,7 @@ impl Source<'_> {
                 if !client.is_idle() {
                     return longest.min(busy);
                 }
-                stream.backlog.wait_for_news(stream.backlog.length(), longest.min(idle));
+                stream.backlog.wait_for_news(stream.told, longest.min(idle));
                 Duration::ZERO
             }
             Self::Core { .. } | Self::Stream(_) => longest,
@@ -140,7 +142,10 @@ impl Stream<'_> {
             }
             Some(Err(StreamError::Read(error))) => client.abort(FailReason::Read(error)),
             Some(Err(error)) => client.abort(FailReason::Pack(error)),
-            None => client.supply(self.backlog.length()),
+            None => {
+                self.told = self.backlog.length();
+                client.supply(self.told);
+            }
         }
     }
 

@@ -19,9 +19,6 @@ const XEN_ELFNOTE_PHYS32_ENTRY: elf::NoteType = elf::NoteType(18);
 
 /// Kernels are linked into the upper half of the address space, programs into the lower.
 const KERNEL_HALF: u64 = 1 << 63;
-/// Index of the ABI in an ELF file's identification.
-const EI_OSABI: usize = 7;
-
 /// A kernel that can perhaps be booted: a 64-bit x86 ELF file.
 #[derive(Debug)]
 pub struct KernelImage {
@@ -154,7 +151,7 @@ impl KernelImage {
 
     /// Whether this is a FreeBSD kernel without symbols.
     pub fn is_stripped_freebsd(&self) -> bool {
-        self.symbols.is_empty() && self.bytes.get(EI_OSABI) == Some(&ELFOSABI_FREEBSD.0)
+        self.symbols.is_empty() && self.is_freebsd_kernel()
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -199,6 +199,23 @@ fn packing_waits_for_a_server_that_is_slow_and_ends_when_the_dump_is_stopped() {
 }
 
 #[test]
+fn a_caller_that_panics_does_not_leave_the_packing_threads_waiting() {
+    for option in ["gzip:1", "zstd:1"] {
+        let core = Noise::new(1 << 40);
+        let [mut near, _far] = pipe::pair(MACS, 1500, 256);
+        let mut control = |progress: &Progress| match progress.elapsed {
+            elapsed if elapsed > Duration::from_millis(300) => {
+                panic!("a bug of a caller (this test wants it)")
+            }
+            _ => ControlFlow::Continue(()),
+        };
+        let sending =
+            std::panic::AssertUnwindSafe(|| send_packed(&core, &packing(option), &mut near, &mut control));
+        assert!(std::panic::catch_unwind(sending).is_err());
+    }
+}
+
+#[test]
 fn a_core_that_cannot_be_read_or_packed_ends_the_dump_with_its_reason() {
     type Fails = fn() -> ReadError;
     /// Goes wrong behind its first MiB.

@@ -167,8 +167,8 @@ impl Walk<'_> {
             return None;
         }
         let mut table = Box::new([0; ENTRIES]);
-        for (entry, bytes) in table.iter_mut().zip(bytes.chunks_exact(8)) {
-            *entry = bytes.iter().rev().fold(0, |entry, &byte| entry << 8 | u64::from(byte));
+        for (entry, bytes) in table.iter_mut().zip(bytes.as_chunks().0) {
+            *entry = u64::from_le_bytes(*bytes);
         }
         Some(table)
     }

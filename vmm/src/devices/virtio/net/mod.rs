@@ -294,6 +294,18 @@ mod tests {
     }
 
     #[test]
+    fn frames_have_left_when_the_notification_returns() {
+        let mut guest = Guest::new();
+        for head in 0..100 {
+            guest.send(head);
+            guest.memory.write_slice(&[0; 72], GuestAddress(DATA)).unwrap();
+            let mut frame = [0; 100];
+            assert_eq!(guest.host.recv(&mut frame).ok(), Some(72), "frame {head}");
+            assert_eq!(frame[12..72], FRAME, "frame {head}");
+        }
+    }
+
+    #[test]
     fn frames_wait_for_room_and_arrive_once_there_is_some() {
         let mut guest = Guest::new();
         for _ in 0..3 {

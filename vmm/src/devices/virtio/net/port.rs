@@ -1,7 +1,7 @@
 //! Frames between the rings of a virtio-net device and its tap, both ways, without a copy.
 //!
-//! Whoever owns the [`Port`] moves the frames: the device's worker thread while the guest runs, the dumper while it
-//! stands in for the guest's driver. Nothing here waits.
+//! Whoever has the [`Port`] moves the frames: the device's worker and the vCPUs that notify it while the guest runs, the
+//! dumper while it stands in for the guest's driver. Nothing here waits.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
