@@ -168,9 +168,9 @@ pub(crate) fn assert_inspected(specimen: &Specimen, core: &Path) {
     }
 }
 
-/// `netdump verify` and `inspect` of a core that may be packed.
+/// `netdump verify` and `inspect` of a core that may be packed; what the first said.
 #[track_caller]
-pub(crate) fn assert_read_as_it_is(specimen: &Specimen, core: &Path) {
-    verify(core, &specimen.bench.report_path());
+pub(crate) fn assert_read_as_it_is(specimen: &Specimen, core: &Path) -> String {
     assert_inspected(specimen, core);
+    verify(core, &specimen.bench.report_path()).stdout
 }

@@ -75,6 +75,7 @@ fn a_dump_through_the_hosts_own_sockets_is_the_same() {
     harness::guests::assert_code(&vmm, 10);
     let core = receiver.wait_for_cores(1).remove(0);
     let specimen = Specimen::of("freebsd-abi-13", bench, vmm);
+    assert_eq!(specimen.report["target"]["link"], "udp");
     verify(&core, &specimen.bench.report_path());
     let core = MiniCore::open(&core).unwrap();
     specimen.check_threads(&core);

@@ -72,9 +72,11 @@ fn a_bitmap_that_points_nowhere_is_not_followed() {
 #[test]
 fn stoppcbs_that_point_nowhere_cost_no_more_than_their_registers() {
     needs!(Kvm);
-    let (specimen, core) = damaged("stoppcbs", &["abi.stop=no"], "is not mapped");
+    let (specimen, core) =
+        damaged("stoppcbs", &["abi.stop=no"], "will not find the registers of CPU 0, 1, 3");
     let dumppcb = specimen.symbols.address("dumppcb").unwrap();
     let chain = specimen.backtrace(&core, dumppcb);
+    assert_eq!(specimen.stopped_cpus(&core), 0);
     assert!(crate::specimen::ends_with(&chain, guest_images::freebsd::PANIC_BACKTRACE), "{chain:?}");
     assert_patterns(&specimen, &core);
 }
@@ -108,6 +110,12 @@ fn a_kernel_whose_tables_are_lost_gets_a_full_dump() {
     specimen.assert_remark("no minidump core: the kernel's page tables cannot be found");
     specimen.verify();
     // Its readers need the tables too; the memory is there.
-    assert!(FullCore::open(&specimen.core_path(), &specimen.symbols).is_err());
+    let core = FullCore::open(&specimen.core_path(), &specimen.symbols).unwrap();
+    assert!(core.translate(specimen.symbols.address("version").unwrap()).is_err());
+    let list = specimen.symbols.address("pattern_pages").unwrap() - guest_images::freebsd::KERNBASE;
+    let list = core.read_pa(list, guest_images::PatternPage::LIST_SIZE).unwrap();
+    for page in guest_images::PatternPage::parse_list(&list).unwrap() {
+        assert_pattern(page.physical_address, &core.read_pa(page.physical_address, 4096).unwrap());
+    }
     assert_inspected_in_time(&specimen);
 }
