@@ -14,7 +14,7 @@ fn sent(dir: &Path, file: &Path, options: &[&str]) -> (Value, Value, String) {
     assert_eq!(code, Some(0), "{stderr}");
     let ended = server.event("ended");
     assert_eq!(server.exit_code(), Some(0));
-    (ended, serde_json::from_str(&text(report)).unwrap(), stderr)
+    (ended, serde_json::from_str(&text(report)).expect("a report is JSON"), stderr)
 }
 
 /// What a program unpacks; `None` where it is not installed.
@@ -31,7 +31,7 @@ fn unpacked_by(program: &str, core: &Path) -> Option<Vec<u8>> {
 fn core(dir: &Path, len: usize) -> (PathBuf, Vec<u8>) {
     let (path, mut bytes) = pattern(dir, "core", len);
     bytes[len / 4..3 * len / 4].fill(0x5a);
-    fs::write(&path, &bytes).unwrap();
+    fs::write(&path, &bytes).expect("a file can be written");
     (path, bytes)
 }
 
