@@ -4,17 +4,18 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use harness::guests::{Bench, assert_code};
+use harness::guests::{Bench, assert_code, verify};
 use harness::programs::{arg, program, run};
 use harness::readers::minidump::MiniCore;
 use harness::readers::unpack::{decrypt, unpack};
 
 use crate::formats::assert_read_as_it_is;
+use crate::lab::{Lab, TO_COLLECTOR};
 use crate::needs;
-use crate::specimen::{Specimen, settled};
+use crate::specimen::{Specimen, info, settled};
 
 /// A key of the product's own tests.
-fn test_key(name: &str) -> PathBuf {
+pub(crate) fn test_key(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../netdump/src/ekcd/test_keys").join(name)
 }
 
@@ -99,6 +100,28 @@ fn an_encrypted_minidump_is_opened_by_openssl_and_by_the_products_own_tool() {
         let verdict = assert_read_as_it_is(&specimen, &own);
         assert!(verdict.contains("hash is that of the encrypted core"), "{verdict}");
     }
+}
+
+#[test]
+fn a_packed_dump_over_a_wire_is_named_and_cut_by_the_receiver() {
+    needs!(Kvm, Network, Gzip, Openssl);
+    let lab = Lab::bridged();
+    let receiver = lab.serve();
+    let bench = Bench::new("freebsd-abi-12");
+    let public = test_key("public-2048.pem");
+    let options = ["--dump-compress", "gzip", "--dump-pubkey", arg(&public)];
+    let vmm = lab.start(&bench, &settled(&[], &[&TO_COLLECTOR[..], &options].concat())).wait();
+    assert_code(&vmm, 10);
+    let core = receiver.wait_for_cores(1).remove(0);
+    assert_eq!(core, receiver.folder.path().join("vmcore_encrypted.10.0.0.5.0.gz"));
+    let specimen = Specimen::of("freebsd-abi-12", bench, vmm);
+    let length = fs::metadata(&core).unwrap().len();
+    assert_eq!(specimen.report["dump"]["length"], length);
+    assert!(info(&core).contains(&format!("Dump Length: {length}B")), "{}", info(&core));
+    verify(&core, &specimen.bench.report_path());
+    let key = core.with_file_name("key.10.0.0.5.0");
+    let decrypted = decrypt(&core, &key, &test_key("private-2048.pem")).unwrap();
+    check(&specimen, &unpack(&decrypted).unwrap());
 }
 
 #[test]
