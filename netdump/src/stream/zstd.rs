@@ -14,7 +14,7 @@ use crate::ReadAt;
 const JOB_SIZE: u32 = 2 << 20;
 
 /// How much of the window a job is given from before it: an eighth, as 9 is all of it and each less halves it. That is
-/// the library's own choice up to level 8. Its choices for higher levels make each job as long as several MiB before it,
+/// the library's own choice for lower levels. Its choices for higher ones make each job as long as several MiB before it,
 /// whatever [`JOB_SIZE`] says, and a dump that is stopped waits for the jobs that were begun.
 const OVERLAP_LOG: u32 = 6;
 
