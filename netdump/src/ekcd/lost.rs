@@ -56,31 +56,32 @@ mod tests {
 
     use super::*;
 
-    fn with_zeros(len: usize, lost: &[Range<usize>]) -> Vec<u8> {
-        let mut bytes = vec![0x5c; len];
-        lost.iter().for_each(|lost| bytes[lost.clone()].fill(0));
-        bytes
+    /// What is lost of `piece` when these bytes of 400 are zeros.
+    fn lost_of(cipher: Cipher, piece: Range<usize>, zeros: &[(usize, usize)]) -> Vec<(usize, usize)> {
+        let mut bytes = vec![0x5c; 400];
+        zeros.iter().for_each(|&(start, end)| bytes[start..end].fill(0));
+        parts(cipher, &bytes, &piece).into_iter().map(|part| (part.start, part.end)).collect()
     }
 
     #[test]
     fn runs_are_lost_to_the_byte_and_short_ones_are_not() {
-        let parts = |lost: &[Range<usize>]| parts(Cipher::ChaCha20, &with_zeros(400, lost), &(64..300));
+        let parts = |zeros: &[_]| lost_of(Cipher::ChaCha20, 64..300, zeros);
         assert_eq!(parts(&[]), []);
-        assert_eq!(parts(&[70..101, 200..232]), [200..232]);
-        assert_eq!(parts(&[0..96]), [64..96]);
-        assert_eq!(parts(&[40..72, 280..400]), [64..72, 280..300]);
-        assert_eq!(parts(&[0..64, 300..400]), []);
+        assert_eq!(parts(&[(70, 101), (200, 232)]), [(200, 232)]);
+        assert_eq!(parts(&[(0, 96)]), [(64, 96)]);
+        assert_eq!(parts(&[(40, 72), (280, 400)]), [(64, 72), (280, 300)]);
+        assert_eq!(parts(&[(0, 64), (300, 400)]), []);
     }
 
     #[test]
     fn cbc_loses_each_block_that_it_cannot_decrypt_or_not_without_the_one_before() {
-        let parts = |lost: &[Range<usize>]| parts(Cipher::Aes256Cbc, &with_zeros(400, lost), &(64..304));
-        assert_eq!(parts(&[96..128]), [96..144]);
-        assert_eq!(parts(&[97..129]), [96..160]);
-        assert_eq!(parts(&[96..130, 140..180]), [96..160, 160..208]);
-        assert_eq!(parts(&[20..64]), [64..80], "the block behind a run that ends before the piece");
-        assert_eq!(parts(&[16..50]), [64..80], "lost in part");
-        assert_eq!(parts(&[280..400]), [272..304]);
+        let parts = |zeros: &[_]| lost_of(Cipher::Aes256Cbc, 64..304, zeros);
+        assert_eq!(parts(&[(96, 128)]), [(96, 144)]);
+        assert_eq!(parts(&[(97, 129)]), [(96, 160)]);
+        assert_eq!(parts(&[(96, 130), (140, 180)]), [(96, 160), (160, 208)]);
+        assert_eq!(parts(&[(20, 64)]), [(64, 80)], "the block behind a run that ends before the piece");
+        assert_eq!(parts(&[(16, 50)]), [(64, 80)], "lost in part");
+        assert_eq!(parts(&[(280, 400)]), [(272, 304)]);
     }
 
     proptest! {

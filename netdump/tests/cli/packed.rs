@@ -18,9 +18,9 @@ fn sent(dir: &Path, file: &Path, options: &[&str]) -> (Value, Value, String) {
 
 /// Exit code and words of `netdump verify` with the report in this directory.
 fn verify(core: &Path, dir: &Path) -> (Option<i32>, String) {
-    let output =
-        netdump().arg("verify").arg(core).arg("--report").arg(dir.join("report.json")).output().unwrap();
-    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    let output = netdump().arg("verify").arg(core).arg("--report").arg(dir.join("report.json")).output();
+    let output = output.expect("netdump starts");
+    (output.status.code(), String::from_utf8(output.stdout).expect("it writes text"))
 }
 
 /// What a program unpacks; `None` where it is not installed.
