@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, check_path};
 use netdump::ekcd::Cipher;
-use netdump::stream::{CompressOption, Packing};
+use netdump::stream::{CompressOption, Packing, PackingError};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
@@ -336,6 +336,11 @@ fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
     let netdump = &options.netdump;
     let guest_has_no_say = matches!(netdump.guest_env, GuestEnvOption::Ignore);
     let no_server = netdump.server.is_none() && !netdump.no_netdump;
+    let cannot_be_compressed =
+        |cipher: &Cipher| netdump.dump_compress.is_some() && !cipher.allows_compression();
+    if let Some(cipher) = netdump.dump_cipher.filter(cannot_be_compressed) {
+        return conflict(&PackingError::CipherOfCompressed(cipher).to_string());
+    }
     match &netdump.link {
         _ if options.panic.dump_after.is_some() && lacks("request") => {
             conflict("--dump-after needs the panic source 'request', which --panic-source leaves out")
