@@ -112,8 +112,8 @@ struct PanicOptions {
     /// of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
     #[arg(long)]
     ignore_crashloaded: bool,
-    /// Milliseconds that a panicked FreeBSD kernel may take to finish its message and to stop its other CPUs before it
-    /// is paused [default: 250].
+    /// Milliseconds that a panicked FreeBSD kernel may take to finish its message, to stop its other CPUs and to print
+    /// where it panicked, before it is paused [default: 250].
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u16))]
     panic_settle: Option<u16>,
     /// Dump after so many seconds, for a guest that hangs.
