@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use netdump::vmcore::symbols::KernelSymbols;
+use netdump::vmcore::symbols::{KernelSymbols, SymbolsError};
 use object::elf::{self, ELFOSABI_FREEBSD, FileHeader64, PT_LOAD, PT_NOTE};
 use object::endian::Endianness;
 use object::read::elf::{FileHeader, ProgramHeader};
@@ -93,6 +93,15 @@ pub enum ImageError {
         /// What is wrong.
         problem: String,
     },
+    /// Its symbols cannot be read.
+    #[error("reading the symbols of {path}")]
+    Symbols {
+        /// The file.
+        path: String,
+        /// What is wrong with them.
+        #[source]
+        source: SymbolsError,
+    },
 }
 
 impl KernelImage {
@@ -127,7 +136,8 @@ impl KernelImage {
             let (notes, len) = (headers.notes_len, bytes.len());
             return Err(damaged(format!("its notes have {notes} bytes, more than the file's {len}")));
         }
-        let symbols = KernelSymbols::parse(&bytes).map_err(|error| damaged(error.to_string()))?;
+        let symbols =
+            KernelSymbols::parse(&bytes).map_err(|source| ImageError::Symbols { path: name(), source })?;
         Ok(Self { path: path.to_owned(), bytes, symbols, symbol_file: None, headers })
     }
 
