@@ -630,6 +630,13 @@ fn delivered_core_is_verified_and_inspected() {
     let (code, verdict) = verify();
     assert_eq!(code, Some(1), "{verdict}");
     refuses(netdump().arg("inspect").arg(files.path()), 1, &["inspecting"]);
+    for arguments in [&["inspect"][..], &["inspect", "--json"]] {
+        let (reader, output) = std::io::pipe().unwrap();
+        drop(reader);
+        let unread =
+            netdump().args(arguments).arg(&stored).stdout(output).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!((unread.status.code(), unread.stderr.as_slice()), (Some(1), &b""[..]), "{unread:?}");
+    }
     refuses(netdump().arg("verify").arg(&stored).args(["--report", "/missing"]), 1, &["report /missing"]);
 }
 

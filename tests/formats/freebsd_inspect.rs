@@ -325,6 +325,31 @@ fn calls_go_on_behind_a_trap() {
 }
 
 #[test]
+fn calls_go_on_behind_an_interrupt_that_has_a_stack_of_its_own() {
+    // As an NMI has; the interrupted stack lies below it.
+    const BELOW: u64 = 0x8000;
+    let mut guest = guest();
+    guest.stack(0x10, &[0x1234_5678, TEXT + 0x210]);
+    let mut frame = [0; 0xc0 / 8];
+    (frame[0x40 / 8], frame[0x98 / 8], frame[0xa0 / 8], frame[0xb0 / 8]) =
+        (STACK - BELOW + 0x40, TEXT + 0x300, 0x20, STACK - BELOW);
+    guest.stack(0x20, &frame);
+    guest.memory.write_words(HEAP + 0x6_0000 - BELOW + 0x40, &[STACK - BELOW + 0x80, TEXT + 0x120]);
+    guest.memory.write_words(HEAP + 0x6_0000 - BELOW + 0x80, &[0, TEXT + 0x410]);
+    let shown: Vec<String> =
+        state(&guest.memory).crashed().unwrap().backtrace.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        shown[1..],
+        [
+            "ffffffff80300210 calltrap+0x10",
+            "ffffffff80300300 victim+0x0 (interrupted here)",
+            "ffffffff80300120 vpanic+0x20",
+            "ffffffff80300410 fork_exit+0x10",
+        ]
+    );
+}
+
+#[test]
 fn chains_of_frames_that_do_not_ascend_end() {
     for (pointer, expected) in [
         (STACK + 0x10, 2),

@@ -3,7 +3,9 @@
 //! `apic_vector.S`, and the debugger in the kernel tells them by name likewise).
 //!
 //! A frame pointer holds the caller's frame pointer and, 8 bytes on, the return address. Stacks grow down, so pointers
-//! ascend; one that does not, or leaves the kernel stack, ends the chain, as does a frame from user mode.
+//! ascend; one that does not, or leaves the kernel stack, ends the chain, as does a frame from user mode. NMIs (with which
+//! a panic stops the other CPUs), machine checks and double faults have stacks of their own: there the trap's frame tells
+//! where the thread's stack is.
 
 use crate::facts::{Frame, ThreadRegisters};
 use crate::vmcore::kernel_memory::KernelMemory;
@@ -39,8 +41,8 @@ const USER_MODE: u64 = 3;
 pub fn backtrace(kernel: &KernelMemory<'_>, registers: &ThreadRegisters) -> Vec<Frame> {
     let mut frames = vec![frame(kernel, registers.rip, Reached::Exactly, false)];
     let pages = kernel.int("kstack_pages").map_or(MAX_STACK_PAGES, u64::from).clamp(1, MAX_STACK_PAGES);
-    let end = registers.rsp.saturating_add(pages * PAGE);
-    let (mut low, mut pointer) = (registers.rsp, registers.rbp);
+    let end_of_stack = |rsp: u64| rsp.saturating_add(pages * PAGE);
+    let (mut low, mut end, mut pointer) = (registers.rsp, end_of_stack(registers.rsp), registers.rbp);
     while frames.len() < MAX_FRAMES && pointer >= low && pointer < end && pointer.is_multiple_of(8) {
         let mut pair = [0; 16];
         if kernel.read(pointer, &mut pair).is_none() || word(&pair, 8) == 0 {
@@ -54,7 +56,10 @@ pub fn backtrace(kernel: &KernelMemory<'_>, registers: &ThreadRegisters) -> Vec<
         if is_trap {
             let Some(interrupted) = trap_frame(kernel, low) else { break };
             frames.push(frame(kernel, interrupted.rip, Reached::Exactly, true));
-            (low, pointer) = (interrupted.rsp.max(low), interrupted.rbp);
+            if !(low..end).contains(&interrupted.rsp) {
+                end = end_of_stack(interrupted.rsp);
+            }
+            (low, pointer) = (interrupted.rsp, interrupted.rbp);
         }
     }
     frames
