@@ -178,7 +178,7 @@ fn a_guest_is_dumped_on_request_while_it_is_waited_for() {
     needs_kvm!();
     let bench = Bench::new("freebsd-abi");
     let slow = ["abi.panic=spin", "abi.console=quiet", "abi.delay=60000"];
-    let report = dumped(&bench, &slow, &["--panic-settle", "60000", "--dump-after", "1"]);
+    let report = dumped(&bench, &slow, &["--panic-settle", "60000", "--dump-after", "4"]);
     assert_eq!((source(&report), signs(&report)), ("watcher", vec!["watcher", "request"]));
     assert!(detail(&report).contains("--dump-after"), "{}", detail(&report));
 }
