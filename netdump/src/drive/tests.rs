@@ -320,11 +320,11 @@ fn bad_input_is_refused_before_the_first_frame() {
 
 #[test]
 fn a_hole_that_takes_long_to_hash_does_not_look_like_silence() {
-    /// A byte, 8 GiB of nothing, a byte.
+    /// A byte, 16 GiB of nothing, a byte.
     struct Hole;
     impl ReadAt for Hole {
         fn length(&self) -> u64 {
-            1 << 33
+            1 << 34
         }
         fn read_at(&self, _offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
             buf.fill(1);
@@ -336,8 +336,8 @@ fn a_hole_that_takes_long_to_hash_does_not_look_like_silence() {
     }
     let [mut near, far] = pipe::pair(MACS, 1500, 256);
     let server = serve(far);
-    // A patience of a second, which is less than the hash takes on most machines.
-    let config = ClientConfig { polls: 1000, retries: 0, ..config() };
+    // A patience of two seconds: less than the hash takes, more than a busy machine keeps a thread waiting.
+    let config = ClientConfig { polls: 4000, retries: 0, ..config() };
     let report = send(config, &Hole, &mut near, &mut go_on);
     assert_eq!((report.outcome, report.reason), (Outcome::Complete, None));
     assert_eq!(report.bytes_sent, 2);
