@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::client::Phase;
 use crate::drive::Progress;
 use crate::report::{DumpReport, Outcome};
+use crate::vmcore::inspect::bytes_text;
 
 /// How to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,17 +149,13 @@ fn summary(report: &DumpReport) -> String {
     let sizes = match &report.packing {
         // Where its end is not known, nobody knows what the whole core would have become.
         Some(packing) if packing.ratio.is_none() => {
-            format!(
-                "{} MiB sent of a core of {} MiB ({packing}), {seconds:.2} s",
-                mib(bytes_sent),
-                mib(&packing.unpacked)
-            )
+            let (sent, core) = (bytes_text(*bytes_sent), bytes_text(packing.unpacked));
+            format!("{sent} sent of a core of {core} ({packing}), {seconds:.2} s")
         }
-        Some(packing) => format!(
-            "{} MiB packed into {} MiB ({packing}), {seconds:.2} s",
-            mib(&packing.unpacked),
-            mib(&report.length)
-        ),
+        Some(packing) => {
+            let (core, stored) = (bytes_text(packing.unpacked), bytes_text(report.length));
+            format!("{core} packed into {stored} ({packing}), {seconds:.2} s")
+        }
         None => {
             format!("{} MiB sent, {} MiB untouched, {seconds:.2} s", mib(bytes_sent), mib(bytes_untouched))
         }
@@ -249,7 +246,7 @@ mod tests {
             ratio: Some(10.0),
         });
         let said = summary(&DumpReport { packing, resends: 0, ..report(Outcome::Complete, None) });
-        let want = "core delivered to 10.0.0.9:4000: 30 MiB packed into 3 MiB (zstd:6, chacha20), 0.25 s";
+        let want = "core delivered to 10.0.0.9:4000: 30.0 MiB packed into 3.0 MiB (zstd:6, chacha20), 0.25 s";
         assert_eq!(said, want);
         let packing = Some(PackingReport {
             unpacked: 4096 << 20,
@@ -258,7 +255,8 @@ mod tests {
             ratio: None,
         });
         let said = summary(&DumpReport { packing, resends: 0, ..report(Outcome::Failed, Some("silence")) });
-        let want = "dump to 10.0.0.9:4000 failed: 2 MiB sent of a core of 4096 MiB (gzip:6), 0.25 s: silence";
+        let want =
+            "dump to 10.0.0.9:4000 failed: 2.0 MiB sent of a core of 4.0 GiB (gzip:6), 0.25 s: silence";
         assert_eq!(said, want);
         let said = summary(&report(Outcome::Unconfirmed, Some("silence")));
         assert!(said.starts_with("core sent to 10.0.0.9:4000, but not confirmed: "), "{said}");

@@ -8,6 +8,7 @@ use netdump::drive::Progress;
 use netdump::report::{DumpReport, Outcome};
 use netdump::vmcore::MemoryRange;
 use netdump::vmcore::cpu::{Activity, CpuState, Registers};
+use netdump::vmcore::inspect::bytes_text;
 use serde::Serialize;
 
 use crate::config::Refused;
@@ -332,14 +333,12 @@ fn amounts(dump: &DumpReport) -> String {
     let sizes = match &dump.packing {
         // Its end is not known, nor what the whole core would have become.
         Some(packing) if packing.ratio.is_none() => {
-            format!(
-                "{} MiB core, {} MiB sent of it packed ({packing})",
-                mib(packing.unpacked),
-                mib(dump.bytes_sent)
-            )
+            let (core, sent) = (bytes_text(packing.unpacked), bytes_text(dump.bytes_sent));
+            format!("{core} core, {sent} sent of it packed ({packing})")
         }
         Some(packing) => {
-            format!("{} MiB core packed into {} MiB ({packing})", mib(packing.unpacked), mib(dump.length))
+            let (core, stored) = (bytes_text(packing.unpacked), bytes_text(dump.length));
+            format!("{core} core packed into {stored} ({packing})")
         }
         None => format!(
             "{} MiB core: {} MiB sent, {} MiB never touched",

@@ -59,7 +59,7 @@ fn compressed_core_is_opened_by_gzip_and_zstd() {
         assert_eq!((&dump["length"], &dump["packing"]["unpacked"]), (&stored.into(), &3_000_001.into()));
         assert!(dump["packing"]["compression"].as_str().unwrap().starts_with(option), "{dump}");
         assert!(dump["packing"]["ratio"].as_f64().unwrap() > 1.2, "{dump}");
-        assert!(told.contains("2 MiB packed into "), "{told}");
+        assert!(told.contains("2.9 MiB packed into "), "{told}");
         let (_, verified) = verify(&core, dir.path());
         let hash = dump["blake3"].as_str().unwrap();
         assert!(verified.contains(&format!("BLAKE3 {hash} is that of the bytes sent")), "{verified}");
