@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use object::elf::{
     FileHeader64, PF_W, PF_X, PT_LOAD, SHN_ABS, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_FUNC,
-    STT_NOTYPE, STT_SECTION,
+    STT_NOTYPE, STT_SECTION, Sym64,
 };
-use object::read::elf::{FileHeader, ProgramHeader, Sym, SymbolTable};
-use object::{Endianness, FileKind};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym, SymbolTable};
+use object::{Endianness, FileKind, SectionIndex};
 use thiserror::Error;
 
 /// Most symbols that are taken; Linux and FreeBSD kernels have 60,000 to 250,000.
@@ -22,6 +22,8 @@ const MAX_NAME: usize = 512;
 const MAX_NAMES: usize = 64 << 20;
 /// Most PT_LOAD segments that are taken; kernels have 2 to 10.
 const MAX_SEGMENTS: usize = 1024;
+/// Longest `version` that is taken; FreeBSD's have some 200 bytes.
+const MAX_VERSION: usize = 1024;
 
 /// Why a kernel's symbols could not be read.
 #[derive(Debug, Error)]
@@ -47,6 +49,7 @@ pub struct KernelSymbols {
     /// In ascending order of address, one for each address.
     functions: Vec<Function>,
     segments: Vec<Segment>,
+    version: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -114,7 +117,14 @@ impl KernelSymbols {
         let is_code =
             |address| segments.iter().any(|part| part.executable && part.offset_of(address).is_some());
         functions.retain(|function| !function.is_label || is_code(function.address));
-        Ok(Self { symbols, functions: sorted(functions), segments })
+        let version = version_text(endian, &sections, &table, bytes);
+        Ok(Self { symbols, functions: sorted(functions), segments, version })
+    }
+
+    /// The text of the variable `version` as the file has it, which names the build; `None` where the file has none, as
+    /// one that holds debug symbols only.
+    pub fn version_text(&self) -> Option<&[u8]> {
+        self.version.as_deref()
     }
 
     /// Virtual address of a symbol (its value, for absolute symbols such as FreeBSD's `kernbase`).
@@ -145,7 +155,7 @@ impl KernelSymbols {
     pub fn only(&self, names: &[&str]) -> Self {
         let wanted = self.symbols.iter().filter(|(name, _)| names.contains(&name.as_ref()));
         let symbols = wanted.map(|(name, symbol)| (name.clone(), *symbol)).collect();
-        Self { symbols, functions: Vec::new(), segments: self.segments.clone() }
+        Self { symbols, functions: Vec::new(), segments: self.segments.clone(), version: None }
     }
 
     /// Whether the file says where its parts are loaded; some `.debug` files do not.
@@ -241,6 +251,22 @@ fn symbols(
         }
     }
     Ok((symbols, functions))
+}
+
+fn version_text(
+    endian: Endianness,
+    sections: &SectionTable<'_, FileHeader64<Endianness>>,
+    table: &SymbolTable<'_, FileHeader64<Endianness>>,
+    bytes: &[u8],
+) -> Option<Vec<u8>> {
+    let named =
+        |entry: &&Sym64<Endianness>| table.symbol_name(endian, entry).is_ok_and(|name| name == b"version");
+    let entry = table.iter().filter(named).find(|entry| entry.st_bind() != STB_LOCAL)?;
+    let section = sections.section(SectionIndex(usize::from(entry.st_shndx(endian).0))).ok()?;
+    let inside = entry.st_value(endian).checked_sub(section.sh_addr(endian))?;
+    let rest = section.data(endian, bytes).ok()?.get(usize::try_from(inside).ok()?..)?;
+    let end = rest.iter().take(MAX_VERSION).position(|&byte| byte == 0).filter(|&end| end > 0)?;
+    Some(rest[..end].to_vec())
 }
 
 /// In order of address; of several at one address the first with the greatest size, a label last. A label in a function
