@@ -13,7 +13,7 @@ const DATA: u64 = 0x40_0000;
 const BUFFER: u64 = DATA + 0x800;
 
 /// Variables by offset from DATA, in no order of the kernel's.
-const VARIABLES: [(&str, u64, u64); 9] = [
+const VARIABLES: [(&str, u64, u64); 10] = [
     ("panicstr", 0x00, 8),
     ("panicked", 0x08, 1),
     ("smp_started", 0x0c, 4),
@@ -23,6 +23,7 @@ const VARIABLES: [(&str, u64, u64); 9] = [
     ("all_cpus", 0x40, 32),
     ("stopped_cpus", 0x60, 32),
     ("unrelated", 0x80, 8),
+    ("msgbufp", 0x88, 8),
 ];
 
 fn kernel(leave_out: &[&str]) -> KernelSymbols {
@@ -80,6 +81,29 @@ fn a_kernel_that_runs_has_not_panicked() {
     set(&mut guest, "stopped_cpus", &[0xe]);
     set(&mut guest, "dumping", &[1]);
     assert_eq!(read(&guest, &kernel(&[])), None);
+}
+
+#[test]
+fn what_the_kernel_writes_into_its_message_buffer_is_noticed() {
+    const BUFFER: u64 = 0x50_0000;
+    const DIRECT_MAP: u64 = 0xffff_f800_0000_0000;
+    let mut guest = panicked();
+    assert_eq!(seen(&guest).written, None, "there is no buffer yet");
+    let head = |magic: u32, position: u32| -> Vec<u8> {
+        [0, 0, magic, 98_232, position].iter().flat_map(|word: &u32| word.to_le_bytes()).collect()
+    };
+    set(&mut guest, "msgbufp", &(DIRECT_MAP + BUFFER).to_le_bytes());
+    guest.write(BUFFER, &head(0x06_3062, 4321));
+    let before = seen(&guest);
+    assert_eq!(before.written, Some(4321));
+    guest.write(BUFFER, &head(0x06_3062, 4322));
+    assert_ne!(seen(&guest), before);
+    guest.write(BUFFER, &head(0x06_3063, 4322));
+    assert_eq!(seen(&guest).written, None, "that is no message buffer");
+    for nowhere in [DIRECT_MAP + (1 << 40), u64::MAX, 8] {
+        set(&mut guest, "msgbufp", &nowhere.to_le_bytes());
+        assert_eq!(seen(&guest).written, None, "{nowhere:#x}");
+    }
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn what_cannot_pack_a_core_is_refused_before_the_guest_starts() {
         (&["--dump-pubkey", arg(&private)], 1, "and an RSA public key (PUBLIC KEY) is needed"),
         (
             &["--dump-pubkey", arg(&public), "--dump-cipher=aes-cbc", "--dump-compress=gzip"],
-            1,
+            2,
             "a compressed core cannot be encrypted with aes-cbc",
         ),
     ] {

@@ -26,6 +26,10 @@ use crate::vm::{PausedGuest, Vm};
 /// How long vCPUs get to stop. One that needs longer is blocked in this process, not in the guest.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Said of a core that could have been more.
+const NO_SYMBOLS: &str = "this FreeBSD kernel has no symbols, so its core is no minidump and shows no threads: give its \
+                          unstripped twin or its .debug file with --symbols";
+
 /// What the way from panic to report needs.
 pub(crate) struct Aftermath<'a> {
     pub(crate) host: &'a Host<'a>,
@@ -124,7 +128,10 @@ impl Aftermath<'_> {
     ) -> PanicReport {
         let (target, dumped) = sent.unzip();
         let core_format = dumped.as_ref().and_then(|dumped| dumped.format);
-        let remarks = dumped.as_ref().map(|dumped| dumped.remarks.clone()).unwrap_or_default();
+        let mut remarks = dumped.as_ref().map(|dumped| dumped.remarks.clone()).unwrap_or_default();
+        if dumped.is_some() && self.host.image.is_stripped_freebsd() {
+            remarks.push(NO_SYMBOLS.to_owned());
+        }
         let (dump, core) = dumped.map(|dumped| (dumped.report, dumped.core)).unzip();
         let core = core.flatten();
         let debuggers = self.debuggers(core.as_deref(), core_format);

@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, check_path};
 use netdump::ekcd::Cipher;
-use netdump::stream::{CompressOption, Packing};
+use netdump::stream::{CompressOption, Packing, PackingError};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
@@ -112,8 +112,8 @@ struct PanicOptions {
     /// of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
     #[arg(long)]
     ignore_crashloaded: bool,
-    /// Milliseconds that a panicked FreeBSD kernel may take to finish its message and to stop its other CPUs before it
-    /// is paused [default: 250].
+    /// Milliseconds that a panicked FreeBSD kernel may take to finish its message, to stop its other CPUs and to print
+    /// where it panicked, before it is paused [default: 250].
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u16))]
     panic_settle: Option<u16>,
     /// Dump after so many seconds, for a guest that hangs.
@@ -336,6 +336,11 @@ fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
     let netdump = &options.netdump;
     let guest_has_no_say = matches!(netdump.guest_env, GuestEnvOption::Ignore);
     let no_server = netdump.server.is_none() && !netdump.no_netdump;
+    let cannot_be_compressed =
+        |cipher: &Cipher| netdump.dump_compress.is_some() && !cipher.allows_compression();
+    if let Some(cipher) = netdump.dump_cipher.filter(cannot_be_compressed) {
+        return conflict(&PackingError::CipherOfCompressed(cipher).to_string());
+    }
     match &netdump.link {
         _ if options.panic.dump_after.is_some() && lacks("request") => {
             conflict("--dump-after needs the panic source 'request', which --panic-source leaves out")

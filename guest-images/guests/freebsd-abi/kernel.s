@@ -247,7 +247,15 @@ begin doadump
     finish doadump
 
 begin shutdown_final
-    mov eax, [rip + order_final]
+    lea rsi, [rip + order_damage]       # addresses and values, behind the last an address of 0
+2:  mov rdi, [rsi]
+    test rdi, rdi
+    jz 3f
+    mov rax, [rsi + 8]
+    mov [rdi], rax
+    add rsi, 16
+    jmp 2b
+3:  mov eax, [rip + order_final]
     lea rcx, [rip + finals]
     jmp [rcx + rax * 8]
 final_halt:

@@ -33,6 +33,8 @@
 //! - `abi.gigantic` (default 1): the GiB of physical addresses that the 1 GiB mapping shows. Those of its pages that
 //!   are in `dump_avail` belong to the dump: with 0 all of the first GiB.
 //! - `abi.dmap`: `2M` makes the direct map of 2 MiB pages; `auto` (default) of 1 GiB pages where the CPU has them.
+//! - `abi.hostile`: what of its memory the guest damages at the very end of the panic, see hostile.rs; `no` (default)
+//!   for nothing.
 //! - `abi.hostname`: instead of `abi.example.org`.
 //!
 //! Memory: see `src/freebsd.rs` for everything a test may expect; `pattern_pages`, `oracle_bitmap` and `oracle_pages`
@@ -58,6 +60,7 @@ mod freebsd;
 #[allow(dead_code, reason = "other guests use the rest")]
 mod global;
 mod handover;
+mod hostile;
 mod kenv;
 #[path = "../rt/libc.rs"]
 mod libc;
@@ -105,6 +108,7 @@ extern "C" fn boot(entry: u32, first: u32, second: u32, has_gib_pages: u32) -> !
     variables::cold.write(0);
     panic::order(&cpus);
     oracle::write();
+    hostile::order();
     cpus::launch(&cpus)
 }
 

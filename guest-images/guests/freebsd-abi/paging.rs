@@ -11,7 +11,7 @@ use crate::variables::{KPML4phys, dmaplimit, kernel_vm_end, kernphys, lapic_addr
 
 pub const VM_MIN_KERNEL_ADDRESS: u64 = 0xffff_fe00_0000_0000;
 /// Valid, writable, accessed, modified: of a table; of a page; of a large page, which is global; not executable.
-const TABLE: u64 = 0x63;
+pub const TABLE: u64 = 0x63;
 pub const READ_WRITE: u64 = NO_EXECUTE | 0x163;
 const LEAF: u64 = 0x1e3;
 const NO_EXECUTE: u64 = 1 << 63;
@@ -106,6 +106,12 @@ fn map_virtual(root: u64) {
     set(pointers, index(GIGANTIC_LEAF, 30), gib * GIB | LEAF | NO_EXECUTE);
     set(pointers, index(EMPTY_DIRECTORY, 30), pages::plain() | TABLE);
     kernel_vm_end.write(EMPTY_DIRECTORY + GIB);
+}
+
+/// The page directory that is empty.
+pub fn empty_directory() -> Mapped {
+    let pointers = entry(KPML4phys.read(), index(EMPTY_DIRECTORY, 39)) & FRAME;
+    direct(entry(pointers, index(EMPTY_DIRECTORY, 30)) & FRAME)
 }
 
 /// 2 MiB behind one leaf; once.

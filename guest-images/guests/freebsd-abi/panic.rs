@@ -65,7 +65,8 @@ pub fn order(cpus: &Cpus) {
     let how = kenv::choice("abi.panic", &FINALS);
     order_final.write(if how == Final::Dump { Final::Reset8042 } else { how } as u32);
     order_debugger.write((how == Final::Debugger).into());
-    let dumper = kenv::choice("abi.dumper", &[("no", Dumper::None), ("yes", Dumper::Works), ("idle", Dumper::Idle)]);
+    let dumper =
+        kenv::choice("abi.dumper", &[("no", Dumper::None), ("yes", Dumper::Works), ("idle", Dumper::Idle)]);
     let dumps = how == Final::Dump || dumper == Dumper::Works;
     order_dump.write(dumps.into());
     order_save.write((dumps || kenv::is_yes("abi.savectx", false)).into());

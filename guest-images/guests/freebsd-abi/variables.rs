@@ -112,6 +112,7 @@ variables! {
     order_quiet: u32,
     order_text: [u8; 256],
     order_message: [u8; 1024],
+    order_damage: [[u64; 2]; 8],
     lapic_address: u64,
     stoppcbs_address: u64,
     idt: [[u64; 2]; 32],

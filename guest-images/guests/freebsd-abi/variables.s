@@ -100,6 +100,7 @@ variable order_final, 4
 variable order_quiet, 4
 variable order_text, 256
 variable order_message, 1024
+variable order_damage, 8 * 16
 variable lapic_address, 8
 variable stoppcbs_address, 8
 

@@ -277,7 +277,8 @@ impl Stops {
         for cpu in cpus {
             let number = cpu.pcpu.cpu;
             let word = usize::try_from(number / 64).ok().and_then(|index| stopped.get_mut(index));
-            let (Some(address), Some(word)) = (self.pcb(number), word) else {
+            let place = self.pcb(number).filter(|&address| kernel.translate(address).is_some());
+            let (Some(address), Some(word)) = (place, word) else {
                 lost.push(number.to_string());
                 continue;
             };

@@ -4,11 +4,13 @@
 //! vpanic() stops the other CPUs (each sets its bit in `stopped_cpus`), points `panicstr` at the raw format, sets
 //! `panicked`, formats the message into a static buffer and points `panicstr` at that. Later doadump() sets `dumptid`
 //! and counts `dumping` up while a configured dumper works: the list `dumper_configs` since release 13, one structure
-//! `dumper` before.
+//! `dumper` before. In between it says on its console, and in its message buffer, what it has to say of the panic.
 //!
 //! The guest may run while it is read, so nothing here trusts two words to be of one moment, and no page tables are
-//! walked: every variable lies where the image's load map says. Each value is checked for being plausible.
+//! walked: every variable lies where the image's load map says, the message buffer in the direct map. Each value is
+//! checked for being plausible.
 
+use super::layout::{DMAP_MAX, DMAP_MIN};
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 
 /// Size of vpanic()'s static buffer.
@@ -17,8 +19,10 @@ const MAX_TEXT: usize = 256;
 const CPU_WORDS: usize = 16;
 /// First kernel address of any layout of the address space.
 const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
+/// `msg_magic` (`sys/sys/msgbuf.h`).
+const MESSAGE_BUFFER_MAGIC: u32 = 0x06_3062;
 
-const WORDS: [&str; 9] = [
+const WORDS: [&str; 10] = [
     "panicstr",
     "panicked",
     "all_cpus",
@@ -28,6 +32,7 @@ const WORDS: [&str; 9] = [
     "dumptid",
     "dumper_configs",
     "dumper",
+    "msgbufp",
 ];
 
 /// Where a kernel keeps the words.
@@ -49,6 +54,8 @@ pub struct Panicked {
     pub formatted: bool,
     /// Whether no CPU but one runs.
     pub others_stopped: bool,
+    /// Where the kernel goes on writing in its message buffer, a number that moves with every word; if that is known.
+    pub written: Option<u32>,
 }
 
 /// How a kernel stands to a dump of its own.
@@ -90,6 +97,7 @@ impl PanicWords {
             own_dump: words.own_dump(),
             formatted: self.symbols.is_writable(message),
             others_stopped: running.is_none_or(|set| set.count() <= 1),
+            written: words.written(),
         })
     }
 }
@@ -162,6 +170,20 @@ impl Reader<'_> {
         let mut set = CpuSet([0; CPU_WORDS]);
         set.0.iter_mut().zip(words).for_each(|(word, bytes)| *word = u64::from_le_bytes(*bytes));
         Some(set)
+    }
+
+    /// `msg_wseq` of the message buffer, which kernels before 15 reach by the direct map at its usual place.
+    fn written(&self) -> Option<u32> {
+        let buffer = self.word("msgbufp")?;
+        let physical = match buffer {
+            DMAP_MIN..DMAP_MAX => buffer - DMAP_MIN,
+            _ => self.symbols.physical(buffer)?,
+        };
+        // The text's address, magic, size, where to write.
+        let mut head = [0; 20];
+        self.memory.read(physical, &mut head).ok()?;
+        let field = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        (field(8) == MESSAGE_BUFFER_MAGIC).then(|| field(16))
     }
 
     fn own_dump(&self) -> OwnDump {

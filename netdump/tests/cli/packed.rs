@@ -1,5 +1,4 @@
 //! Cores that `netdump send` packs on their way, opened by other people's programs.
-#![expect(clippy::unwrap_used, reason = "a test stops at its first surprise")]
 
 use super::*;
 

@@ -105,7 +105,7 @@ fn format(root: &Path) -> anyhow::Result<()> {
     cargo(root, &["fmt", "--all", "--check"])?;
     // Guests are built by a build script, so cargo does not know their files.
     let guests = root.join("guest-images/guests");
-    let mut files = vec![guests.join("rt/lib.rs")];
+    let mut files = vec![guests.join("rt/lib.rs"), guests.join("freebsd-abi/main.rs")];
     for entry in std::fs::read_dir(&guests)? {
         files.extend(Some(entry?.path()).filter(|path| path.extension().is_some_and(|kind| kind == "rs")));
     }

@@ -5,3 +5,4 @@ pub mod elf;
 pub mod freebsd;
 pub mod full;
 pub mod minidump;
+pub mod unpack;

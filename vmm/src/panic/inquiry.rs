@@ -1,9 +1,9 @@
 //! What all sources say of one boot's panic, and when the guest is dumped: at the first sign, but a kernel whose own
-//! words can be read gets a moment to finish its message and to stop its other CPUs, and one that dumps for itself is
-//! left to that.
+//! words can be read gets a moment to finish its message, to stop its other CPUs and to say what it has to say (FreeBSD
+//! prints where it panicked, which the core's message buffer then has), and one that dumps for itself is left to that.
 //!
 //! ```text
-//! quiet --a sign, and the kernel's words say nothing or are settled--> dump
+//! quiet --a sign, and the kernel's words say nothing--> dump
 //! quiet --a sign, and the kernel is busy with its panic--> waiting --it settles, or the time is over--> dump
 //! quiet, waiting --the kernel has a dumper of its own--> left to the guest
 //! any --the guest ends, panicked and without a dump of its own--> dump
@@ -18,6 +18,9 @@ use crate::events::PanicEvent;
 
 /// How often lookouts look: short beside the time that a person waits for a dump, long beside what a look costs.
 const EVERY: Duration = Duration::from_millis(5);
+
+/// How long a kernel is silent that has said all. Its console may take some milliseconds for a line.
+const SILENCE: Duration = Duration::from_millis(20);
 
 /// The state of one boot's inquiry.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub(crate) struct Inquiry {
 struct Waiting {
     first: PanicEvent,
     last: Panicked,
+    /// Since when its words have been the same.
+    unchanged_since: Instant,
 }
 
 /// A source has seen the panic.
@@ -117,10 +122,7 @@ impl Inquiry {
         }
         self.next_look = now + EVERY;
         match self.ask(now) {
-            Some((event, seen)) => {
-                let stands = self.waiting.as_ref().is_some_and(|waiting| waiting.last == seen);
-                self.weigh(event, seen, stands, now).unwrap_or(Ruling::GoOn)
-            }
+            Some((event, seen)) => self.weigh(event, seen, now).unwrap_or(Ruling::GoOn),
             // Words that were set and are so no more: the panic was still seen.
             None => match self.waiting.take() {
                 Some(waiting) if self.is_late(&waiting.first, now) => self.dump(waiting.first, None, now),
@@ -146,7 +148,7 @@ impl Inquiry {
             return Ruling::RunOn;
         }
         match self.ask(now) {
-            Some((_, seen)) => self.weigh(event, seen, true, now).unwrap_or(Ruling::RunOn),
+            Some((_, seen)) => self.weigh(event, seen, now).unwrap_or(Ruling::RunOn),
             None => {
                 let first = self.waiting.take().map_or(event, |waiting| waiting.first);
                 self.dump(first, None, now)
@@ -199,22 +201,25 @@ impl Inquiry {
         }
     }
 
-    /// A sign of a kernel whose words say how far it is: `None` when it is given more time. `stands` says that its
-    /// message is known to be whole.
-    fn weigh(&mut self, event: PanicEvent, seen: Panicked, stands: bool, now: Instant) -> Option<Ruling> {
+    /// A sign of a kernel whose words say how far it is: `None` when it is given more time.
+    fn weigh(&mut self, event: PanicEvent, seen: Panicked, now: Instant) -> Option<Ruling> {
         if let Some(why) = self.own_dump(&seen) {
             self.left_to_guest = true;
             self.waiting = None;
             return Some(Ruling::Leave { vcpu: event.vcpu.or(seen.cpu), why });
         }
-        let first = match self.waiting.take() {
-            Some(Waiting { first, .. }) => PanicEvent { vcpu: first.vcpu.or(event.vcpu), ..first },
-            None => event,
+        let (first, unchanged_since) = match self.waiting.take() {
+            Some(Waiting { first, last, unchanged_since }) => {
+                let since = if last == seen { unchanged_since } else { now };
+                (PanicEvent { vcpu: first.vcpu.or(event.vcpu), ..first }, since)
+            }
+            None => (event, now),
         };
-        if (stands && seen.looks_settled()) || self.is_late(&first, now) {
+        let silent = now.saturating_duration_since(unchanged_since) >= SILENCE;
+        if (silent && seen.looks_settled()) || self.is_late(&first, now) {
             return Some(self.dump(first, Some(seen), now));
         }
-        self.waiting = Some(Waiting { first, last: seen });
+        self.waiting = Some(Waiting { first, last: seen, unchanged_since });
         None
     }
 
@@ -282,7 +287,25 @@ mod tests {
         fn say(&self, formatted: bool, others_stopped: bool, own_dump: OwnDump) {
             let cpu = others_stopped.then_some(3);
             let text = Some(if formatted { "text" } else { "format" }.to_owned());
-            *self.words.0.lock().unwrap() = Some(Panicked { text, cpu, own_dump, formatted, others_stopped });
+            let written = Some(7);
+            *self.words.0.lock().unwrap() =
+                Some(Panicked { text, cpu, own_dump, formatted, others_stopped, written });
+        }
+
+        /// The kernel goes on printing.
+        fn print(&self) {
+            let mut words = self.words.0.lock().unwrap();
+            *words.as_mut().unwrap().written.as_mut().unwrap() += 1;
+        }
+
+        /// Looks until there is something to do, `within` so many times; how many it took.
+        fn look_until_found(&mut self, within: u32) -> (u32, Finding) {
+            for looks in 1..=within {
+                if let Ruling::Dump(finding) = self.look() {
+                    return (looks, *finding);
+                }
+            }
+            panic!("nothing is found in {within} looks");
         }
 
         fn look(&mut self) -> Ruling {
@@ -327,12 +350,12 @@ mod tests {
     }
 
     #[test]
-    fn a_settled_kernel_is_dumped_at_the_second_look() {
+    fn a_settled_kernel_is_dumped_once_it_is_silent() {
         let mut bench = bench();
         bench.say(true, true, OwnDump::None);
-        assert!(matches!(bench.look(), Ruling::GoOn));
-        let finding = found(bench.look());
-        assert_eq!((finding.event.source, finding.event.vcpu, finding.waited), ("words", Some(3), EVERY));
+        let (looks, finding) = bench.look_until_found(10);
+        assert_eq!((finding.event.source, finding.event.vcpu), ("words", Some(3)));
+        assert_eq!((looks, finding.waited), (5, SILENCE));
         assert_eq!(finding.event.text.as_deref(), Some("text"));
     }
 
@@ -340,14 +363,35 @@ mod tests {
     fn words_that_change_are_waited_for() {
         let mut bench = bench();
         bench.say(false, false, OwnDump::None);
-        for _ in 0..3 {
+        for _ in 0..6 {
             assert!(matches!(bench.look(), Ruling::GoOn));
         }
         bench.say(true, false, OwnDump::None);
-        assert!(matches!(bench.look(), Ruling::GoOn));
+        for _ in 0..6 {
+            assert!(matches!(bench.look(), Ruling::GoOn));
+        }
         bench.say(true, true, OwnDump::None);
-        assert!(matches!(bench.look(), Ruling::GoOn));
-        assert!(!found(bench.look()).event.detail.contains("not through"));
+        let (looks, finding) = bench.look_until_found(10);
+        assert_eq!(looks, 5);
+        assert!(!finding.event.detail.contains("not through"));
+    }
+
+    #[test]
+    fn a_kernel_that_prints_is_heard_out_until_its_time_is_over() {
+        let mut bench = bench();
+        bench.say(true, true, OwnDump::None);
+        for _ in 0..10 {
+            assert!(matches!(bench.look(), Ruling::GoOn));
+            bench.print();
+        }
+        assert_eq!(bench.look_until_found(10).0, 5);
+        let mut chatty = Bench::new(SourceOptions::default());
+        chatty.say(true, true, OwnDump::None);
+        for _ in 0..50 {
+            assert!(matches!(chatty.look(), Ruling::GoOn));
+            chatty.print();
+        }
+        assert!(!found(chatty.look()).event.detail.contains("not through"));
     }
 
     #[test]
@@ -374,18 +418,15 @@ mod tests {
         bench.say(true, false, OwnDump::None);
         assert!(matches!(bench.hear("console", true), Ruling::RunOn));
         bench.say(true, true, OwnDump::None);
-        bench.look();
-        let finding = found(bench.look());
+        let (_, finding) = bench.look_until_found(10);
         assert_eq!((finding.event.source, finding.event.vcpu), ("console", Some(3)));
         assert_eq!(sources(&finding), ["console", "words"]);
     }
 
     #[test]
-    fn a_sign_of_a_settled_or_unknown_kernel_is_dumped_at_once() {
-        let mut settled = bench();
-        settled.say(true, true, OwnDump::None);
-        assert_eq!(found(settled.hear("console", true)).waited, Duration::ZERO);
-        assert_eq!(sources(&found(bench().hear("pvpanic", true))), ["pvpanic"]);
+    fn a_sign_of_an_unknown_kernel_is_dumped_at_once() {
+        let finding = found(bench().hear("pvpanic", true));
+        assert_eq!((sources(&finding), finding.waited), (vec!["pvpanic"], Duration::ZERO));
     }
 
     #[test]
@@ -432,7 +473,8 @@ mod tests {
         let mut bench = Bench::new(SourceOptions { ignore_crashloaded: true, ..SourceOptions::default() });
         for own in [OwnDump::Configured, OwnDump::Running, OwnDump::Over] {
             bench.say(true, true, own);
-            found(bench.hear("console", true));
+            assert!(matches!(bench.hear("console", true), Ruling::RunOn));
+            bench.look_until_found(10);
         }
         found(bench.inquiry.ended("reset", bench.now));
     }

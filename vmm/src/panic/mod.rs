@@ -53,7 +53,7 @@ pub trait PanicSource: Sync + fmt::Debug {
 pub struct SourceOptions {
     /// Dump although the guest's own crash kernel or dumper takes over.
     pub ignore_crashloaded: bool,
-    /// How long a panicked kernel may take to finish its message and to stop its other CPUs.
+    /// How long a panicked kernel may take to finish its message, to stop its other CPUs and to print what it has to say.
     pub settle: Duration,
     /// Dump after this time, panic or not.
     pub dump_after: Option<Duration>,

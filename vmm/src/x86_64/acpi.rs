@@ -90,6 +90,8 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     fadt.sci_int = u16::from(layout::SCI_IRQ).into();
     fadt.century = rtc::CENTURY;
     fadt.iapc_boot_arch = BOOT_ARCH.into();
+    // A FreeBSD kernel that panics waits before it resets (kern.panic_reboot_wait_time), but not every one on a machine
+    // with this register: 14.0-CURRENT of July 2022 uses it first, and is gone at the end of its message.
     fadt.reset_reg = port(layout::RESET_CONTROL);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = port(layout::SLEEP_CONTROL);

@@ -96,7 +96,8 @@ fn processor(id: u8) -> [u8; 20] {
     entry
 }
 
-/// Its number follows those of the processors: they share one space in this table.
+/// Its number follows those of the processors: they share one space in this table. KVM's says that it is 0, as our MADT
+/// does; FreeBSD remarks on that ("MADT APIC ID 2 != hw id 0", in this case too) and goes on.
 fn ioapic(id: u8) -> [u8; 8] {
     let [a, b, c, d] = layout::IOAPIC.to_le_bytes();
     [IOAPIC, id, IOAPIC_VERSION, 1, a, b, c, d]

@@ -130,6 +130,7 @@ pub fn verify_with(
         ) => verdict.add(STRUCTURE, Finding::NotApplicable, sentence(error)),
         Err(error) => verdict.add(STRUCTURE, Finding::Fail, sentence(error)),
     }
+    let is_decrypted = core.is_ok() && report.is_some_and(is_of_encrypted_core);
     let file = match core {
         Ok(core) if core.file().packed().is_none() => {
             check_holes(&mut verdict, core.file(), &|offset| core.content_at(offset), report);
@@ -142,6 +143,11 @@ pub fn verify_with(
     check_name(&mut verdict, path);
     check_info(&mut verdict, path, file.as_ref().ok());
     match (report, file) {
+        (Some(report), Ok(_)) if is_decrypted => {
+            verdict.judge("outcome", outcome(report));
+            let text = "the report's hash is that of the encrypted core, which can be checked in its place";
+            verdict.add(CONTENT, Finding::NotApplicable, text);
+        }
         (Some(report), Ok(file)) => check_report(&mut verdict, &file, report, progress),
         (None, Ok(_)) => {
             verdict.add(
@@ -298,6 +304,11 @@ fn judge_info(info: &InfoFile, length: Option<u64>) -> Result<String, String> {
         (None, _) => Err("the server does not say how long the dump is".to_owned()),
         _ => Ok("the server has the whole dump, the header's parity and length are right".to_owned()),
     }
+}
+
+/// Whether the bytes sent were encrypted.
+fn is_of_encrypted_core(report: &DumpReport) -> bool {
+    report.packing.as_ref().is_some_and(|packing| packing.cipher.is_some())
 }
 
 fn check_report(
