@@ -575,3 +575,16 @@ fn problems_of_a_hostile_core_are_counted_not_listed() {
     assert_eq!(state.problems.len(), 17, "{:?}", state.problems);
     assert!(state.problems[16].starts_with("and ") && state.problems[16].contains("more problems"));
 }
+
+#[test]
+fn processes_that_have_ended_are_listed_where_the_kernel_keeps_them_apart() {
+    let mut guest = guest();
+    // The second process heads the other list, the third follows it.
+    guest.memory.write_words(process_at(0), &[0]);
+    guest.memory.write_words(DATA + 0xc00, &[DIRECT_MAP + process_at(1)]);
+    let kernel = FakeKernel::default().symbol("zombproc", BASE + DATA + 0xc00, 8);
+    let symbols = KernelSymbols::parse(&kernel_behind(kernel).image()).unwrap();
+    let state = facts::kernel_state(&guest.memory, Some(&symbols), StateRequest::default());
+    let pids: Vec<u32> = state.threads.iter().map(|thread| thread.pid).collect();
+    assert_eq!((pids, state.problems), (vec![700, 1, 12, 12], Vec::new()));
+}

@@ -113,14 +113,18 @@ impl Offsets {
     }
 }
 
-/// Addresses of the processes in the order of the list.
+/// Addresses of the processes in the order of the list, those that have ended first.
 fn processes(kernel: &KernelMemory<'_>, offsets: &Offsets, problems: &mut Vec<String>) -> Vec<u64> {
     let Some(first) = kernel.pointer("allproc") else {
         problems.push("the kernel's list of processes cannot be read".to_owned());
         return Vec::new();
     };
     let list = List { what: "processes", next: offsets.next_process, most: MAX_PROCESSES };
-    list.follow(kernel, first, &mut HashSet::new(), problems)
+    let mut seen = HashSet::new();
+    let alive = list.follow(kernel, first, &mut seen, problems);
+    // Kernels before FreeBSD 13 keep processes that have ended in a list of their own.
+    let ended = kernel.pointer("zombproc").map(|first| list.follow(kernel, first, &mut seen, problems));
+    ended.into_iter().flatten().chain(alive).collect()
 }
 
 /// A list whose elements point at the next.
