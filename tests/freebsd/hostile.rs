@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use guest_images::PatternPage;
+use guest_images::freebsd::{KERNBASE, PANIC_BACKTRACE, PANIC_TEXT, STOPPED_BACKTRACE};
 use harness::programs::{arg, program, run};
 use harness::readers::full::FullCore;
 use harness::readers::minidump::MiniCore;
@@ -31,7 +33,7 @@ fn assert_inspected_in_time(specimen: &Specimen) {
     let ended = run(program("netdump"), &["inspect", "--all-threads", "--kernel", arg(&kernel), arg(&core)]);
     harness::guests::assert_code(&ended, 0);
     assert!(ended.took < IN_TIME, "{:?}", ended.took);
-    assert!(ended.stdout.contains(guest_images::freebsd::PANIC_TEXT), "{}", ended.stdout);
+    assert!(ended.stdout.contains(PANIC_TEXT), "{}", ended.stdout);
 }
 
 fn assert_patterns(specimen: &Specimen, core: &MiniCore) {
@@ -77,7 +79,7 @@ fn stoppcbs_that_point_nowhere_cost_no_more_than_their_registers() {
     let dumppcb = specimen.symbols.address("dumppcb").unwrap();
     let chain = specimen.backtrace(&core, dumppcb);
     assert_eq!(specimen.stopped_cpus(&core), 0);
-    assert!(crate::specimen::ends_with(&chain, guest_images::freebsd::PANIC_BACKTRACE), "{chain:?}");
+    assert!(crate::specimen::ends_with(&chain, PANIC_BACKTRACE), "{chain:?}");
     assert_patterns(&specimen, &core);
 }
 
@@ -89,6 +91,29 @@ fn tables_that_point_at_themselves_are_gone_through_once() {
     assert_patterns(&specimen, &core);
     let all: u64 = core.dump_avail().iter().map(|(start, end)| (end - start) / 4096).sum();
     assert!((core.pages().len() as u64) < all);
+}
+
+#[test]
+fn limits_that_cannot_be_cut_nothing_off() {
+    needs!(Kvm);
+    let (specimen, core) = damaged("limits", &[], "dmaplimit of 0x1000 leaves out its own page tables");
+    specimen.check_threads(&core);
+    assert_patterns(&specimen, &core);
+    // A page for each GiB from the first kernel address to the end of all.
+    assert_eq!(core.header().pmapsize, 2048 * 4096);
+}
+
+#[test]
+fn cpus_whose_data_cannot_be_found_are_named() {
+    needs!(Kvm);
+    let (specimen, core) = damaged("pcpu", &[], "the registers of virtual CPU 0, 1, 2, 3: ");
+    let others = specimen.others(&core);
+    // No thread is the one that dumped; what the guest itself saved is still there.
+    assert_eq!((others.len(), specimen.stopped_cpus(&core)), (4, 0b1011));
+    for thread in others.iter().filter(|thread| thread.oncpu != 2) {
+        assert_eq!(specimen.backtrace(&core, thread.pcb), STOPPED_BACKTRACE, "{thread:?}");
+    }
+    assert_patterns(&specimen, &core);
 }
 
 #[test]
@@ -112,9 +137,9 @@ fn a_kernel_whose_tables_are_lost_gets_a_full_dump() {
     // Its readers need the tables too; the memory is there.
     let core = FullCore::open(&specimen.core_path(), &specimen.symbols).unwrap();
     assert!(core.translate(specimen.symbols.address("version").unwrap()).is_err());
-    let list = specimen.symbols.address("pattern_pages").unwrap() - guest_images::freebsd::KERNBASE;
-    let list = core.read_pa(list, guest_images::PatternPage::LIST_SIZE).unwrap();
-    for page in guest_images::PatternPage::parse_list(&list).unwrap() {
+    let list = specimen.symbols.address("pattern_pages").unwrap() - KERNBASE;
+    let list = core.read_pa(list, PatternPage::LIST_SIZE).unwrap();
+    for page in PatternPage::parse_list(&list).unwrap() {
         assert_pattern(page.physical_address, &core.read_pa(page.physical_address, 4096).unwrap());
     }
     assert_inspected_in_time(&specimen);

@@ -240,7 +240,9 @@ impl Specimen {
     pub(crate) fn check_minidump(&self, core: &MiniCore) {
         self.check_header(core);
         self.check_messages(core);
-        assert_eq!(core.pages().keys().copied().collect::<BTreeSet<_>>(), self.oracle(core));
+        let found: BTreeSet<u64> = core.pages().keys().copied().collect();
+        let differ: Vec<u64> = found.symmetric_difference(&self.oracle(core)).copied().collect();
+        assert!(differ.is_empty(), "pages that are in one but not the other: {differ:x?}");
         for page in self.pattern_pages(core) {
             let (va, pa) = (page.virtual_address, page.physical_address);
             assert_eq!(core.translate(va).ok(), Some(pa), "{page:x?}");

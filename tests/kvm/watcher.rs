@@ -167,7 +167,20 @@ fn a_guest_that_stays_in_its_debugger_with_a_dumper_is_dumped_on_request() {
     vmm.wait_for_stderr("a dump device of its own");
     vmm.signal(Signal::SIGUSR1);
     assert_code(&vmm.wait(), 10);
-    assert_eq!(source(&bench.report()), "request");
+    let report = bench.report();
+    assert_eq!(source(&report), "request");
+    assert_eq!((signs(&report), &report["panic"]["vcpu"]), (vec!["watcher", "request"], &Value::from(0)));
+    assert!(report["panic"]["signs"][1]["microseconds"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_guest_is_dumped_on_request_while_it_is_waited_for() {
+    needs_kvm!();
+    let bench = Bench::new("freebsd-abi");
+    let slow = ["abi.panic=spin", "abi.console=quiet", "abi.delay=60000"];
+    let report = dumped(&bench, &slow, &["--panic-settle", "60000", "--dump-after", "4"]);
+    assert_eq!((source(&report), signs(&report)), ("watcher", vec!["watcher", "request"]));
+    assert!(detail(&report).contains("--dump-after"), "{}", detail(&report));
 }
 
 #[test]
@@ -208,8 +221,9 @@ fn a_stripped_kernel_is_watched_with_its_twins_symbols() {
     let report = dumped(&bench, &quiet, &["--symbols", arg(&twin)]);
     assert_eq!((source(&report), text(&report)), ("watcher", PANIC_TEXT));
 
-    let without = run(&bench, &quiet, &["--dump-after", "1"]);
+    let without = run(&bench, &quiet, &["--dump-after", "1", "--panic-settle", "10"]);
     assert!(without.stderr.contains("--symbols"), "{}", without.stderr);
+    assert!(without.stderr.contains("'watcher' cannot see a panic of"), "{}", without.stderr);
     assert_eq!(source(&bench.report()), "request");
     let wrong = run(&bench, &quiet, &["--symbols", arg(&bench.image())]);
     assert_code(&wrong, 1);
@@ -236,4 +250,5 @@ fn options_that_need_the_watcher_say_so() {
     let refused = run(&bench, &[], &["--panic-source", "console", "--panic-settle", "10"]);
     assert_code(&refused, 2);
     assert!(refused.stderr.contains("watcher"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("Usage: vmm run"), "{}", refused.stderr);
 }

@@ -108,7 +108,8 @@ impl Bench {
 /// Asserts an exit code, showing what the program printed when it is another.
 #[track_caller]
 pub fn assert_code(ended: &Ended, code: i32) {
-    assert_eq!(ended.code, Some(code), "\n-- stdout\n{}\n-- stderr\n{}", ended.stdout, ended.stderr);
+    let Ended { stdout, stderr, signal, .. } = ended;
+    assert_eq!(ended.code, Some(code), "signal {signal:?}\n-- stdout\n{stdout}\n-- stderr\n{stderr}");
 }
 
 /// `netdump verify CORE --report REPORT`; panics unless the core is whole.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{ErrorKind, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -39,6 +40,8 @@ fn build() -> PathBuf {
 pub struct Ended {
     /// Exit code; `None` when a signal ended it.
     pub code: Option<i32>,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
     /// Its standard output.
     pub stdout: String,
     /// Its standard error.
@@ -81,6 +84,7 @@ impl Running {
         let status = self.wait_status();
         Ended {
             code: status.code(),
+            signal: status.signal(),
             stdout: self.stdout.finish(),
             stderr: self.stderr.finish(),
             took: self.started.elapsed(),

@@ -181,9 +181,10 @@ impl Aftermath<'_> {
 
 fn seen(finding: &Finding, facts: &GuestFacts, time: SystemTime) -> PanicSeen {
     let panic = &finding.event;
+    let first = finding.signs.first().map_or(panic.at, |sign| sign.at);
     let sign = |sign: &Sign| SignReport {
         source: sign.source,
-        microseconds: micros(sign.at.saturating_duration_since(panic.at)),
+        microseconds: micros(sign.at.saturating_duration_since(first)),
     };
     PanicSeen {
         source: panic.source,

@@ -10,6 +10,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, check_path};
 use netdump::ekcd::Cipher;
+use netdump::freebsd::panic_state::PanicWords;
 use netdump::stream::{CompressOption, Packing, PackingError};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
@@ -224,6 +225,7 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     let dump = dump_config(&options.netdump, &options.image)?;
     check_outputs(&options)?;
     let image = kernel(&options)?;
+    warn_of_blind_watcher(&options.panic, &image);
     let host = Host { vm: &vm, dump: &dump, image: &image, report: options.output.report };
     let status = if options.output.json {
         let mut json = Json::new().context("starting the thread that prints events")?;
@@ -249,6 +251,17 @@ fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
         );
     }
     Ok(image)
+}
+
+/// Whoever asks for the watcher by name, or by an option of its own, relies on it.
+fn warn_of_blind_watcher(options: &PanicOptions, image: &KernelImage) {
+    let named = options.sources.iter().any(|source| source.0.name() == "watcher");
+    if (named || options.panic_settle.is_some()) && PanicWords::find(image.symbols()).is_none() {
+        tracing::warn!(
+            "the panic source 'watcher' cannot see a panic of {}: it has no symbols of a FreeBSD kernel's panicstr",
+            image.path().display()
+        );
+    }
 }
 
 fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
@@ -328,6 +341,8 @@ fn check_outputs(options: &RunOptions) -> anyhow::Result<()> {
 fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
     let conflict = |message: &str| {
         let mut command = Arguments::command();
+        // Else its usage would begin with `run`.
+        command.build();
         let run = command.find_subcommand_mut("run").expect("there is a command `run`");
         Err(run.error(ErrorKind::ArgumentConflict, message))
     };

@@ -17,13 +17,13 @@ use crate::bus::{Bus, BusError};
 use crate::config::{DumpConfig, OnPanic, OnReset, VmConfig};
 use crate::console::{Console, ConsoleOutput};
 use crate::devices::serial::SerialPort;
-use crate::events::{self, EventQueue, MachineEvent, PanicEvent};
+use crate::events::{self, EventQueue, MachineEvent};
 use crate::input::Input;
 use crate::link::{LinkSpec, TapRoute};
 use crate::memory;
 use crate::nic::Nic;
-use crate::panic::inquiry::{Finding, Inquiry, Ruling, Sign};
-use crate::panic::{Places, REQUEST, Wakeup, WatchedGuest};
+use crate::panic::inquiry::{Finding, Inquiry, Ruling};
+use crate::panic::{Places, Wakeup, WatchedGuest};
 use crate::platform::{Platform, PlatformError};
 use crate::report::{Event, ExitStatus, Observer};
 use crate::signals::Signals;
@@ -247,7 +247,7 @@ impl Machine {
             }
             while woken && let Some(signal) = signals.next() {
                 if self.wakeups.contains(&Wakeup::Signal(signal)) {
-                    return Ok(End::Panic(request(signal.as_str())));
+                    return Ok(End::Panic(self.inquiry.request(signal.as_str(), Instant::now())));
                 }
                 if signal != Signal::SIGUSR1 {
                     observer.event(&Event::Stopped { by: signal.as_str() });
@@ -256,7 +256,7 @@ impl Machine {
             }
             let now = Instant::now();
             if self.dump_at().is_some_and(|at| now >= at) {
-                return Ok(End::Panic(request("the time of --dump-after is over")));
+                return Ok(End::Panic(self.inquiry.request("the time of --dump-after is over", now)));
             }
             let ruling = self.inquiry.look(now);
             if let Some(end) = self.obey(ruling, observer) {
@@ -364,17 +364,4 @@ impl Machine {
             OnPanic::Hold => Verdict::Hold(status),
         }
     }
-}
-
-fn request(detail: &str) -> Box<Finding> {
-    let at = Instant::now();
-    let event = PanicEvent {
-        source: REQUEST,
-        vcpu: None,
-        at,
-        text: None,
-        detail: detail.to_owned(),
-        survivable: false,
-    };
-    Box::new(Finding { event, signs: vec![Sign { source: REQUEST, at }], waited: Duration::ZERO })
 }

@@ -6,7 +6,10 @@ use crate::freebsd::offsets;
 use crate::kenv;
 use crate::pages::DMAP;
 use crate::paging::{self, TABLE};
-use crate::variables::{KPML4phys, allproc, dump_avail, msgbufp, order_damage, stoppcbs, vm_page_dump};
+use crate::variables::{
+    KPML4phys, allproc, cpuid_to_pcpu, dmaplimit, dump_avail, kernel_vm_end, mp_maxid, msgbufp, order_damage,
+    stoppcbs, vm_page_dump,
+};
 
 /// A kernel address that nothing is mapped at.
 const WILD: u64 = 0xffff_fdff_dead_b000;
@@ -32,11 +35,15 @@ enum Damage {
     Tables,
     /// `KPML4phys` is no address of RAM.
     Root,
+    /// Kernel addresses have no end, and the direct map shows one page.
+    Limits,
+    /// `cpuid_to_pcpu` points at nothing for four CPUs.
+    Cpus,
     /// The first process is its own successor.
     Processes,
 }
 
-const CHOICES: [(&str, Damage); 8] = [
+const CHOICES: [(&str, Damage); 10] = [
     ("no", Damage::None),
     ("msgbuf", Damage::Messages),
     ("dump_avail", Damage::Available),
@@ -44,6 +51,8 @@ const CHOICES: [(&str, Damage); 8] = [
     ("stoppcbs", Damage::Stops),
     ("tables", Damage::Tables),
     ("root", Damage::Root),
+    ("limits", Damage::Limits),
+    ("pcpu", Damage::Cpus),
     ("allproc", Damage::Processes),
 ];
 
@@ -68,6 +77,11 @@ pub fn order() {
             set(&[first, second, to_itself, [directory.va + 8, FAR | TABLE]]);
         }
         Damage::Root => set(&[[KPML4phys.address(), FAR]]),
+        Damage::Limits => set(&[[kernel_vm_end.address(), u64::MAX], [dmaplimit.address(), 0x1000]]),
+        Damage::Cpus => {
+            let entries = [0, 1, 2, 3].map(|cpu| [cpuid_to_pcpu.address() + 8 * cpu, WILD]);
+            set(&entries[..=mp_maxid.read().min(3) as usize]);
+        }
         Damage::Processes => set(&[[allproc.read() + offsets::P_LIST as u64, allproc.read()]]),
     }
 }

@@ -20,8 +20,8 @@ const MAX_SYMBOLS: usize = 1 << 20;
 const MAX_NAME: usize = 512;
 /// Most bytes of all names together. Names may overlap in the file, so its length is no bound.
 const MAX_NAMES: usize = 64 << 20;
-/// Most PT_LOAD segments that are taken; kernels have 2 to 10.
-const MAX_SEGMENTS: usize = 1024;
+/// Most PT_LOAD segments that are taken; kernels have 2 to 10. Labels are looked up in all of them.
+const MAX_SEGMENTS: usize = 64;
 /// Longest `version` that is taken; FreeBSD's have some 200 bytes.
 const MAX_VERSION: usize = 1024;
 

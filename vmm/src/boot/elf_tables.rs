@@ -10,6 +10,10 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use super::BootError;
 use super::space::Space;
 
+/// A file has one (System V ABI, chapter 4, "Sections"). Each is compared with every segment, and a small file could name
+/// very many of both.
+const MAX_SYMBOL_TABLES: usize = 4;
+
 type Header = FileHeader64<Endianness>;
 
 /// .symtab and .strtab of a file; `None` for a stripped one, and where a segment loads them anyway.
@@ -25,7 +29,8 @@ pub(super) fn symbol_tables(bytes: &[u8]) -> object::Result<Option<[&[u8]; 2]>> 
             offset <= start && start.saturating_add(len) <= offset.saturating_add(file_len)
         }))
     };
-    for section in sections.iter().filter(|section| section.sh_type(endian) == SHT_SYMTAB) {
+    let found = sections.iter().filter(|section| section.sh_type(endian) == SHT_SYMTAB);
+    for section in found.take(MAX_SYMBOL_TABLES) {
         if section.sh_size(endian) == 0 || loaded(section)? {
             continue;
         }

@@ -160,10 +160,12 @@ fn place(
     let tables = tables.map_err(|source| BootError::Symbols { image: name(image), source })?;
     let symbols = tables.map(|tables| put_symbols(space, tables)).transpose()?;
     let mut modules = Modinfo::default();
-    for (index, module) in with.modules.iter().enumerate() {
-        if with.modules.iter().take(index).any(|other| other.name() == module.name()) {
+    let mut names = vec![Kenv::kernel_name(image)];
+    for module in &with.modules {
+        if names.contains(&module.name()) {
             return Err(BootError::Module(ModuleError::Twice { name: module.name() }));
         }
+        names.push(module.name());
         module.place(space, &mut modules)?;
     }
     space.align(PAGE)?;
@@ -426,11 +428,14 @@ mod tests {
     }
 
     #[test]
-    fn a_module_given_twice_is_refused() {
-        let blob = Module::from_bytes(Path::new("a"), Some("b".into()), vec![1]).unwrap();
-        let with = Handover { modules: vec![blob.clone(), blob], ..Default::default() };
-        let refused = Native.load(&Kernel::default().image(), &with, &Hardware::default(), &memory(64));
-        assert!(refused.unwrap_err().to_string().contains("two modules are named /boot/kernel/a"));
+    fn no_two_things_that_are_handed_over_have_one_name() {
+        let blob = |name: &str| Module::from_bytes(Path::new(name), Some("b".into()), vec![1]).unwrap();
+        for (modules, name) in [(vec![blob("a"), blob("x/a")], "a"), (vec![blob("test")], "test")] {
+            let with = Handover { modules, ..Default::default() };
+            let refused = Native.load(&Kernel::default().image(), &with, &Hardware::default(), &memory(64));
+            let words = format!("are named /boot/kernel/{name}");
+            assert!(refused.unwrap_err().to_string().ends_with(&words), "{name}");
+        }
     }
 
     #[test]

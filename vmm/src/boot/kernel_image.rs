@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use netdump::vmcore::symbols::KernelSymbols;
+use netdump::vmcore::symbols::{KernelSymbols, SymbolsError};
 use object::elf::{self, ELFOSABI_FREEBSD, FileHeader64, PT_LOAD, PT_NOTE};
 use object::endian::Endianness;
 use object::read::elf::{FileHeader, ProgramHeader};
@@ -93,6 +93,15 @@ pub enum ImageError {
         /// What is wrong.
         problem: String,
     },
+    /// Its symbols cannot be read.
+    #[error("reading the symbols of {path}")]
+    Symbols {
+        /// The file.
+        path: String,
+        /// What is wrong with them.
+        #[source]
+        source: SymbolsError,
+    },
 }
 
 impl KernelImage {
@@ -123,7 +132,12 @@ impl KernelImage {
             let len = bytes.len();
             return Err(damaged(format!("its segments have {loaded} bytes, more than the file's {len}")));
         }
-        let symbols = KernelSymbols::parse(&bytes).map_err(|error| damaged(error.to_string()))?;
+        if headers.notes_len > bytes.len() as u64 {
+            let (notes, len) = (headers.notes_len, bytes.len());
+            return Err(damaged(format!("its notes have {notes} bytes, more than the file's {len}")));
+        }
+        let symbols =
+            KernelSymbols::parse(&bytes).map_err(|source| ImageError::Symbols { path: name(), source })?;
         Ok(Self { path: path.to_owned(), bytes, symbols, symbol_file: None, headers })
     }
 
@@ -258,6 +272,8 @@ struct Headers {
     is_freebsd: bool,
     /// End of the last byte in the file that a segment needs.
     file_end: Option<u64>,
+    /// Bytes of all notes together; they are read no further than the file has bytes.
+    notes_len: u64,
 }
 
 impl Headers {
@@ -270,12 +286,13 @@ impl Headers {
             has_pvh_entry: false,
             is_freebsd: header.e_ident().os_abi == ELFOSABI_FREEBSD,
             file_end: None,
+            notes_len: 0,
         };
         for program in header.program_headers(endian, bytes)? {
             let (offset, file_len) = program.file_range(endian);
             let file_end = offset.saturating_add(file_len);
             match program.p_type(endian) {
-                PT_LOAD if program.p_memsz(endian) > 0 => {
+                PT_LOAD if program.p_memsz(endian).max(file_len) > 0 => {
                     let start = program.p_paddr(endian);
                     found.segments.push(Segment {
                         start,
@@ -287,7 +304,10 @@ impl Headers {
                     found.file_end = found.file_end.max(Some(file_end));
                 }
                 PT_NOTE if file_end <= bytes.len() as u64 => {
-                    found.read_notes(program, endian, bytes)?;
+                    found.notes_len = found.notes_len.saturating_add(file_len);
+                    if found.notes_len <= bytes.len() as u64 {
+                        found.read_notes(program, endian, bytes)?;
+                    }
                 }
                 _ => {}
             }
@@ -316,6 +336,7 @@ impl Headers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::test_kernel::Kernel;
 
     fn guest() -> Vec<u8> {
         guest_images::find("panic").unwrap().elf.to_vec()
@@ -345,6 +366,44 @@ mod tests {
         assert!(file(0, b"\x7fELF\x01").contains("32-bit"));
         assert!(file(3, b"x").contains("no kind known"));
         assert!(refused(b"#!/bin/sh\necho hello\n").contains("a text file"));
+    }
+
+    /// A kernel with its second program header, the one of its notes, bent and repeated.
+    fn with_programs(count: u16, bend: impl Fn(&mut [u8], u64)) -> Vec<u8> {
+        let mut elf = Kernel::default().elf();
+        let (text, mut program) = (elf[64..120].to_vec(), elf[120..176].to_vec());
+        let len = elf.len() as u64;
+        bend(&mut program, len);
+        elf[32..40].copy_from_slice(&len.to_le_bytes());
+        elf[56..58].copy_from_slice(&(count + 1).to_le_bytes());
+        elf.extend(text);
+        (0..count).for_each(|_| elf.extend(&program));
+        elf
+    }
+
+    #[test]
+    fn a_small_file_cannot_make_loading_endless() {
+        let set = |program: &mut [u8], at: usize, value: u64| {
+            program[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        };
+        // The whole file each time, and no memory for it.
+        let segments = with_programs(1000, |program, len| {
+            program[0] = 1;
+            for (at, value) in [(8, 0), (24, 0x30_0000), (32, len), (40, 0)] {
+                set(program, at, value);
+            }
+        });
+        assert!(refused(&segments).contains("its segments have"), "{}", refused(&segments));
+        let notes = with_programs(60_000, |_, _| {});
+        assert!(
+            KernelImage::from_bytes(Path::new("image"), notes).is_ok(),
+            "20 bytes each, of 56 for the header"
+        );
+        let mut notes = with_programs(60_000, |program, _| set(program, 32, 200));
+        // The note's descriptor fills that.
+        let note = 64 + 2 * 56 + 0x400;
+        notes[note + 4..note + 8].copy_from_slice(&184_u32.to_le_bytes());
+        assert!(refused(&notes).contains("its notes have"), "{}", refused(&notes));
     }
 
     #[test]

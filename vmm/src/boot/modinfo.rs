@@ -73,9 +73,9 @@ impl Modinfo {
     }
 
     /// # Panics
-    /// If the data has 4 GiB: the largest is a section header table, of at most 4 MiB.
+    /// If the data has 4 GiB: the largest is a section header table, which is in a file of at most 1 GiB.
     fn record(&mut self, kind: u32, data: &[u8]) {
-        let len = u32::try_from(data.len()).expect("records are a few MiB at most");
+        let len = u32::try_from(data.len()).expect("no file that is handed over is so large");
         self.bytes.extend_from_slice(&kind.to_le_bytes());
         self.bytes.extend_from_slice(&len.to_le_bytes());
         self.bytes.extend_from_slice(data);

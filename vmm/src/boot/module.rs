@@ -75,6 +75,12 @@ pub enum ModuleError {
         #[source]
         source: io::Error,
     },
+    /// It is a directory, a device, a pipe, ...
+    #[error("the module {path} is not a regular file")]
+    NotAFile {
+        /// The file.
+        path: String,
+    },
     /// More bytes than the kernel's first page tables map.
     #[error("the module {path} has {len} bytes, at most 1 GiB can be handed to a kernel")]
     Large {
@@ -99,8 +105,8 @@ pub enum ModuleError {
         /// What is wrong.
         problem: String,
     },
-    /// Two of one name: the kernel would find the first of them only.
-    #[error("two modules are named {name}")]
+    /// Two of one name: the kernel would find the first of them only, itself before all.
+    #[error("two modules, or the kernel and a module, are named {name}")]
     Twice {
         /// The name.
         name: String,
@@ -127,9 +133,13 @@ impl Module {
     pub fn read(spec: &ModuleSpec) -> Result<Self, ModuleError> {
         let path = || spec.path.display().to_string();
         let read_error = |source| ModuleError::Read { path: path(), source };
-        let len = std::fs::metadata(&spec.path).map_err(read_error)?.len();
-        if len > MAX_LEN {
-            return Err(ModuleError::Large { path: path(), len });
+        let metadata = std::fs::metadata(&spec.path).map_err(read_error)?;
+        // A pipe may never end, and neither do some devices.
+        if !metadata.is_file() {
+            return Err(ModuleError::NotAFile { path: path() });
+        }
+        if metadata.len() > MAX_LEN {
+            return Err(ModuleError::Large { path: path(), len: metadata.len() });
         }
         let bytes = std::fs::read(&spec.path).map_err(read_error)?;
         Self::from_bytes(&spec.path, spec.kind.clone(), bytes)
@@ -377,6 +387,14 @@ mod tests {
         let read = |kind: Option<&str>| Module::from_bytes(Path::new("x"), kind.map(Into::into), vec![1, 2]);
         assert!(read(None).unwrap_err().to_string().contains("x is no kernel module"));
         assert!(read(Some("md_image")).is_ok());
+    }
+
+    #[test]
+    fn what_may_never_end_is_not_read() {
+        for path in ["/dev/zero", "/"] {
+            let spec = ModuleSpec { path: path.into(), kind: Some("md_image".into()) };
+            assert!(matches!(Module::read(&spec), Err(ModuleError::NotAFile { .. })), "{path}");
+        }
     }
 
     #[test]

@@ -124,8 +124,9 @@ fn tokens(cmdline: &str, environment: &[(String, String)]) -> Result<String, Boo
 
 fn check_variable(name: &str, value: &str) -> Result<(), BootError> {
     let separates = |c: char| matches!(c, ' ' | ',' | '\t' | '\n' | '\0');
-    let problem = if value.contains(separates) {
-        "the PVH boot protocol cannot pass a value with a blank, comma, tab, newline or NUL"
+    let problem = if name.contains(separates) || value.contains(separates) {
+        "the PVH boot protocol cannot pass a name or value with a blank, comma, tab, newline or NUL: variables are \
+         separated by blanks, and --boot native passes such values to a FreeBSD kernel"
     } else if name.len() + 1 + value.len() > TOKEN_MAX {
         "name and value are longer than 126 bytes together, which the kernel would cut"
     } else {
@@ -246,9 +247,12 @@ mod tests {
             "boot_verbose=YES a=b console=comconsole boot_serial=YES hint.uart.0.at=isa \
              hint.uart.0.port=0x3F8 hint.uart.0.irq=4 hint.uart.0.flags=0x10 kernelname=/boot/kernel/test"
         );
-        let comma = Handover { cmdline: "a=1,2".into(), ..Default::default() };
-        let refused = Pvh.load(&kernel, &comma, &Hardware::default(), &memory).unwrap_err();
-        assert!(matches!(refused, BootError::Variable { .. }));
+        // The kernel would take them for several.
+        for cmdline in ["a=1,b=2", "a,b=2"] {
+            let comma = Handover { cmdline: cmdline.into(), ..Default::default() };
+            let refused = Pvh.load(&kernel, &comma, &Hardware::default(), &memory).unwrap_err();
+            assert!(refused.to_string().contains("--boot native"), "{refused}");
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! ELF files for tests, assembled field by field: a FreeBSD kernel of one segment (with a PVH entry too), modules, and damage to them.
+//! ELF files for tests, assembled field by field: a FreeBSD kernel of one segment (with a PVH entry too), modules, and
+//! damage to them.
 
 use std::path::Path;
 

@@ -25,8 +25,10 @@ const STATUS_B: u8 = 0x0b;
 const STATUS_C: u8 = 0x0c;
 const STATUS_D: u8 = 0x0d;
 
-/// Status A: an update is in progress. Never here: one read sees one moment.
+/// Status A: an update is in progress. While it is not, a guest may read register by register and gets one moment.
 const UPDATE_IN_PROGRESS: u8 = 1 << 7;
+/// How long before the next second that is said: the update takes 1984 us, and is told 244 us earlier.
+const UPDATE_TIME: Duration = Duration::from_micros(1984 + 244);
 /// Status A at power-on: 32,768 Hz crystal, 1024 Hz periodic rate.
 const STATUS_A_DEFAULT: u8 = 0x26;
 /// Status B: binary instead of BCD, 24 hours instead of 12.
@@ -74,11 +76,16 @@ impl Rtc {
             MONTH => self.number(moment().month),
             YEAR => self.number(moment().year),
             CENTURY => self.number(moment().century),
-            STATUS_A => self.stored() & !UPDATE_IN_PROGRESS,
+            STATUS_A => (self.stored() & !UPDATE_IN_PROGRESS) | self.update_in_progress(),
             STATUS_C => 0,
             STATUS_D => VALID,
             _ => self.stored(),
         }
+    }
+
+    fn update_in_progress(&self) -> u8 {
+        let left = Duration::from_secs(1) - Duration::from_nanos((self.now)().subsec_nanos().into());
+        if left <= UPDATE_TIME { UPDATE_IN_PROGRESS } else { 0 }
     }
 
     fn stored(&self) -> u8 {
@@ -253,10 +260,12 @@ mod tests {
     }
 
     #[test]
-    fn status_registers_say_that_the_time_is_good_and_stable() {
-        let mut rtc = Rtc::new();
+    fn status_registers_say_that_the_time_is_good_and_when_it_is_stable() {
+        let mut rtc = clock(|| Duration::from_micros(1_997_000));
         set(&mut rtc, STATUS_A, 0xff);
         assert_eq!(get(&mut rtc, STATUS_A) & UPDATE_IN_PROGRESS, 0);
+        // 2 ms before the next second: too little for whoever reads seven registers by that many exits.
+        assert_eq!(get(&mut clock(|| Duration::from_micros(1_998_000)), STATUS_A), 0xa6);
         assert_eq!((get(&mut rtc, STATUS_C), get(&mut rtc, STATUS_D)), (0, VALID));
         assert_eq!(get(&mut rtc, STATUS_B), HOURS_24);
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use netdump::freebsd::panic_state::{OwnDump, Panicked};
 
-use super::{Lookout, SourceOptions};
+use super::{Lookout, REQUEST, SourceOptions};
 use crate::events::PanicEvent;
 
 /// How often lookouts look: short beside the time that a person waits for a dump, long beside what a look costs.
@@ -156,6 +156,27 @@ impl Inquiry {
         }
     }
 
+    /// Somebody asks for a dump, whatever the guest does. A panic that is waited for stays what is dumped.
+    pub(crate) fn request(&mut self, by: &str, now: Instant) -> Box<Finding> {
+        self.note(REQUEST, now);
+        let seen = self.ask(now).map(|(_, seen)| seen);
+        let event = match self.waiting.take() {
+            Some(Waiting { mut first, .. }) => {
+                first.detail = format!("{}; then a dump was asked for: {by}", first.detail);
+                first
+            }
+            None => PanicEvent {
+                source: REQUEST,
+                vcpu: None,
+                at: now,
+                text: None,
+                detail: by.to_owned(),
+                survivable: false,
+            },
+        };
+        self.finding(event, seen, now)
+    }
+
     /// The guest has ended by the means named, and waits: its memory is asked once more.
     pub(crate) fn ended(&mut self, by: &str, now: Instant) -> Ruling {
         self.end(None, by, now)
@@ -237,7 +258,11 @@ impl Inquiry {
         now.saturating_duration_since(first.at) >= self.options.settle
     }
 
-    fn dump(&mut self, mut event: PanicEvent, seen: Option<Panicked>, now: Instant) -> Ruling {
+    fn dump(&self, event: PanicEvent, seen: Option<Panicked>, now: Instant) -> Ruling {
+        Ruling::Dump(self.finding(event, seen, now))
+    }
+
+    fn finding(&self, mut event: PanicEvent, seen: Option<Panicked>, now: Instant) -> Box<Finding> {
         if let Some(seen) = seen {
             if !seen.looks_settled() && event.survivable {
                 event.detail.push_str(", and it was not through with its panic when it was paused");
@@ -248,7 +273,7 @@ impl Inquiry {
         let mut signs = self.signs.clone();
         signs.sort_by_key(|sign| sign.at);
         let waited = now.saturating_duration_since(event.at);
-        Ruling::Dump(Box::new(Finding { event, signs, waited }))
+        Box::new(Finding { event, signs, waited })
     }
 }
 
@@ -466,6 +491,26 @@ mod tests {
             bench.say(true, true, unfinished);
             found(bench.inquiry.ended("reset", bench.now));
         }
+    }
+
+    #[test]
+    fn a_request_dumps_at_any_time_and_forgets_no_sign() {
+        assert_eq!(sources(&bench().inquiry.request("SIGUSR1", Instant::now())), [REQUEST]);
+
+        let mut waiting = bench();
+        waiting.say(false, false, OwnDump::None);
+        waiting.look();
+        let finding = waiting.inquiry.request("SIGUSR1", waiting.now + EVERY);
+        assert_eq!((finding.event.source, finding.waited), ("words", EVERY));
+        assert!(finding.event.detail.contains("SIGUSR1"), "{}", finding.event.detail);
+        assert_eq!(sources(&finding), ["words", REQUEST]);
+
+        let mut left = bench();
+        left.say(true, true, OwnDump::Configured);
+        left.look();
+        let finding = left.inquiry.request("SIGUSR1", left.now + EVERY);
+        assert_eq!((finding.event.source, finding.event.vcpu), (REQUEST, Some(3)));
+        assert_eq!(sources(&finding), ["words", REQUEST]);
     }
 
     #[test]

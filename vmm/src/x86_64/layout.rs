@@ -4,7 +4,7 @@
 //! 0                first page: real-mode vectors; at 0x40e where the extended BIOS data area is
 //! 0x500            GDT for the 32-bit entry
 //! 0x1000           stack of FreeBSD's native entry, its page tables and its GDT behind it
-//! 0x6000           PVH start info, its module list behind it
+//! 0x6000           PVH start info
 //! 0x7000           PVH memory map
 //! 0x20000          kernel command line
 //! 0x9fc00          extended BIOS data area, 1 KiB: the pointer to the MP table; from here to 1 MiB nothing is offered

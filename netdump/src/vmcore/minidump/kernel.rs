@@ -77,9 +77,16 @@ pub(super) fn end_of_kernel_addresses(kernel: &KernelMemory<'_>, remarks: &mut V
     of_image.max(of_heap).unwrap_or(u64::MAX)
 }
 
-/// Where the direct map ends in physical addresses: pages that begin behind it belong to no dump (`PHYS_IN_DMAP`).
-pub(super) fn direct_map_limit(kernel: &KernelMemory<'_>) -> u64 {
+/// Where the direct map ends in physical addresses: pages that begin behind it belong to no dump (`PHYS_IN_DMAP`). The
+/// kernel reaches its tables, with their `root`, by that map: a limit that leaves them out is damage.
+pub(super) fn direct_map_limit(kernel: &KernelMemory<'_>, root: u64, remarks: &mut Vec<String>) -> u64 {
     let limit = kernel.pointer("dmaplimit").filter(|&limit| limit != 0);
+    if let Some(limit) = limit.filter(|&limit| limit <= root) {
+        remarks.push(format!(
+            "the kernel's dmaplimit of {limit:#x} leaves out its own page tables, so it is not heeded"
+        ));
+        return u64::MAX;
+    }
     limit.and_then(|limit| limit.checked_next_multiple_of(PAGE_SIZE)).unwrap_or(u64::MAX)
 }
 

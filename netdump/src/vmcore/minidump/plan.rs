@@ -37,7 +37,7 @@ pub(super) fn plan<'m>(guest: &StoppedGuest<'m, '_>) -> Result<PlannedCore<'m>, 
 
     let mut contexts = contexts::missing(&kernel, guest.notes.panic_cpu);
     remarks.append(&mut contexts.remarks);
-    let available = Available::of(&kernel, &mut remarks);
+    let available = Available::of(&kernel, root, &mut remarks);
     let (mut pages, numbering) = available.start_set(&kernel, &mut remarks);
     let end = kernel::end_of_kernel_addresses(&kernel, &mut remarks);
     let walked = walk(memory, root, (layout.kernel_base, end), &mut pages);
@@ -107,9 +107,9 @@ struct Available {
 }
 
 impl Available {
-    fn of(kernel: &KernelMemory<'_>, remarks: &mut Vec<String>) -> Self {
+    fn of(kernel: &KernelMemory<'_>, root: u64, remarks: &mut Vec<String>) -> Self {
         let ram = kernel.physical().ranges().to_vec();
-        let limit = kernel::direct_map_limit(kernel);
+        let limit = kernel::direct_map_limit(kernel, root, remarks);
         match dump_avail::dump_avail(kernel) {
             Ok(ranges) => Self { ranges, is_kernels: true, ram, limit },
             Err(error) => {
