@@ -112,12 +112,15 @@ impl KernelSymbols {
         }
         let sections = header.sections(endian, bytes).map_err(SymbolsError::Damaged)?;
         let table = sections.symbols(endian, bytes, SHT_SYMTAB).map_err(SymbolsError::Damaged)?;
-        let (symbols, mut functions) = symbols(endian, &table)?;
+        let strings =
+            sections.section(table.string_section()).and_then(|section| section.data(endian, bytes));
+        let strings = strings.unwrap_or_default();
+        let (symbols, mut functions) = symbols(endian, &table, strings)?;
         let segments = segments(endian, header, bytes)?;
         let is_code =
             |address| segments.iter().any(|part| part.executable && part.offset_of(address).is_some());
         functions.retain(|function| !function.is_label || is_code(function.address));
-        let version = version_text(endian, &sections, &table, bytes);
+        let version = version_text(endian, &sections, (&table, strings), bytes);
         Ok(Self { symbols, functions: sorted(functions), segments, version })
     }
 
@@ -203,6 +206,7 @@ type Names = HashMap<Arc<str>, Symbol>;
 fn symbols(
     endian: Endianness,
     table: &SymbolTable<'_, FileHeader64<Endianness>>,
+    strings: &[u8],
 ) -> Result<(Names, Vec<Function>), SymbolsError> {
     if table.len() > MAX_SYMBOLS {
         return Err(SymbolsError::TooMany(table.len()));
@@ -215,10 +219,10 @@ fn symbols(
         if nameless || entry.st_name(endian) == 0 || entry.st_shndx(endian) == SHN_UNDEF {
             continue;
         }
-        // A name outside the string table or not in UTF-8 is no name that anybody looks up.
-        let Ok(name) = table.symbol_name(endian, entry) else { continue };
+        // A name outside the string table, too long or not in UTF-8 is no name that anybody looks up.
+        let Some(name) = name_at(strings, entry.st_name(endian)) else { continue };
         let Ok(name) = std::str::from_utf8(name) else { continue };
-        if name.is_empty() || name.len() > MAX_NAME {
+        if name.is_empty() {
             continue;
         }
         let symbol = Symbol {
@@ -253,14 +257,21 @@ fn symbols(
     Ok((symbols, functions))
 }
 
+/// A name of at most [`MAX_NAME`] bytes. No further bytes are looked at: a million names of one endless string would take
+/// hours.
+fn name_at(strings: &[u8], offset: u32) -> Option<&[u8]> {
+    let rest = strings.get(usize::try_from(offset).ok()?..)?;
+    let end = rest.iter().take(MAX_NAME + 1).position(|&byte| byte == 0)?;
+    Some(&rest[..end])
+}
+
 fn version_text(
     endian: Endianness,
     sections: &SectionTable<'_, FileHeader64<Endianness>>,
-    table: &SymbolTable<'_, FileHeader64<Endianness>>,
+    (table, strings): (&SymbolTable<'_, FileHeader64<Endianness>>, &[u8]),
     bytes: &[u8],
 ) -> Option<Vec<u8>> {
-    let named =
-        |entry: &&Sym64<Endianness>| table.symbol_name(endian, entry).is_ok_and(|name| name == b"version");
+    let named = |entry: &&Sym64<Endianness>| name_at(strings, entry.st_name(endian)) == Some(b"version");
     let entry = table.iter().filter(named).find(|entry| entry.st_bind() != STB_LOCAL)?;
     let section = sections.section(SectionIndex(usize::from(entry.st_shndx(endian).0))).ok()?;
     let inside = entry.st_value(endian).checked_sub(section.sh_addr(endian))?;
