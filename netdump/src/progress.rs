@@ -146,6 +146,14 @@ fn summary(report: &DumpReport) -> String {
     };
     let mib = |bytes: &u64| *bytes >> 20;
     let sizes = match &report.packing {
+        // Where its end is not known, nobody knows what the whole core would have become.
+        Some(packing) if packing.ratio.is_none() => {
+            format!(
+                "{} MiB sent of a core of {} MiB ({packing}), {seconds:.2} s",
+                mib(bytes_sent),
+                mib(&packing.unpacked)
+            )
+        }
         Some(packing) => format!(
             "{} MiB packed into {} MiB ({packing}), {seconds:.2} s",
             mib(&packing.unpacked),
@@ -242,6 +250,15 @@ mod tests {
         });
         let said = summary(&DumpReport { packing, resends: 0, ..report(Outcome::Complete, None) });
         let want = "core delivered to 10.0.0.9:4000: 30 MiB packed into 3 MiB (zstd:6, chacha20), 0.25 s";
+        assert_eq!(said, want);
+        let packing = Some(PackingReport {
+            unpacked: 4096 << 20,
+            compression: Some("gzip:6".into()),
+            cipher: None,
+            ratio: None,
+        });
+        let said = summary(&DumpReport { packing, resends: 0, ..report(Outcome::Failed, Some("silence")) });
+        let want = "dump to 10.0.0.9:4000 failed: 2 MiB sent of a core of 4096 MiB (gzip:6), 0.25 s: silence";
         assert_eq!(said, want);
         let said = summary(&report(Outcome::Unconfirmed, Some("silence")));
         assert!(said.starts_with("core sent to 10.0.0.9:4000, but not confirmed: "), "{said}");

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 /// What becomes a hole: a block of this many zeros at a multiple of it, as file systems have them.
-pub(crate) const BLOCK: usize = 4096;
+const BLOCK: usize = 4096;
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// A file that is being written, empty at first.
@@ -63,7 +63,7 @@ impl SparseWriter {
 }
 
 /// Whether a block, the last one may be shorter, is all zeros.
-pub(crate) fn is_zeros(block: &[u8]) -> bool {
+fn is_zeros(block: &[u8]) -> bool {
     ZEROS.starts_with(block)
 }
 

@@ -289,18 +289,63 @@ fn cut_and_incomplete_cores_give_what_they_hold() {
     let ended = bench.decrypt(&[&core]);
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("the last 5 bytes are no whole block"), "{ended:?}");
+    assert!(ended.stderr.contains("not all of the dump: its name says so"), "{ended:?}");
     assert!(fs::read(bench.path("vmcore.vm1.0.incomplete")).unwrap() == plain[..20_000]);
-
-    bench.encrypt_by_openssl("chacha20", "oaep", &plain, name, "key.vm1.0.incomplete");
-    let mut gap = fs::read(&core).unwrap();
-    gap[8192..16384].fill(0);
-    bench.write(name, &gap);
+    bench.write("info.vm1.0", b"  Panic String: x\nDump incomplete: client timed out\n");
     let ended = bench.decrypt(&["--force", &core]);
-    assert_eq!(ended.code, Some(1));
-    assert!(ended.stderr.contains("8192 bytes of the encrypted core never arrived"), "{ended:?}");
-    let mut expected = plain;
-    expected[8192..16384].fill(0);
-    assert!(fs::read(bench.path("vmcore.vm1.0.incomplete")).unwrap() == expected);
+    assert!(ended.stderr.contains("its server says: Dump incomplete: client timed out"), "{ended:?}");
+}
+
+#[test]
+fn a_core_that_is_shorter_than_its_header_said_is_told() {
+    if !Need::Openssl.or_skip() {
+        return;
+    }
+    let bench = Bench::new();
+    let (name, plain) = ("vmcore_encrypted.vm1.0", core_bytes());
+    bench.encrypt_by_openssl("chacha20", "oaep", &plain, name, "key.vm1.0");
+    let info = |length: usize| format!("  Dump Length: {length}B (0 MB)\nDump complete\n");
+    bench.write("info.vm1.0", info(plain.len()).as_bytes());
+    assert_eq!(bench.decrypt(&[&bench.text(name)]).code, Some(0));
+    bench.write("info.vm1.0", info(plain.len() + 4096).as_bytes());
+    let ended = bench.decrypt(&["--force", &bench.text(name)]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let want = format!("its header announced {} bytes, and it has {}\n", plain.len() + 4096, plain.len());
+    assert!(ended.stderr.ends_with(&want), "{ended:?}");
+}
+
+/// Messages of 1448 bytes begin and end anywhere, not with blocks of files.
+#[test]
+fn lost_messages_are_zeros_in_the_decrypted_core_and_no_noise() {
+    if !Need::Openssl.or_skip() {
+        return;
+    }
+    let bench = Bench::new();
+    // Over the edge of what is decrypted at a time, too.
+    let plain = core_bytes().repeat(30);
+    assert!(plain.len() > 3 << 20);
+    let name = "vmcore_encrypted.vm1.0.incomplete";
+    let core = bench.text(name);
+    let edge = (1 << 20) / 1448;
+    let lost: Vec<_> =
+        [5, 6, 9, edge, 2 * edge + 1].map(|message| message * 1448..(message + 1) * 1448).into();
+    for cipher in ["chacha20", "aes-cbc"] {
+        bench.encrypt_by_openssl(cipher, "oaep", &plain, name, "key.vm1.0.incomplete");
+        let mut encrypted = fs::read(&core).unwrap();
+        lost.iter().for_each(|lost| encrypted[lost.clone()].fill(0));
+        bench.write(name, &encrypted);
+        let ended = bench.decrypt(&["--force", &core]);
+        assert_eq!(ended.code, Some(1));
+        let decrypted = fs::read(bench.path("vmcore.vm1.0.incomplete")).unwrap();
+        // Each byte is the core's, or zero where it or a neighbour of its block was lost.
+        let margin = if cipher == "aes-cbc" { 32 } else { 1 };
+        let is_near = |at: usize| lost.iter().any(|lost| lost.start < at + margin && at < lost.end + margin);
+        let wrong =
+            (0..plain.len()).find(|&at| decrypted[at] != plain[at] && !(decrypted[at] == 0 && is_near(at)));
+        assert_eq!(wrong, None, "{cipher}");
+        assert!(lost.iter().all(|lost| decrypted[lost.clone()].iter().all(|&byte| byte == 0)), "{cipher}");
+        assert!(ended.stderr.contains(" bytes of the encrypted core never arrived"), "{ended:?}");
+    }
 }
 
 #[test]

@@ -163,7 +163,7 @@ fn a_guest_whose_dumper_does_nothing_is_dumped_when_it_ends() {
 fn a_guest_that_stays_in_its_debugger_with_a_dumper_is_dumped_on_request() {
     needs_kvm!();
     let bench = Bench::new("freebsd-abi");
-    let vmm = bench.start(&told(&["abi.panic=ddb", "abi.dumper=idle"], &[]));
+    let vmm = bench.start(&told(&["abi.panic=ddb", "abi.dumper=idle", "abi.console=quiet"], &[]));
     vmm.wait_for_stderr("a dump device of its own");
     vmm.signal(Signal::SIGUSR1);
     assert_code(&vmm.wait(), 10);

@@ -330,6 +330,14 @@ fn amounts(dump: &DumpReport) -> String {
     let mib = |bytes: u64| (bytes + (1 << 19)) >> 20;
     let rate = f64_of(dump.bytes_sent) / dump.seconds.max(1e-9) / 1e6;
     let sizes = match &dump.packing {
+        // Its end is not known, nor what the whole core would have become.
+        Some(packing) if packing.ratio.is_none() => {
+            format!(
+                "{} MiB core, {} MiB sent of it packed ({packing})",
+                mib(packing.unpacked),
+                mib(dump.bytes_sent)
+            )
+        }
         Some(packing) => {
             format!("{} MiB core packed into {} MiB ({packing})", mib(packing.unpacked), mib(dump.length))
         }

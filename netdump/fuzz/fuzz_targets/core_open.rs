@@ -16,7 +16,12 @@ fuzz_target!(|bytes: &[u8]| {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), bytes).expect("room for it");
     for symbols in [None, Some(&*SYMBOLS)] {
-        let options = InspectOptions { symbols, kernel: None, backtraces: Backtraces::All };
+        let options = InspectOptions {
+            symbols,
+            kernel: None,
+            backtraces: Backtraces::All,
+            unpack_limit: Some(1 << 20),
+        };
         let Ok(inspection) = inspect_with(file.path(), &options) else { break };
         let text = inspection.to_string();
         assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "a terminal would obey");

@@ -20,10 +20,8 @@ const MAX_PEM: u64 = 64 << 10;
 ///
 /// A compressed core stays compressed, as `netdump inspect` reads it so.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Exit codes: 0 decrypted and whole; 1 nothing was decrypted, or parts never arrived; \
-                        2 wrong usage."
-)]
+#[command(after_help = "Exit codes: 0 decrypted and whole; 1 nothing was decrypted, or parts are missing; \
+                        2 wrong usage.")]
 pub(super) struct Decrypt {
     /// The encrypted core, such as `vmcore_encrypted.HOST.N`.
     file: PathBuf,
@@ -70,7 +68,10 @@ impl Decrypt {
 fn tell(decrypted: &Decrypted) -> Exit {
     println!("{}", decrypted.output.display());
     if decrypted.missing > 0 {
-        eprintln!("{} bytes of the encrypted core never arrived; they are zeros", decrypted.missing);
+        eprintln!(
+            "{} bytes of the encrypted core never arrived, or cannot be decrypted without such; they are zeros",
+            decrypted.missing
+        );
     }
     if decrypted.left_out > 0 {
         eprintln!(
@@ -78,7 +79,10 @@ fn tell(decrypted: &Decrypted) -> Exit {
             decrypted.left_out, decrypted.cipher
         );
     }
-    Exit::when(decrypted.missing == 0 && decrypted.left_out == 0)
+    if let Some(lack) = &decrypted.lack {
+        eprintln!("the encrypted core is not all of the dump: {lack}");
+    }
+    Exit::when(decrypted.missing == 0 && decrypted.left_out == 0 && decrypted.lack.is_none())
 }
 
 fn private_key(path: &Path) -> anyhow::Result<PrivateKey> {

@@ -1,8 +1,8 @@
 //! From an encrypted core, its key block and a private key to the core in the clear.
 //!
 //! The core is written aside and gets its name when it is whole, on stable storage, and looks like a core: until then
-//! nothing is seen of it, and nothing is left when it fails. Parts of the encrypted core that are all zeros never came
-//! (no cipher makes them); they stay zeros, as decrypting them would only make noise.
+//! nothing is seen of it, and nothing is left when it fails. Parts of the encrypted core that never came become zeros:
+//! decrypted they would be noise that looks like memory.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,9 +14,10 @@ use tempfile::NamedTempFile;
 use super::key_block::{KeyBlock, KeyBlockError, MAX_KEY_FILE};
 use super::rsa_key::{Padding, PrivateKey, RsaKeyError};
 use super::stream::{CIPHER_BLOCK, Direction, StreamCipher};
-use super::{Cipher, head, names};
-use crate::sparse::{BLOCK, SparseWriter, is_zeros};
+use super::{Cipher, head, lost, names};
+use crate::sparse::SparseWriter;
 use crate::vmcore::CoreFile;
+use crate::vmcore::info::{self, InfoFile};
 
 /// Bytes decrypted at a time.
 const CHUNK: usize = 1 << 20;
@@ -47,10 +48,48 @@ pub struct Decrypted {
     pub padding: Padding,
     /// Its length in bytes.
     pub length: u64,
-    /// Bytes of it that never came; they are zeros.
+    /// Bytes of it that never came, or cannot be decrypted without such; they are zeros.
     pub missing: u64,
     /// Bytes at the end that are no whole cipher block and could not be decrypted.
     pub left_out: u64,
+    /// Why the encrypted core lacks more than that, as far as its server tells.
+    pub lack: Option<Lack>,
+}
+
+/// How it is known that the encrypted core is not all of the dump.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Lack {
+    /// It is named `*.incomplete` or `*.partial`.
+    #[error("its name says so")]
+    Name,
+    /// The info file beside it says so.
+    #[error("its server says: {0}")]
+    Info(String),
+    /// The info file beside it tells another length.
+    #[error("its header announced {announced} bytes, and it has {found}")]
+    Cut {
+        /// By the info file.
+        announced: u64,
+        /// In the file.
+        found: u64,
+    },
+}
+
+impl Lack {
+    /// Of the core of this name and length.
+    fn of(core: &Path, found: u64) -> Option<Self> {
+        let info = info::beside(core).and_then(|path| InfoFile::read(&path).ok());
+        match info {
+            Some(InfoFile { ending: Some(ending), .. }) if ending != info::COMPLETE => {
+                Some(Self::Info(ending))
+            }
+            _ if names::is_incomplete(core) => Some(Self::Name),
+            Some(InfoFile { dump_length: Some(announced), .. }) if announced > found => {
+                Some(Self::Cut { announced, found })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Why a core cannot be decrypted.
@@ -144,7 +183,7 @@ impl Decryption<'_> {
         if end == 0 {
             head::judge(&core, &[])?;
         }
-        let mut buf = vec![0; CHUNK];
+        let mut buf = vec![0; CHUNK + 2 * lost::MARGIN];
         while writer.position() < end {
             let at = writer.position();
             let chunk = pieces.next(at, end, &mut stream, &mut buf)?;
@@ -160,7 +199,8 @@ impl Decryption<'_> {
         writer.finish().and_then(|file| file.sync_all()).map_err(write_failed)?;
         self.put(aside, &output)?;
         let left_out = input.length() - length;
-        Ok(Decrypted { output, cipher, padding, length, missing: pieces.missing, left_out })
+        let lack = Lack::of(&core, input.length());
+        Ok(Decrypted { output, cipher, padding, length, missing: pieces.missing, left_out, lack })
     }
 
     /// Where the plain core goes. That it exists is found out now: not after hours of work.
@@ -226,7 +266,7 @@ impl Pieces<'_> {
         self.input.length() - partial
     }
 
-    /// The plain bytes from `at` on, as many as `buf` has room for.
+    /// The plain bytes from `at` on, [`CHUNK`] of them or what there is before `end`.
     fn next<'b>(
         &mut self,
         at: u64,
@@ -234,17 +274,20 @@ impl Pieces<'_> {
         stream: &mut StreamCipher,
         buf: &'b mut [u8],
     ) -> Result<&'b [u8], DecryptError> {
-        let len = usize::try_from(end - at).map_or(buf.len(), |left| left.min(buf.len()));
-        let chunk = &mut buf[..len];
-        self.input.read(at, chunk).map_err(read_failed("the encrypted core", self.path))?;
-        let lost: Vec<bool> =
-            chunk.chunks(BLOCK).map(|block| block.len() == BLOCK && is_zeros(block)).collect();
-        stream.apply(chunk).expect("the length is whole blocks up to the end");
-        for (block, _) in chunk.chunks_mut(BLOCK).zip(lost).filter(|(_, lost)| *lost) {
-            block.fill(0);
-            self.missing += block.len() as u64;
+        let len = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
+        let before = if at == 0 { 0 } else { lost::MARGIN };
+        let behind = usize::try_from(self.input.length() - at)
+            .map_or(lost::MARGIN, |left| (left - len).min(lost::MARGIN));
+        let seen = &mut buf[..before + len + behind];
+        self.input.read(at - before as u64, seen).map_err(read_failed("the encrypted core", self.path))?;
+        let piece = before..before + len;
+        let lost = lost::parts(self.cipher, seen, &piece);
+        stream.apply(&mut seen[piece.clone()]).expect("the length is whole blocks up to the end");
+        for part in lost {
+            self.missing += part.len() as u64;
+            seen[part].fill(0);
         }
-        Ok(chunk)
+        Ok(&seen[piece])
     }
 }
 

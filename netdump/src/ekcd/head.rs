@@ -11,12 +11,15 @@ const COMPRESSED: [(&str, &[u8], &str); 2] =
 /// Bytes that are looked at.
 const SAMPLE: usize = 4096;
 
-/// Judges the first bytes of a decrypted core. A block that never came cannot be judged and passes.
+/// Bytes of zeros that a wrong key does not make.
+const LOST: usize = 16;
+
+/// Judges the first bytes of a decrypted core. A beginning that never came cannot be judged and passes.
 pub(super) fn judge(core: &Path, head: &[u8]) -> Result<(), DecryptError> {
     let sample = &head[..head.len().min(SAMPLE)];
     let noise = |expected| Err(DecryptError::Noise { core: core.to_owned(), expected });
     let ending = core.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    if !sample.is_empty() && sample.iter().all(|&byte| byte == 0) {
+    if !sample.is_empty() && sample.iter().take(LOST).all(|&byte| byte == 0) {
         return Ok(());
     }
     if let Some((_, magic, what)) = COMPRESSED.iter().find(|(known, ..)| *known == ending) {
@@ -81,5 +84,13 @@ mod tests {
         page[1000..1200].fill(0x53);
         assert!(passes("vmcore_encrypted.vm1.0", &page));
         assert!(passes("vmcore_encrypted.vm1.0", &[0; SAMPLE]));
+    }
+
+    #[test]
+    fn a_beginning_that_never_came_passes() {
+        let mut lost = noise(4);
+        lost[..1448].fill(0);
+        assert!(passes("vmcore_encrypted.vm1.0.gz", &lost));
+        assert!(!passes("vmcore_encrypted.vm1.0.gz", &lost[1440..]), "that few zeros are noise");
     }
 }

@@ -12,6 +12,7 @@ mod decrypt;
 pub mod encrypted;
 mod head;
 mod key_block;
+mod lost;
 mod names;
 mod rsa_key;
 mod stream;
@@ -19,7 +20,7 @@ mod stream;
 use rsa::rand_core::TryCryptoRng;
 use zeroize::Zeroizing;
 
-pub use decrypt::{DecryptError, Decrypted, Decryption};
+pub use decrypt::{DecryptError, Decrypted, Decryption, Lack};
 pub use getrandom::SysRng;
 pub use key_block::{KEY_BLOCK_HEADER, KeyBlock, KeyBlockError, MAX_ENCRYPTED_KEY, MAX_KEY_FILE};
 pub use rsa_key::{Padding, PrivateKey, PublicKey, RsaKeyError};

@@ -20,6 +20,11 @@ pub(super) fn is_encrypted(core: &Path) -> bool {
     encrypted_rest(core).is_some()
 }
 
+/// Whether the name says that the server did not get all of the core.
+pub(super) fn is_incomplete(core: &Path) -> bool {
+    core.extension().is_some_and(|ending| ending == "incomplete" || ending == "partial")
+}
+
 /// The key file of a core that is named as servers name it: also of one named `vmcore.REST`, as netdumpd leaves an
 /// encrypted core whose header never came.
 pub(super) fn key_of(core: &Path) -> Option<PathBuf> {
@@ -59,6 +64,8 @@ mod tests {
         let incomplete = both("key.vm1.0", "vmcore.vm1.0.incomplete");
         assert_eq!(names("vmcore_encrypted.vm1.0.incomplete"), incomplete);
         assert_eq!(names("core"), (None, None));
+        assert!(is_incomplete(Path::new("vmcore_encrypted.vm1.0.incomplete")));
+        assert!(!is_incomplete(Path::new("vmcore_encrypted.incomplete.0")));
     }
 
     #[test]

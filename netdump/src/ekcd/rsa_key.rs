@@ -33,9 +33,26 @@ pub enum Padding {
 /// Why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RsaKeyError {
+    /// A file without content.
+    #[error("the file is empty")]
+    Empty,
+    /// A key as OpenSSH keeps it.
+    #[error(
+        "this is a key of OpenSSH, and PEM is needed; `ssh-keygen -e -m PKCS8 -f KEY.pub` makes that of a public key"
+    )]
+    OpenSsh,
     /// Not a PEM file at all.
-    #[error("this is not a key in PEM: {0}")]
+    #[error(
+        "this is not a key in PEM, as no line begins with -----BEGIN; \
+         `openssl pkey -inform DER` makes PEM of a key in DER, with -pubin of a public one"
+    )]
+    NoPem,
+    /// A damaged PEM.
+    #[error("this PEM is damaged: {0}")]
     Pem(der::pem::Error),
+    /// A PEM without its last line.
+    #[error("this PEM is cut: its line -----END {0}----- is missing")]
+    Cut(String),
     /// A PEM of something else.
     #[error("this PEM holds a {found:?}, and {wanted} is needed")]
     Kind {
@@ -175,16 +192,39 @@ impl PrivateKey {
     }
 }
 
-/// Label and content of a PEM; text before it is allowed.
-fn decode(pem: &[u8]) -> Result<(String, Zeroizing<Vec<u8>>), RsaKeyError> {
-    if is_encrypted(pem) {
+/// Label and content of the first PEM of a file; text before it and behind is allowed, as openssl has it.
+fn decode(file: &[u8]) -> Result<(String, Zeroizing<Vec<u8>>), RsaKeyError> {
+    if is_encrypted(file) {
         return Err(RsaKeyError::Encrypted);
     }
-    let mut decoder = Decoder::new_detect_wrap(pem).map_err(RsaKeyError::Pem)?;
+    let mut decoder = Decoder::new_detect_wrap(first_pem(file)?).map_err(RsaKeyError::Pem)?;
     let label = decoder.type_label().to_owned();
     let mut der = Zeroizing::new(vec![0; decoder.remaining_len()]);
     decoder.decode(&mut der).map_err(RsaKeyError::Pem)?;
     Ok((label, der))
+}
+
+/// From its first line to its last.
+fn first_pem(file: &[u8]) -> Result<&[u8], RsaKeyError> {
+    const BEGIN: &[u8] = b"-----BEGIN ";
+    let find = |needle: &[u8], from: usize| {
+        file.get(from..)?.windows(needle.len()).position(|window| window == needle).map(|at| from + at)
+    };
+    let Some(start) = find(BEGIN, 0) else {
+        return Err(match file {
+            [] => RsaKeyError::Empty,
+            [b's', b's', b'h', b'-', ..] => RsaKeyError::OpenSsh,
+            _ => RsaKeyError::NoPem,
+        });
+    };
+    let label = file[start + BEGIN.len()..].iter().copied().take_while(|&byte| byte != b'-' && byte >= b' ');
+    let label: String = label.take(64).map(char::from).collect();
+    if label == "OPENSSH PRIVATE KEY" {
+        return Err(RsaKeyError::OpenSsh);
+    }
+    let end_line = format!("-----END {label}-----");
+    let end = find(end_line.as_bytes(), start).ok_or(RsaKeyError::Cut(label))?;
+    Ok(&file[start..end + end_line.len()])
 }
 
 /// PKCS#8 says it in the label, OpenSSL's older format in a header line.

@@ -205,12 +205,31 @@ fn keys_of_the_wrong_kind_get_a_sentence() {
     assert!(small.contains("1024 bits") && small.contains("2048 to 16384"), "{small}");
     let ec = public(include_bytes!("test_keys/public-ec.pem"));
     assert!(ec.contains("not an RSA key") && ec.contains("1.2.840.10045.2.1"), "{ec}");
+    assert_eq!(public(b""), "the file is empty");
+    for der in [&[0x30, 0x82, 1, 0x22][..], b"text", b"\0\0"] {
+        assert!(public(der).contains("no line begins with -----BEGIN"), "{}", public(der));
+    }
+    assert!(public(b"ssh-rsa AAAAB3NzaC1yc2E= me").contains("ssh-keygen -e -m PKCS8"));
+    assert!(private(b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n").contains("OpenSSH"));
+    let cut = public(&PUBLIC[..PUBLIC.len() / 2]);
+    assert_eq!(cut, "this PEM is cut: its line -----END PUBLIC KEY----- is missing");
     let locked = [
         include_bytes!("test_keys/private-2048-encrypted.pem").as_slice(),
         include_bytes!("test_keys/private-2048-pkcs1-encrypted.pem"),
     ];
     for pem in locked {
         assert!(private(pem).contains("openssl pkey"), "{}", private(pem));
+    }
+}
+
+#[test]
+fn text_around_a_pem_and_other_keys_behind_it_do_not_matter() {
+    let key = PublicKey::from_pem(PUBLIC).unwrap();
+    let crlf = String::from_utf8(PUBLIC.to_vec()).unwrap().replace('\n', "\r\n");
+    let files =
+        [[b"Key of vm1:\n", PUBLIC, b"\nend\n"].concat(), [PUBLIC, PRIVATE].concat(), crlf.into_bytes()];
+    for file in files {
+        assert_eq!(PublicKey::from_pem(&file).unwrap(), key);
     }
 }
 

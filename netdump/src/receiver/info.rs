@@ -47,7 +47,7 @@ impl InfoText {
             line(&mut text, "Dump Extent", &format!("{}B, its length unpacked", header.dump_extent));
         }
         let announced = summary.header.valid().map(|header| header.dump_length);
-        if announced.is_some_and(|length| length < summary.end) {
+        if announced.is_some_and(|length| length < summary.end) && !summary.is_padding_behind() {
             line(
                 &mut text,
                 "Surplus",

@@ -10,6 +10,9 @@ use super::store::StoreError;
 use crate::vmcore::KernelDumpHeader;
 use crate::vmcore::kdh::{Compression, KDH_LEN, KdhError};
 
+/// Largest block of a dump that is believed in: that of a netdump.
+const MAX_BLOCK: u64 = 4096;
+
 /// The KDH of a dump, as far as it came and makes sense.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum HeaderSeen {
@@ -119,6 +122,17 @@ pub struct DumpSummary {
     pub ignored: u64,
     /// From the HERALD to the end.
     pub elapsed: Duration,
+}
+
+impl DumpSummary {
+    /// Whether what came behind the announced end can be the padding of a compressed core's last block.
+    pub(super) fn is_padding_behind(&self) -> bool {
+        let header = self.header.valid().filter(|header| header.compression != Compression::None);
+        header.is_some_and(|header| {
+            let block = u64::from(header.block_size).clamp(1, MAX_BLOCK);
+            self.end <= header.dump_length.checked_next_multiple_of(block).unwrap_or(u64::MAX)
+        })
+    }
 }
 
 /// How a dump ended.

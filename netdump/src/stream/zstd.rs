@@ -13,6 +13,11 @@ use crate::ReadAt;
 /// What one of the library's threads compresses at a time. The default is several times that, and it keeps a few.
 const JOB_SIZE: u32 = 2 << 20;
 
+/// How much of the window a job is given from before it: an eighth, as 9 is all of it and each less halves it. That is
+/// the library's own choice for lower levels. Its choices for higher ones make each job as long as several MiB before it,
+/// whatever [`JOB_SIZE`] says, and a dump that is stopped waits for the jobs that were begun.
+const OVERLAP_LOG: u32 = 6;
+
 /// Compresses `image` in `threads` threads of the library.
 pub(super) fn compress(
     image: &(dyn ReadAt + Sync),
@@ -38,6 +43,7 @@ fn encoder<W: Write>(level: u8, threads: u32, output: W) -> io::Result<Encoder<'
     encoder.include_checksum(true)?;
     encoder.multithread(threads)?;
     encoder.set_parameter(CParameter::JobSize(JOB_SIZE))?;
+    encoder.set_parameter(CParameter::OverlapSizeLog(OVERLAP_LOG))?;
     Ok(encoder)
 }
 

@@ -10,6 +10,9 @@ use serde::Serialize;
 /// Most bytes that are read; netdumpd writes less than 1 KiB, lists of missing ranges can be longer.
 const MAX_LEN: u64 = 1 << 20;
 
+/// The last line of a dump that is whole.
+pub(crate) const COMPLETE: &str = "Dump complete";
+
 /// What the info file says; keys that it lacks are `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct InfoFile {
@@ -60,9 +63,7 @@ impl InfoFile {
         let last = |key| text.lines().rev().find_map(|line| value(line, key)).map(str::to_owned);
         let client = text.lines().find_map(|line| line.strip_prefix("Dump from "));
         let is_ending = |line: &&str| {
-            ["Dump complete", "Dump incomplete", "Dump unsuccessful", "Bad KDH"]
-                .iter()
-                .any(|e| line.starts_with(e))
+            [COMPLETE, "Dump incomplete", "Dump unsuccessful", "Bad KDH"].iter().any(|e| line.starts_with(e))
         };
         Self {
             dump_from: client.map(|client| client.trim().to_owned()),
@@ -82,9 +83,14 @@ impl InfoFile {
         }
     }
 
+    /// Whether the server stored the core compressed.
+    pub fn is_compressed(&self) -> bool {
+        matches!(self.compression.as_deref(), Some("gzip" | "zstd" | "1" | "2"))
+    }
+
     /// Whether the server says that it has all of the dump.
     pub fn is_complete(&self) -> bool {
-        self.ending.as_deref() == Some("Dump complete")
+        self.ending.as_deref() == Some(COMPLETE)
     }
 }
 

@@ -28,6 +28,12 @@ const MAX_WINDOW_LOG: u32 = 27;
 /// Zeros behind a stream that are its last block's padding, which a server could not cut off.
 const MAX_PADDING: u64 = 4095;
 
+/// More members or frames than this must not be shorter than [`SHORT`] bytes on average: each costs time, and a file
+/// made to harm has nothing else in it.
+const MANY: u64 = 10_000;
+/// See [`MANY`].
+const SHORT: u64 = 256;
+
 /// How a core is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -251,7 +257,12 @@ impl Output {
 fn unpack(method: Method, file: &CoreFile, output: &mut Output) -> Result<Option<Damage>, UnpackError> {
     let mut input = Input::new(file);
     let mut buf = vec![0; CHUNK];
+    let mut count = 0;
     loop {
+        if count > MANY && input.at / count < SHORT {
+            let reason = format!("{count} members or frames of hardly any bytes each");
+            return Ok(Some(Damage::Corrupt { at: input.at, reason }));
+        }
         let ended = match method {
             Method::Gzip => drain(&mut flate2::bufread::GzDecoder::new(&mut input), &mut buf, output)?,
             Method::Zstd => drain(&mut zstd_decoder(&mut input)?, &mut buf, output)?,
@@ -265,6 +276,7 @@ fn unpack(method: Method, file: &CoreFile, output: &mut Output) -> Result<Option
         if !method.continues(&head) {
             return Ok((!is_padding(file, at, left)?).then_some(Damage::Trailing { at, len: left }));
         }
+        count += 1;
     }
 }
 
@@ -360,4 +372,29 @@ impl Read for Input<'_> {
 /// A damage in the words of its message.
 fn as_text<S: Serializer>(damage: &Option<Damage>, serializer: S) -> Result<S::Ok, S::Error> {
     damage.as_ref().map(ToString::to_string).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_nothing_but_empty_frames_is_left_early() {
+        const EMPTY_ZSTD: &[u8] = b"\x28\xb5\x2f\xfd\x00\x58\x01\x00\x00";
+        const EMPTY_GZIP: &[u8] =
+            b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+        for (method, frame) in [(Method::Zstd, EMPTY_ZSTD), (Method::Gzip, EMPTY_GZIP)] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let unpack = |count| {
+                std::fs::write(file.path(), frame.repeat(count)).unwrap();
+                let writer = SparseWriter::new(tempfile::tempfile().unwrap());
+                let directory = PathBuf::new();
+                let mut output = Output { writer, directory, limit: 1, origin: LimitOrigin::Configured };
+                unpack(method, &CoreFile::open(file.path()).unwrap(), &mut output).unwrap()
+            };
+            assert_eq!(unpack(1000), None);
+            let said = unpack(30_000).unwrap().to_string();
+            assert!(said.contains("10001 members or frames of hardly any bytes each"), "{said}");
+        }
+    }
 }

@@ -16,6 +16,13 @@ fn sent(dir: &Path, file: &Path, options: &[&str]) -> (Value, Value, String) {
     (ended, serde_json::from_str(&text(report)).expect("a report is JSON"), stderr)
 }
 
+/// Exit code and words of `netdump verify` with the report in this directory.
+fn verify(core: &Path, dir: &Path) -> (Option<i32>, String) {
+    let output = netdump().arg("verify").arg(core).arg("--report").arg(dir.join("report.json")).output();
+    let output = output.expect("netdump starts");
+    (output.status.code(), String::from_utf8(output.stdout).expect("it writes text"))
+}
+
 /// What a program unpacks; `None` where it is not installed.
 fn unpacked_by(program: &str, core: &Path) -> Option<Vec<u8>> {
     let Ok(output) = Command::new(program).arg("-dc").arg(core).output() else {
@@ -53,13 +60,12 @@ fn compressed_core_is_opened_by_gzip_and_zstd() {
         assert!(dump["packing"]["compression"].as_str().unwrap().starts_with(option), "{dump}");
         assert!(dump["packing"]["ratio"].as_f64().unwrap() > 1.2, "{dump}");
         assert!(told.contains("2 MiB packed into "), "{told}");
-        let verified =
-            netdump().arg("verify").arg(&core).arg("--report").arg(dir.path().join("report.json")).output();
-        let verified = String::from_utf8(verified.unwrap().stdout).unwrap();
-        assert!(
-            verified.contains(dump["blake3"].as_str().unwrap()) || verified.contains("what was sent"),
-            "{verified}"
-        );
+        let (_, verified) = verify(&core, dir.path());
+        let hash = dump["blake3"].as_str().unwrap();
+        assert!(verified.contains(&format!("BLAKE3 {hash} is that of the bytes sent")), "{verified}");
+        let info = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let info = info.into_iter().find(|path| path.extension().is_some_and(|number| number == "0"));
+        assert!(!text(info.unwrap()).contains("Surplus"), "padding is none");
     }
 }
 
@@ -86,6 +92,37 @@ fn encrypted_core_is_decrypted_with_the_private_key_only() {
             assert!(unpacked_by("gzip", &plain).is_none_or(|unpacked| unpacked == bytes));
         } else {
             assert!(fs::read(&plain).unwrap().starts_with(&bytes));
+        }
+    }
+}
+
+#[test]
+fn core_that_was_decrypted_or_unpacked_is_not_held_against_the_hash_of_the_stored_one() {
+    let files = directory();
+    let (file, bytes) = (files.path().join("core"), small_core());
+    fs::write(&file, &bytes).unwrap();
+    for options in [&["--compress=zstd"][..], &["--pubkey", PUBLIC], &["--compress=gzip", "--pubkey", PUBLIC]]
+    {
+        let dir = directory();
+        let (ended, _, _) = sent(dir.path(), &file, options);
+        let mut core = path_of(&ended, "core");
+        let (code, verdict) = verify(&core, dir.path());
+        assert!(code == Some(0) && verdict.ends_with("its content is what the sender sent.\n"), "{verdict}");
+        if options.contains(&"--pubkey") {
+            let output = netdump().args(["decrypt", "--key", PRIVATE]).arg(&core).output().unwrap();
+            core = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end());
+            let (code, verdict) = verify(&core, dir.path());
+            assert!(code == Some(0) && verdict.contains("as it was stored"), "{verdict}");
+        }
+        if core.extension().is_some_and(|ending| ending == "gz" || ending == "zst") {
+            core.set_extension("");
+            fs::write(&core, &bytes).unwrap();
+            let (code, verdict) = verify(&core, dir.path());
+            assert!(code == Some(0) && verdict.contains("as it was stored"), "{verdict}");
+            fs::write(&core, [&bytes[..], b"x"].concat()).unwrap();
+            let (code, verdict) = verify(&core, dir.path());
+            let wants = ["the header announced", "the sender had"];
+            assert!(code == Some(1) && wants.iter().all(|want| verdict.contains(want)), "{verdict}");
         }
     }
 }

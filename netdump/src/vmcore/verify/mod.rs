@@ -19,7 +19,7 @@ use super::minidump::read::Minidump;
 use super::open::{Core, OpenError, Piece, PieceContent, open_with};
 use super::paging::PAGE_SIZE;
 use super::unpack::Packed;
-use crate::report::{DumpReport, Outcome};
+use crate::report::{DumpReport, Outcome, PackingReport};
 
 /// Ranges that a sentence names before it says how many more there are.
 const SHOWN_RANGES: usize = 4;
@@ -98,9 +98,7 @@ impl fmt::Display for Verdict {
         }
         f.write_str(match (self.whole(), self.is_content_proven()) {
             (true, true) => "The core is whole: its content is what the sender sent.",
-            (true, false) => {
-                "The core is well-formed; without the sender's report its content could not be checked."
-            }
+            (true, false) => "The core is well-formed; its content could not be checked.",
             (false, _) => "The core is NOT whole.",
         })
     }
@@ -130,7 +128,7 @@ pub fn verify_with(
         ) => verdict.add(STRUCTURE, Finding::NotApplicable, sentence(error)),
         Err(error) => verdict.add(STRUCTURE, Finding::Fail, sentence(error)),
     }
-    let is_decrypted = core.is_ok() && report.is_some_and(is_of_encrypted_core);
+    let form = core.as_ref().map_or(Form::Stored, Form::of);
     let file = match core {
         Ok(core) if core.file().packed().is_none() => {
             check_holes(&mut verdict, core.file(), &|offset| core.content_at(offset), report);
@@ -141,14 +139,9 @@ pub fn verify_with(
         }
     };
     check_name(&mut verdict, path);
-    check_info(&mut verdict, path, file.as_ref().ok());
+    check_info(&mut verdict, path, file.as_ref().ok(), form);
     match (report, file) {
-        (Some(report), Ok(_)) if is_decrypted => {
-            verdict.judge("outcome", outcome(report));
-            let text = "the report's hash is that of the encrypted core, which can be checked in its place";
-            verdict.add(CONTENT, Finding::NotApplicable, text);
-        }
-        (Some(report), Ok(file)) => check_report(&mut verdict, &file, report, progress),
+        (Some(report), Ok(file)) => check_report(&mut verdict, &file, form, report, progress),
         (None, Ok(_)) => {
             verdict.add(
                 CONTENT,
@@ -160,6 +153,33 @@ pub fn verify_with(
         (_, Err(_)) => {}
     }
     verdict
+}
+
+/// What became of the file since the server stored it, as far as the file tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// It is compressed, and not encrypted: perhaps any more.
+    Compressed,
+    /// It is neither: perhaps any more.
+    Plain,
+    /// It cannot be read as a core. Then it is what the server stored, or damaged.
+    Stored,
+}
+
+impl Form {
+    fn of(core: &Core) -> Self {
+        if core.file().packed().is_some() { Self::Compressed } else { Self::Plain }
+    }
+
+    /// Whether a file that was stored compressed is that no more.
+    fn is_unpacked(self, packing: &PackingReport) -> bool {
+        self == Self::Plain && packing.compression.is_some()
+    }
+
+    /// Whether a file that was stored encrypted is that no more.
+    fn is_decrypted(self, packing: &PackingReport) -> bool {
+        self != Self::Stored && packing.cipher.is_some()
+    }
 }
 
 fn check_core(verdict: &mut Verdict, core: &Core) {
@@ -271,7 +291,7 @@ fn check_name(verdict: &mut Verdict, path: &Path) {
     }
 }
 
-fn check_info(verdict: &mut Verdict, path: &Path, file: Option<&CoreFile>) {
+fn check_info(verdict: &mut Verdict, path: &Path, file: Option<&CoreFile>, form: Form) {
     const NAME: &str = "info";
     let Some(info_path) = info::beside(path) else {
         verdict.add(NAME, Finding::NotApplicable, "no info file of a server beside the core");
@@ -284,10 +304,10 @@ fn check_info(verdict: &mut Verdict, path: &Path, file: Option<&CoreFile>) {
             return;
         }
     };
-    verdict.judge(NAME, judge_info(&info, file.map(CoreFile::length)));
+    verdict.judge(NAME, judge_info(&info, file.map(CoreFile::length), form));
 }
 
-fn judge_info(info: &InfoFile, length: Option<u64>) -> Result<String, String> {
+fn judge_info(info: &InfoFile, length: Option<u64>, form: Form) -> Result<String, String> {
     let said = |text: &Option<String>| text.clone().unwrap_or_else(|| "nothing".to_owned());
     if !info.is_complete() {
         let missing =
@@ -296,6 +316,14 @@ fn judge_info(info: &InfoFile, length: Option<u64>) -> Result<String, String> {
     }
     if info.parity.as_deref() != Some("Pass") {
         return Err(format!("the server says of the header's parity: {}", said(&info.parity)));
+    }
+    if form == Form::Plain && info.is_compressed() {
+        return match (info.dump_extent, length) {
+            (Some(extent), Some(length)) if extent != length => {
+                Err(format!("the header announced {extent} bytes unpacked, the file has {length}"))
+            }
+            _ => Ok("the server has the whole dump, compressed; the header's parity is right".to_owned()),
+        };
     }
     match (info.dump_length, length) {
         (Some(dump_length), Some(length)) if dump_length != length => {
@@ -306,21 +334,29 @@ fn judge_info(info: &InfoFile, length: Option<u64>) -> Result<String, String> {
     }
 }
 
-/// Whether the bytes sent were encrypted.
-fn is_of_encrypted_core(report: &DumpReport) -> bool {
-    report.packing.as_ref().is_some_and(|packing| packing.cipher.is_some())
-}
-
 fn check_report(
     verdict: &mut Verdict,
     file: &CoreFile,
+    form: Form,
     report: &DumpReport,
     progress: &mut dyn FnMut(u64, u64),
 ) {
     verdict.judge("outcome", outcome(report));
-    if file.length() != report.length {
-        let text = format!("the sender sent {} bytes, the file has {}", report.length, file.length());
+    let packing = report.packing.as_ref();
+    let (what, length) = match packing.filter(|packing| form.is_unpacked(packing)) {
+        Some(packing) => ("had", packing.unpacked),
+        None => ("sent", report.length),
+    };
+    if file.length() != length {
+        let text = format!("the sender {what} {length} bytes, the file has {}", file.length());
         verdict.add(CONTENT, Finding::Fail, text);
+        return;
+    }
+    if let Some(packing) = packing.filter(|packing| form.is_unpacked(packing) || form.is_decrypted(packing)) {
+        let text = format!(
+            "the report's hash is of the core as it was stored ({packing}), which this file is no more: verify that one"
+        );
+        verdict.add(CONTENT, Finding::NotApplicable, text);
         return;
     }
     let Some(sent) = &report.blake3 else {
