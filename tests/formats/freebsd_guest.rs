@@ -205,6 +205,20 @@ impl FreeBsd {
         fake
     }
 
+    /// The same kernel, loaded `distance` bytes behind the place of its load map, as a UEFI loader may: its tables say
+    /// so. What lay there is gone.
+    pub(crate) fn load_elsewhere(&mut self, distance: u64) {
+        let mut image = vec![0; 0x1000];
+        self.memory.read(DATA, &mut image).unwrap();
+        self.memory.write(DATA, &[0xa5; 0x1000]);
+        self.memory.write(DATA + distance, &image);
+        // A directory of its own: the direct map's stays.
+        let moved: Vec<u64> = directory().into_iter().map(|entry| entry + distance).collect();
+        self.memory.write(PML4 + 0x4000, &[0; 0x1000]);
+        self.memory.write_words(PML4 + 0x4000, &moved);
+        self.memory.write_words(PML4 + 0x1000 + 8 * 510, &[PML4 + 0x4003]);
+    }
+
     /// The same memory as the kernel's full dump.
     pub(crate) fn full_dump(&self) -> Vec<u8> {
         let mut out = b"\x7fELF\x02\x01\x01\xff\0\0\0\0\0\0\0\0\x04\0\x3e\0\0\0\0\0".to_vec();

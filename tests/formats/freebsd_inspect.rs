@@ -475,3 +475,116 @@ proptest! {
         prop_assert!(state.threads.len() <= 1 << 16);
     }
 }
+
+#[test]
+fn kernel_that_a_loader_put_elsewhere_is_found() {
+    let options = InspectOptions { symbols: Some(&symbols()), ..InspectOptions::default() };
+    let expected = state(&guest().memory);
+    for distance in [0x60_0000, 0xa0_0000] {
+        let mut guest = guest();
+        guest.load_elsewhere(distance);
+        let (path, _directory) = stored(&guest.full_dump());
+        let found = inspect_with(&path, &options).unwrap();
+        assert_eq!(found.kernel, expected, "{distance:#x}");
+        assert_eq!(found.guest.version.as_deref(), Some("FreeBSD 14.1-RELEASE GENERIC\n"), "{distance:#x}");
+    }
+}
+
+#[test]
+fn what_a_minidump_does_not_map_is_not_looked_for_elsewhere() {
+    let guest = guest();
+    let mut fake = guest.minidump();
+    // The image lies elsewhere, and the page of its variables is not in the dump.
+    fake.page_map[1] = 0x80_0083;
+    let (path, _directory) = stored(&fake.image());
+    let found = inspect(&path, Some(&symbols())).unwrap();
+    assert_eq!(found.kernel.threads, []);
+    assert_eq!(found.guest.version, None);
+}
+
+/// The symbols of a kernel file that holds this text in its variable `version`.
+fn symbols_of_build(version: &[u8]) -> KernelSymbols {
+    let kernel = FakeKernel::default().with_content("version", BASE + variable("version"), version);
+    KernelSymbols::parse(&kernel_behind(kernel).image()).unwrap()
+}
+
+#[test]
+fn kernel_of_another_build_is_not_asked_but_told_of() {
+    let guest = guest();
+    let own = symbols_of_build(b"FreeBSD 14.1-RELEASE GENERIC\n\0");
+    assert_eq!(own.version_text(), Some(b"FreeBSD 14.1-RELEASE GENERIC\n".as_slice()));
+    let others = [
+        symbols_of_build(b"FreeBSD 14.1-RELEASE GENERIC\0"),
+        symbols_of_build(b"FreeBSD 14.1-RELEASE GENERIC\nx\0"),
+        symbols_of_build(b"FreeBSD 14.0-RELEASE GENERIC\n\0"),
+    ];
+    let elf = super::all_bytes(&super::plan(&guest.memory, &CoreNotes::default()));
+    for bytes in [guest.minidump().image(), guest.full_dump(), elf] {
+        let (path, _directory) = stored(&bytes);
+        let options = |symbols| InspectOptions {
+            symbols: Some(symbols),
+            kernel: Some(std::path::Path::new("other")),
+            ..InspectOptions::default()
+        };
+        let found = inspect_with(&path, &options(&own)).unwrap();
+        assert_eq!((found.kernel.threads.len(), found.kernel.problems.len()), (4, 0));
+        for other in &others {
+            let found = inspect_with(&path, &options(other)).unwrap();
+            assert_eq!(found.kernel.threads, []);
+            let [problem] = &found.kernel.problems[..] else { panic!("{:?}", found.kernel.problems) };
+            assert!(problem.contains("of another build"), "{problem}");
+            assert!(
+                found.debuggers.iter().all(|command| !command.contains("other")),
+                "{:?}",
+                found.debuggers
+            );
+        }
+    }
+    // A file of debug symbols has no content to compare.
+    assert_eq!(symbols().version_text(), None);
+}
+
+#[test]
+fn registers_of_a_cpu_that_was_reset_are_no_threads() {
+    let mut cpus = virtual_cpus();
+    cpus[0].gs.base = DIRECT_MAP + HEAP + 0x5_0000;
+    // CPU 2 is as after a reset, and the one that panicked.
+    cpus[2] = Registers { rip: 0xfff0, cr0: 0x6000_0010, ..Registers::default() };
+    let mut guest = FreeBsd::with_cpus(&PROCESSES, cpus);
+    guest.memory.write_words(HEAP + 0x5_0000, &[DIRECT_MAP + thread_at(0, 0)]);
+    guest.memory.write_words(DATA + 0xc00, &[DIRECT_MAP + HEAP + 0x5_0000, 1, 2]);
+    let kernel = FakeKernel::default().symbol("cpuid_to_pcpu", BASE + DATA + 0xc00, 24);
+    let symbols = KernelSymbols::parse(&kernel_behind(kernel).image()).unwrap();
+    let request = StateRequest { backtraces: Backtraces::Crashed, panic_cpu: Some(2) };
+    let state = facts::kernel_state(&guest.memory, Some(&symbols), request);
+    assert_eq!(state.crashed_thread, Some(100_013), "its thread is still known");
+    assert_eq!(registers_of(&state, 100_013), (Some(RegisterSource::Stale), Some(0x1300)));
+    assert_eq!(registers_of(&state, 100_700), (Some(RegisterSource::VirtualCpu(0)), Some(0xc000)));
+}
+
+#[test]
+fn problems_of_a_hostile_core_are_counted_not_listed() {
+    // Each process's list of threads ends in nowhere.
+    let mut guest = guest();
+    let link = |index: u64| HEAP + 0x7_1000 + 0x20 * index;
+    guest.pointer("allproc", DIRECT_MAP + link(0));
+    for index in 0..40 {
+        guest.memory.write_words(link(index), &[DIRECT_MAP + link(index + 1), 0, 0xdead_0000_0000 + index]);
+    }
+    let state = state(&guest.memory);
+    assert_eq!(state.problems.len(), 17, "{:?}", state.problems);
+    assert!(state.problems[16].starts_with("and ") && state.problems[16].contains("more problems"));
+}
+
+#[test]
+fn processes_that_have_ended_are_listed_where_the_kernel_keeps_them_apart() {
+    let mut guest = guest();
+    // The second process heads the other list, the third follows it.
+    guest.memory.write_words(process_at(0), &[0]);
+    guest.memory.write_words(DATA + 0xc00, &[DIRECT_MAP + process_at(1)]);
+    let kernel = FakeKernel::default().symbol("zombproc", BASE + DATA + 0xc00, 8);
+    let symbols = KernelSymbols::parse(&kernel_behind(kernel).image()).unwrap();
+    let state = facts::kernel_state(&guest.memory, Some(&symbols), StateRequest::default());
+    let pids: Vec<u32> = state.threads.iter().map(|thread| thread.pid).collect();
+    assert_eq!((pids, state.problems), (vec![700, 1, 12, 12], Vec::new()));
+}

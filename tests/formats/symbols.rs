@@ -173,3 +173,17 @@ proptest! {
         let _ = KernelSymbols::parse(&image[..cut]);
     }
 }
+
+#[test]
+fn names_that_share_an_endless_string_cost_little() {
+    const COUNT: usize = 200_000;
+    let long = FakeKernel::default().symbol(&"x".repeat(8 << 20), 1, 0);
+    let kernel = (0..COUNT).fold(long, |kernel, _| kernel.symbol("", 1, 0));
+    let mut image = kernel.image();
+    for (place, entry) in (1_u32..).zip(image[64..].chunks_exact_mut(24).skip(1).take(COUNT)) {
+        entry[..4].copy_from_slice(&place.to_le_bytes());
+    }
+    let start = std::time::Instant::now();
+    assert!(KernelSymbols::parse(&image).unwrap().is_empty());
+    assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
+}

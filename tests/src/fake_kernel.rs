@@ -6,6 +6,8 @@ pub struct FakeKernel {
     symbols: Vec<Symbol>,
     /// Virtual and physical start, length, flags.
     segments: Vec<[u64; 4]>,
+    /// Address and content of the only section with data.
+    data: (u64, Vec<u8>),
 }
 
 #[derive(Debug, Clone)]
@@ -26,6 +28,12 @@ impl FakeKernel {
     /// A static object.
     pub fn local(self, name: &str, address: u64, size: u64) -> Self {
         self.raw_symbol(name, address, size, 0x01, 0xfff1)
+    }
+
+    /// A global object whose content the file has; there is room for one.
+    pub fn with_content(mut self, name: &str, address: u64, content: &[u8]) -> Self {
+        self.data = (address, content.to_vec());
+        self.raw_symbol(name, address, content.len() as u64, 0x11, 3)
     }
 
     /// A symbol with any `st_info` and `st_shndx`.
@@ -68,7 +76,8 @@ impl FakeKernel {
         }
         let table_at = 64 + 56 * self.segments.len();
         let strings_at = table_at + table.len();
-        let sections_at = strings_at + strings.len();
+        let data_at = strings_at + strings.len();
+        let sections_at = data_at + self.data.1.len();
         let mut out = self.header(sections_at);
         for [virtual_start, physical_start, len, flags] in &self.segments {
             out.extend(1_u32.to_le_bytes());
@@ -77,10 +86,12 @@ impl FakeKernel {
         }
         out.extend(&table);
         out.extend(&strings);
-        // Null section, symbol table (strings in section 2), string table.
+        out.extend(&self.data.1);
+        // Null section, symbol table (strings in section 2), string table, data.
         out.extend([0; 64]);
-        put_section(&mut out, 2, [table_at, table.len()], [2, 1], 24);
-        put_section(&mut out, 3, [strings_at, strings.len()], [0, 0], 0);
+        put_section(&mut out, 2, 0, [table_at, table.len()], [2, 1], 24);
+        put_section(&mut out, 3, 0, [strings_at, strings.len()], [0, 0], 0);
+        put_section(&mut out, 1, self.data.0, [data_at, self.data.1.len()], [0, 0], 0);
         out
     }
 
@@ -89,15 +100,22 @@ impl FakeKernel {
         out.extend([2, 0, 62, 0, 1, 0, 0, 0]);
         put_words(&mut out, &[0x20_0000, 64, sections_at as u64]);
         let segments = u8::try_from(self.segments.len()).expect("few segments");
-        out.extend([0, 0, 0, 0, 64, 0, 56, 0, segments, 0, 64, 0, 3, 0, 2, 0]);
+        out.extend([0, 0, 0, 0, 64, 0, 56, 0, segments, 0, 64, 0, 4, 0, 2, 0]);
         out
     }
 }
 
-fn put_section(out: &mut Vec<u8>, kind: u32, place: [usize; 2], link_and_info: [u32; 2], entry: u64) {
+fn put_section(
+    out: &mut Vec<u8>,
+    kind: u32,
+    address: u64,
+    place: [usize; 2],
+    link_and_info: [u32; 2],
+    entry: u64,
+) {
     out.extend(0_u32.to_le_bytes());
     out.extend(kind.to_le_bytes());
-    put_words(out, &[0, 0, place[0] as u64, place[1] as u64]);
+    put_words(out, &[0, address, place[0] as u64, place[1] as u64]);
     out.extend(link_and_info.iter().flat_map(|word| word.to_le_bytes()));
     put_words(out, &[8, entry]);
 }

@@ -47,6 +47,9 @@ impl Inspect {
         let inspection = vmcore::inspect_with(&self.file, &options)
             .with_context(|| format!("inspecting {}", self.file.display()))?;
         if let Some(tid) = self.thread.filter(|&tid| inspection.kernel.thread(tid).is_none()) {
+            if let Some(problem) = inspection.kernel.problems.first() {
+                bail!("no thread {tid} was found in {}: {problem}", self.file.display());
+            }
             bail!(
                 "no thread {tid} was found among the {} of {}; without --thread they are listed",
                 inspection.kernel.threads.len(),
@@ -58,7 +61,7 @@ impl Inspect {
             serde_json::to_writer_pretty(&mut out, &inspection)?;
             writeln!(out)?;
         } else {
-            writeln!(out, "{inspection}")?;
+            write!(out, "{inspection}")?;
         }
         Ok(Exit::Done)
     }

@@ -13,10 +13,10 @@ pub mod msgbuf;
 pub mod panic_state;
 pub mod pcb;
 pub mod pcpu;
+pub mod tables;
 pub mod threads;
 
 use crate::vmcore::kernel_memory::KernelMemory;
-use crate::vmcore::paging::Mapping;
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 
 /// Any of these makes a kernel FreeBSD's, or one that keeps its conventions.
@@ -37,14 +37,17 @@ pub fn dumps_as_freebsd(symbols: &KernelSymbols) -> bool {
 
 /// The kernel's memory, by way of its own page tables, then of whatever a stopped CPU uses.
 pub fn kernel_memory<'m>(memory: &'m dyn PhysicalMemory, symbols: &'m KernelSymbols) -> KernelMemory<'m> {
-    KernelMemory::new(memory, symbols, kernel_tables(memory, symbols).map(Mapping::FourLevel))
+    match tables::find(memory, symbols) {
+        Some(found) => KernelMemory::new(memory, symbols, Some(found.root)).with_image_moved_by(found.moved),
+        None => KernelMemory::new(memory, symbols, None),
+    }
 }
 
-/// Guest-physical address of the kernel's PML4, which `KPML4phys` holds. Under 5-level paging that is still the one of
-/// the kernel's half, so a walk from here has four levels.
-pub fn kernel_tables(memory: &dyn PhysicalMemory, symbols: &KernelSymbols) -> Option<u64> {
-    let variable = symbols.address("KPML4phys")?;
-    let mut bytes = [0; 8];
-    memory.read(symbols.physical(variable)?, &mut bytes).ok()?;
-    Some(u64::from_le_bytes(bytes)).filter(|&root| root != 0)
+/// Whether the kernel of this file is the one that ran in `memory`, by the text that names its build; `None` where the
+/// file has no such text, or the memory cannot be read.
+pub fn ran_in(memory: &dyn PhysicalMemory, symbols: &KernelSymbols) -> Option<bool> {
+    let text = symbols.version_text()?;
+    let mut found = vec![0; text.len() + 1];
+    kernel_memory(memory, symbols).read(symbols.address("version")?, &mut found)?;
+    Some(found.strip_suffix(&[0]) == Some(text))
 }

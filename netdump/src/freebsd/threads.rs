@@ -20,6 +20,9 @@ use crate::vmcore::kernel_memory::KernelMemory;
 /// into a machine whose dump is read by hand.
 const MAX_PROCESSES: usize = 1 << 16;
 const MAX_THREADS: usize = 1 << 16;
+/// Most frames in all call chains together, and most problems that are told: a hostile core may have any number.
+const MAX_FRAMES: usize = 1 << 17;
+const MAX_PROBLEMS: usize = 16;
 /// `MAXCOMLEN`, with its NUL, of process and thread names.
 const NAME_LEN: usize = 20;
 /// No structure is that long; a greater offset is none.
@@ -43,6 +46,7 @@ pub fn gather(kernel: &KernelMemory<'_>, request: StateRequest, state: &mut Kern
     }
     state.crashed_thread = crashed(&contexts, request, &state.threads);
     let crashed = state.crashed_thread;
+    let (mut frames, mut left_out) = (0, 0);
     for thread in &mut state.threads {
         let wanted = match request.backtraces {
             Backtraces::All => true,
@@ -50,8 +54,21 @@ pub fn gather(kernel: &KernelMemory<'_>, request: StateRequest, state: &mut Kern
             Backtraces::Crashed => crashed == Some(thread.tid),
         };
         if let Some(registers) = thread.registers.as_ref().filter(|_| wanted) {
+            if frames >= MAX_FRAMES && crashed != Some(thread.tid) {
+                left_out += 1;
+                continue;
+            }
             thread.backtrace = backtrace(kernel, registers);
+            frames += thread.backtrace.len();
         }
+    }
+    if left_out > 0 {
+        state.problems.push(format!("the call chains of {left_out} threads are left out: they are too long"));
+    }
+    let more = state.problems.len().saturating_sub(MAX_PROBLEMS);
+    if more > 0 {
+        state.problems.truncate(MAX_PROBLEMS);
+        state.problems.push(format!("and {more} more problems in these lists"));
     }
 }
 
@@ -96,14 +113,18 @@ impl Offsets {
     }
 }
 
-/// Addresses of the processes in the order of the list.
+/// Addresses of the processes in the order of the list, those that have ended first.
 fn processes(kernel: &KernelMemory<'_>, offsets: &Offsets, problems: &mut Vec<String>) -> Vec<u64> {
     let Some(first) = kernel.pointer("allproc") else {
         problems.push("the kernel's list of processes cannot be read".to_owned());
         return Vec::new();
     };
     let list = List { what: "processes", next: offsets.next_process, most: MAX_PROCESSES };
-    list.follow(kernel, first, &mut HashSet::new(), problems)
+    let mut seen = HashSet::new();
+    let alive = list.follow(kernel, first, &mut seen, problems);
+    // Kernels before FreeBSD 13 keep processes that have ended in a list of their own.
+    let ended = kernel.pointer("zombproc").map(|first| list.follow(kernel, first, &mut seen, problems));
+    ended.into_iter().flatten().chain(alive).collect()
 }
 
 /// A list whose elements point at the next.
@@ -204,7 +225,8 @@ struct SeenCpu {
     number: u32,
     /// Address of the thread that it runs, where its per-CPU data tells.
     thread: Option<u64>,
-    registers: ThreadRegisters,
+    /// `None` when they are not the kernel's any more: a triple fault may have reset the CPU.
+    registers: Option<ThreadRegisters>,
 }
 
 /// `stoppcbs`: the first of `count` elements of `stride` bytes.
@@ -246,7 +268,7 @@ impl Contexts {
         };
         let seen = || {
             let seen = self.seen.iter().find(|seen| seen.number == cpu)?;
-            Some((RegisterSource::VirtualCpu(seen.index), seen.registers))
+            Some((RegisterSource::VirtualCpu(seen.index), seen.registers?))
         };
         stopped().or_else(seen).or_else(|| own(RegisterSource::Stale))
     }
@@ -294,7 +316,7 @@ fn pcb(kernel: &KernelMemory<'_>, address: u64) -> Option<ThreadRegisters> {
 }
 
 /// The virtual CPUs with the kernel's own numbers, which its per-CPU data tells. Where it does not, the numbers are
-/// taken to be the same.
+/// taken to be the same; the registers of a CPU that the kernel's table of that data lacks are no thread's.
 fn seen_cpus(kernel: &KernelMemory<'_>) -> Vec<SeenCpu> {
     let cpus = kernel.physical().cpus();
     if cpus.is_empty() {
@@ -316,6 +338,7 @@ fn seen_cpus(kernel: &KernelMemory<'_>) -> Vec<SeenCpu> {
         };
         let number = own.and_then(|own| u32::try_from(own.cpu).ok()).unwrap_or(cpu.index);
         let thread = own.and_then(|own: Pcpu| own.current_thread(kernel));
+        let registers = (own.is_some() || pcpus.max_cpus().is_none()).then_some(registers);
         Some(SeenCpu { index: cpu.index, number, thread, registers })
     };
     cpus.iter().filter_map(seen).collect()

@@ -4,7 +4,7 @@
 //! been reset by a triple fault; a table named by a symbol may not be filled yet.
 
 use super::paging::{AddressSpace, Mapping, left_in_page};
-use super::{KernelSymbols, PhysicalMemory};
+use super::{KernelMap, KernelSymbols, PhysicalMemory};
 
 /// Most address spaces that are tried for an address.
 const MAX_SPACES: usize = 16;
@@ -18,6 +18,8 @@ pub struct KernelMemory<'m> {
     symbols: &'m KernelSymbols,
     memory: &'m dyn PhysicalMemory,
     spaces: Vec<AddressSpace<'m>>,
+    /// How far the image lies from where its load map says, modulo 2^64.
+    moved: u64,
 }
 
 impl std::fmt::Debug for KernelMemory<'_> {
@@ -27,35 +29,41 @@ impl std::fmt::Debug for KernelMemory<'_> {
 }
 
 impl<'m> KernelMemory<'m> {
-    /// Tries `root` first (the kernel's own tables, where a symbol names them), then the tables of each stopped CPU.
-    pub fn new(memory: &'m dyn PhysicalMemory, symbols: &'m KernelSymbols, root: Option<Mapping>) -> Self {
+    /// Tries the PML4 at `root` first (the kernel's own, where a symbol names it), then the tables of each stopped CPU.
+    pub fn new(memory: &'m dyn PhysicalMemory, symbols: &'m KernelSymbols, root: Option<u64>) -> Self {
         let used = memory.cpus().iter().filter_map(|cpu| Mapping::of(cpu.registers.as_ref()?));
         let (flat, paged): (Vec<_>, Vec<_>) = used.partition(|mapping| *mapping == Mapping::Identity);
         let mut mappings: Vec<Mapping> = Vec::new();
-        for mapping in root.into_iter().chain(paged).chain(flat) {
+        for mapping in root.map(Mapping::FourLevel).into_iter().chain(paged).chain(flat) {
             if mappings.len() < MAX_SPACES && !mappings.contains(&mapping) {
                 mappings.push(mapping);
             }
         }
         let spaces = mappings.into_iter().map(|mapping| AddressSpace::new(memory, mapping)).collect();
-        Self { symbols, memory, spaces }
+        Self { symbols, memory, spaces, moved: 0 }
+    }
+
+    /// The same, of an image that was loaded `moved` bytes behind the place that its load map says.
+    #[must_use]
+    pub fn with_image_moved_by(self, moved: u64) -> Self {
+        Self { moved, ..self }
     }
 
     /// Fills `buf` from virtual `address`.
     pub fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
-        if self.read_by_file(address, buf).is_some() {
-            return Some(());
+        if let Some(map) = self.memory.kernel_map() {
+            return self.read_by_file(map, address, buf);
         }
         if self.spaces.iter().any(|space| space.read(address, buf).is_some()) {
             return Some(());
         }
         // Tables out of reach: the kernel's own variables still lie where its image was loaded.
-        self.memory.read(self.symbols.physical(address)?, buf).ok()
+        self.memory.read(self.in_image(address)?, buf).ok()
     }
 
-    /// Through the translation that a core file brings, where it does.
-    fn read_by_file(&self, address: u64, buf: &mut [u8]) -> Option<()> {
-        let map = self.memory.kernel_map()?;
+    /// Through the translation that a core file brings. What that does not map is not in the file: to look elsewhere
+    /// would find something else.
+    fn read_by_file(&self, map: &dyn KernelMap, address: u64, buf: &mut [u8]) -> Option<()> {
         let mut address = address;
         for piece in split_at_pages(address, buf) {
             self.memory.read(map.translate(address)?, piece).ok()?;
@@ -69,10 +77,16 @@ impl<'m> KernelMemory<'m> {
         // A CPU without paging "maps" every address, also those where no RAM is.
         let ranges = self.memory.ranges();
         let is_ram = |at: &u64| ranges.iter().any(|range| range.start <= *at && *at < range.end());
-        let by_file = || self.memory.kernel_map()?.translate(address);
-        by_file()
-            .or_else(|| self.spaces.iter().find_map(|space| space.translate(address).filter(is_ram)))
-            .or_else(|| self.symbols.physical(address))
+        if let Some(map) = self.memory.kernel_map() {
+            return map.translate(address);
+        }
+        let mapped = self.spaces.iter().find_map(|space| space.translate(address).filter(is_ram));
+        mapped.or_else(|| self.in_image(address))
+    }
+
+    /// Guest-physical address of a byte of the kernel's image, without page tables.
+    fn in_image(&self, address: u64) -> Option<u64> {
+        Some(self.symbols.physical(address)?.wrapping_add(self.moved))
     }
 
     /// The guest's physical memory.

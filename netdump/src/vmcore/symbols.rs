@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use object::elf::{
     FileHeader64, PF_W, PF_X, PT_LOAD, SHN_ABS, SHN_UNDEF, SHT_SYMTAB, STB_LOCAL, STT_FILE, STT_FUNC,
-    STT_NOTYPE, STT_SECTION,
+    STT_NOTYPE, STT_SECTION, Sym64,
 };
-use object::read::elf::{FileHeader, ProgramHeader, Sym, SymbolTable};
-use object::{Endianness, FileKind};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym, SymbolTable};
+use object::{Endianness, FileKind, SectionIndex};
 use thiserror::Error;
 
 /// Most symbols that are taken; Linux and FreeBSD kernels have 60,000 to 250,000.
@@ -22,6 +22,8 @@ const MAX_NAME: usize = 512;
 const MAX_NAMES: usize = 64 << 20;
 /// Most PT_LOAD segments that are taken; kernels have 2 to 10. Labels are looked up in all of them.
 const MAX_SEGMENTS: usize = 64;
+/// Longest `version` that is taken; FreeBSD's have some 200 bytes.
+const MAX_VERSION: usize = 1024;
 
 /// Why a kernel's symbols could not be read.
 #[derive(Debug, Error)]
@@ -47,6 +49,7 @@ pub struct KernelSymbols {
     /// In ascending order of address, one for each address.
     functions: Vec<Function>,
     segments: Vec<Segment>,
+    version: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -109,12 +112,22 @@ impl KernelSymbols {
         }
         let sections = header.sections(endian, bytes).map_err(SymbolsError::Damaged)?;
         let table = sections.symbols(endian, bytes, SHT_SYMTAB).map_err(SymbolsError::Damaged)?;
-        let (symbols, mut functions) = symbols(endian, &table)?;
+        let strings =
+            sections.section(table.string_section()).and_then(|section| section.data(endian, bytes));
+        let strings = strings.unwrap_or_default();
+        let (symbols, mut functions) = symbols(endian, &table, strings)?;
         let segments = segments(endian, header, bytes)?;
         let is_code =
             |address| segments.iter().any(|part| part.executable && part.offset_of(address).is_some());
         functions.retain(|function| !function.is_label || is_code(function.address));
-        Ok(Self { symbols, functions: sorted(functions), segments })
+        let version = version_text(endian, &sections, (&table, strings), bytes);
+        Ok(Self { symbols, functions: sorted(functions), segments, version })
+    }
+
+    /// The text of the variable `version` as the file has it, which names the build; `None` where the file has none, as
+    /// one that holds debug symbols only.
+    pub fn version_text(&self) -> Option<&[u8]> {
+        self.version.as_deref()
     }
 
     /// Virtual address of a symbol (its value, for absolute symbols such as FreeBSD's `kernbase`).
@@ -145,7 +158,7 @@ impl KernelSymbols {
     pub fn only(&self, names: &[&str]) -> Self {
         let wanted = self.symbols.iter().filter(|(name, _)| names.contains(&name.as_ref()));
         let symbols = wanted.map(|(name, symbol)| (name.clone(), *symbol)).collect();
-        Self { symbols, functions: Vec::new(), segments: self.segments.clone() }
+        Self { symbols, functions: Vec::new(), segments: self.segments.clone(), version: None }
     }
 
     /// Whether the file says where its parts are loaded; some `.debug` files do not.
@@ -193,6 +206,7 @@ type Names = HashMap<Arc<str>, Symbol>;
 fn symbols(
     endian: Endianness,
     table: &SymbolTable<'_, FileHeader64<Endianness>>,
+    strings: &[u8],
 ) -> Result<(Names, Vec<Function>), SymbolsError> {
     if table.len() > MAX_SYMBOLS {
         return Err(SymbolsError::TooMany(table.len()));
@@ -205,10 +219,10 @@ fn symbols(
         if nameless || entry.st_name(endian) == 0 || entry.st_shndx(endian) == SHN_UNDEF {
             continue;
         }
-        // A name outside the string table or not in UTF-8 is no name that anybody looks up.
-        let Ok(name) = table.symbol_name(endian, entry) else { continue };
+        // A name outside the string table, too long or not in UTF-8 is no name that anybody looks up.
+        let Some(name) = name_at(strings, entry.st_name(endian)) else { continue };
         let Ok(name) = std::str::from_utf8(name) else { continue };
-        if name.is_empty() || name.len() > MAX_NAME {
+        if name.is_empty() {
             continue;
         }
         let symbol = Symbol {
@@ -241,6 +255,29 @@ fn symbols(
         }
     }
     Ok((symbols, functions))
+}
+
+/// A name of at most [`MAX_NAME`] bytes. No further bytes are looked at: a million names of one endless string would take
+/// hours.
+fn name_at(strings: &[u8], offset: u32) -> Option<&[u8]> {
+    let rest = strings.get(usize::try_from(offset).ok()?..)?;
+    let end = rest.iter().take(MAX_NAME + 1).position(|&byte| byte == 0)?;
+    Some(&rest[..end])
+}
+
+fn version_text(
+    endian: Endianness,
+    sections: &SectionTable<'_, FileHeader64<Endianness>>,
+    (table, strings): (&SymbolTable<'_, FileHeader64<Endianness>>, &[u8]),
+    bytes: &[u8],
+) -> Option<Vec<u8>> {
+    let named = |entry: &&Sym64<Endianness>| name_at(strings, entry.st_name(endian)) == Some(b"version");
+    let entry = table.iter().filter(named).find(|entry| entry.st_bind() != STB_LOCAL)?;
+    let section = sections.section(SectionIndex(usize::from(entry.st_shndx(endian).0))).ok()?;
+    let inside = entry.st_value(endian).checked_sub(section.sh_addr(endian))?;
+    let rest = section.data(endian, bytes).ok()?.get(usize::try_from(inside).ok()?..)?;
+    let end = rest.iter().take(MAX_VERSION).position(|&byte| byte == 0).filter(|&end| end > 0)?;
+    Some(rest[..end].to_vec())
 }
 
 /// In order of address; of several at one address the first with the greatest size, a label last. A label in a function

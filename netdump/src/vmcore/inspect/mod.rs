@@ -16,10 +16,14 @@ use super::open::{Core, OpenError, open_with};
 use super::symbols::KernelSymbols;
 use super::unpack::Packed;
 use crate::facts::{self, Backtraces, GuestFacts, KernelState, StateRequest};
-use crate::freebsd::msgbuf;
+use crate::freebsd::{self, msgbuf};
 pub use debuggers::commands as debugger_commands;
 pub use render::bytes_text;
 pub(super) use render::{counted, plain};
+
+/// What is said of a kernel file that does not belong to the core.
+const OTHER_KERNEL: &str = "the kernel file given is of another build than the kernel in this core, so its symbols were \
+                            not used: give the one that ran";
 
 /// Everything that is said of a core.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -150,7 +154,13 @@ pub fn inspect(path: &Path, symbols: Option<&KernelSymbols>) -> Result<Inspectio
 pub fn inspect_with(path: &Path, options: &InspectOptions<'_>) -> Result<Inspection, OpenError> {
     let core = open_with(path, options.unpack_limit)?;
     let notes = core.notes();
-    let (kernel, guest) = ask_guest(&core, options);
+    let is_other = options.symbols.is_some_and(|symbols| freebsd::ran_in(&core, symbols) == Some(false));
+    let options =
+        if is_other { &InspectOptions { symbols: None, kernel: None, ..*options } } else { options };
+    let (mut kernel, guest) = ask_guest(&core, options);
+    if is_other {
+        kernel.problems.push(OTHER_KERNEL.to_owned());
+    }
     let info = info::beside(path).and_then(|path| InfoFile::read(&path).ok());
     let texts =
         [&guest.panic_text, &notes.panic_text, &info.as_ref().and_then(|info| info.panic_string.clone())];

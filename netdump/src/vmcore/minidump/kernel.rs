@@ -54,8 +54,8 @@ impl Layout {
 /// The kernel's PML4: what `KPML4phys` names, if that maps the kernel.
 pub(super) fn tables(kernel: &KernelMemory<'_>) -> Result<u64, PlanError> {
     let (memory, symbols) = (kernel.physical(), kernel.symbols());
-    let root = crate::freebsd::kernel_tables(memory, symbols).ok_or(PlanError::NoKernelTables)?;
-    let root = root & !(PAGE_SIZE - 1);
+    let found = crate::freebsd::tables::find(memory, symbols).ok_or(PlanError::NoKernelTables)?;
+    let root = found.root & !(PAGE_SIZE - 1);
     memory.read(root, &mut [0; 8]).map_err(|_| PlanError::NoKernelTables)?;
     let variable = symbols.address("KPML4phys").ok_or(PlanError::NoKernelTables)?;
     let mapped = AddressSpace::new(memory, Mapping::FourLevel(root)).translate(variable);
