@@ -9,7 +9,7 @@
 //! messages are positions in it. Of a compressed stream `dumplength` leaves the padding out, and receivers cut the file
 //! there; a stream that is only encrypted consists of whole blocks, as ciphers want it, and `dumplength` counts them.
 //!
-//! Memory stays flat: a block for each thread and what is not acknowledged yet ([`backlog`]). Nobody copies the guest,
+//! Memory stays flat: a block for each thread and what is not acknowledged yet (`backlog.rs`). Nobody copies the guest,
 //! and what it never touched is not read either.
 
 pub(crate) mod backlog;

@@ -2,7 +2,7 @@
 //!
 //! A source is armed while the machine is built: it puts itself where it can see (a port, the console, the vCPUs' exits,
 //! a signal or a timer) and later sends a [`crate::events::PanicEvent`], or it is a [`Lookout`] that the event loop
-//! asks. It decides nothing; what follows from all that the sources say is [`inquiry`]'s part.
+//! asks. It decides nothing; what follows from all that the sources say is `inquiry.rs`'s part.
 
 mod console;
 pub(crate) mod inquiry;
