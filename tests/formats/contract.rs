@@ -111,6 +111,19 @@ fn formats_that_need_symbols_refuse_in_words_and_auto_goes_on() {
 }
 
 #[test]
+fn a_format_that_cannot_be_had_is_replaced_and_a_remark_says_so() {
+    let (guest, notes) = (guest(), notes());
+    let stopped = StoppedGuest { memory: &guest, symbols: None, notes: &notes };
+    let core = FormatChoice::by_name("minidump").unwrap().plan(&stopped).unwrap();
+    assert_eq!((core.format, core.remarks.len()), ("elf", 1));
+    assert!(core.remarks[0].starts_with("no minidump core: "), "{:?}", core.remarks);
+    let nowhere = FakeGuest::new(1).untouched_ram(0x800, 0x1000);
+    let stopped = StoppedGuest { memory: &nowhere, ..stopped };
+    let refused = FormatChoice::by_name("raw").unwrap().plan(&stopped).unwrap_err();
+    assert!(matches!(refused, PlanError::Range { .. }), "{refused}");
+}
+
+#[test]
 fn every_kind_of_guest_bears_memory_full_of_noise() {
     let names =
         "kenvp md_envp kern_envp dynamic_kenv KPML4phys panicstr version ostype osrelease prison0 hostname";

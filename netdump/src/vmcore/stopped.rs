@@ -3,7 +3,7 @@
 use super::image::DumpImage;
 use super::notes::CoreNotes;
 use super::symbols::KernelSymbols;
-use super::{ALL, DumpFormat, PhysicalMemory, PlanError, elf};
+use super::{ALL, DumpFormat, PhysicalMemory, PlanError};
 
 /// A guest that stands still, with what is known of it.
 #[derive(Clone, Copy)]
@@ -56,27 +56,28 @@ impl FormatChoice {
         std::iter::once(AUTO).chain(ALL.iter().map(|format| format.name()))
     }
 
-    /// Plans the core. `Auto` falls back from format to format, and says why.
+    /// Plans the core. Where a format cannot be had the next one is tried, and a remark says why: a dump in another
+    /// format than was wanted is better than none.
     pub fn plan<'m>(self, guest: &StoppedGuest<'m, '_>) -> Result<PlannedCore<'m>, PlanError> {
-        let mut remarks = Vec::new();
-        let suiting: Vec<&'static dyn DumpFormat> = match self {
-            Self::Named(format) => vec![format],
-            Self::Auto => ALL.iter().copied().filter(|format| format.suits(guest)).collect(),
+        let wanted = match self {
+            Self::Named(format) => Some(format),
+            Self::Auto => None,
         };
-        for format in suiting {
+        let others =
+            ALL.iter().copied().filter(|other| wanted.is_none_or(|wanted| wanted.name() != other.name()));
+        let (mut remarks, mut failed) = (Vec::new(), None);
+        for format in wanted.into_iter().chain(others.filter(|format| format.suits(guest))) {
             match format.plan(guest) {
                 Ok(mut core) => {
                     core.remarks.splice(0..0, remarks);
                     return Ok(core);
                 }
-                Err(error) if matches!(self, Self::Auto) => {
+                Err(error) => {
                     remarks.push(format!("no {} core: {error}", format.name()));
+                    failed = Some(error);
                 }
-                Err(error) => return Err(error),
             }
         }
-        let mut core = elf::Elf.plan(guest)?;
-        core.remarks.splice(0..0, remarks);
-        Ok(core)
+        Err(failed.expect("elf suits every guest, so one format at least was tried"))
     }
 }

@@ -21,7 +21,7 @@ pub enum SymbolFileError {
     #[error("--symbols")]
     Read(#[source] ImageError),
     /// It is no ELF file, or a damaged one.
-    #[error("--symbols {path}: {source}")]
+    #[error("--symbols {path}")]
     NotAKernel {
         /// The file.
         path: String,
