@@ -97,7 +97,10 @@ mod tests {
         std::fs::write(&path, file).unwrap();
         let mut image = KernelImage::from_bytes(Path::new("kernel"), stripped(guest("panic"))).unwrap();
         assert!(image.symbols().is_empty());
-        image.take_symbols_from(&path).map(|()| image).map_err(|error| error.to_string())
+        image
+            .take_symbols_from(&path)
+            .map(|()| image)
+            .map_err(|error| format!("{:#}", anyhow::Error::from(error)))
     }
 
     #[test]
