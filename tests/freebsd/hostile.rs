@@ -6,6 +6,7 @@ use std::time::Duration;
 use guest_images::PatternPage;
 use guest_images::freebsd::{KERNBASE, PANIC_BACKTRACE, PANIC_TEXT, STOPPED_BACKTRACE};
 use harness::programs::{arg, program, run};
+use harness::readers::freebsd::VirtualMemory;
 use harness::readers::full::FullCore;
 use harness::readers::minidump::MiniCore;
 

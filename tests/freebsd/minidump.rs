@@ -1,6 +1,7 @@
 //! Minidumps of every flavour, however the kernel was started: header, messages, page set, translation, threads.
 
 use guest_images::freebsd::Reach;
+use harness::readers::freebsd::VirtualMemory;
 
 use crate::needs;
 use crate::specimen::{Specimen, assert_pattern};

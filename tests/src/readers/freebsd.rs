@@ -9,8 +9,22 @@ use super::minidump::{u32_at, u64_at};
 
 /// A kernel's memory by virtual address.
 pub trait VirtualMemory {
+    /// Physical memory; all of it in one page, where a core keeps pages apart.
+    fn read_pa(&self, address: u64, len: usize) -> Result<Vec<u8>>;
+
+    /// Physical address of a kernel's virtual one.
+    fn translate(&self, va: u64) -> Result<u64>;
+
     /// Bytes from a virtual address on.
-    fn read_va(&self, va: u64, len: usize) -> Result<Vec<u8>>;
+    fn read_va(&self, va: u64, len: usize) -> Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(len);
+        while out.len() < len {
+            let at = va + out.len() as u64;
+            let piece = (len - out.len()).min(4096 - (at % 4096) as usize);
+            out.extend(self.read_pa(self.translate(at)?, piece)?);
+        }
+        Ok(out)
+    }
 
     /// A u32.
     fn u32_va(&self, va: u64) -> Result<u32> {

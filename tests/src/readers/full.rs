@@ -57,9 +57,10 @@ impl FullCore {
     pub fn segments(&self) -> &[(u64, u64, u64)] {
         &self.segments
     }
+}
 
-    /// Physical memory of one range.
-    pub fn read_pa(&self, address: u64, len: usize) -> Result<Vec<u8>> {
+impl VirtualMemory for FullCore {
+    fn read_pa(&self, address: u64, len: usize) -> Result<Vec<u8>> {
         let holds = |start: u64, size: u64| start <= address && address + len as u64 <= start + size;
         let (offset, start, _) = self
             .segments
@@ -69,8 +70,7 @@ impl FullCore {
         bytes(&self.file, offset + (address - start), len)
     }
 
-    /// Physical address of a virtual one, by the kernel's tables.
-    pub fn translate(&self, va: u64) -> Result<u64> {
+    fn translate(&self, va: u64) -> Result<u64> {
         let mut table = self.pml4;
         for shift in [39, 30, 21, 12] {
             let entry =
@@ -83,17 +83,5 @@ impl FullCore {
             table = entry;
         }
         unreachable!("the last level ends the walk")
-    }
-}
-
-impl VirtualMemory for FullCore {
-    fn read_va(&self, va: u64, len: usize) -> Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(len);
-        while out.len() < len {
-            let at = va + out.len() as u64;
-            let piece = (len - out.len()).min(4096 - (at % 4096) as usize);
-            out.extend(self.read_pa(self.translate(at)?, piece)?);
-        }
-        Ok(out)
     }
 }

@@ -123,17 +123,17 @@ impl MiniCore {
         let bytes = bytes(&self.file, self.pmap, self.header.pmapsize as usize)?;
         Ok(bytes.chunks_exact(8).map(|entry| u64_at(entry, 0)).collect())
     }
+}
 
-    /// Physical memory of one page.
-    pub fn read_pa(&self, address: u64, len: usize) -> Result<Vec<u8>> {
+impl VirtualMemory for MiniCore {
+    fn read_pa(&self, address: u64, len: usize) -> Result<Vec<u8>> {
         ensure!(address % 4096 + len as u64 <= 4096, "across a page");
         let page = self.pages.get(&(address & !0xfff));
         let page = page.with_context(|| format!("physical {address:#x} is not in the dump"))?;
         bytes(&self.file, page + address % 4096, len)
     }
 
-    /// Physical address of a kernel address.
-    pub fn translate(&self, va: u64) -> Result<u64> {
+    fn translate(&self, va: u64) -> Result<u64> {
         let header = &self.header;
         if va >= header.kernbase {
             let index = (va - header.kernbase) >> if header.version == 1 { 12 } else { 21 };
@@ -155,18 +155,6 @@ impl MiniCore {
             return Ok(va - header.dmapbase);
         }
         bail!("{va:#x} is no kernel address")
-    }
-}
-
-impl VirtualMemory for MiniCore {
-    fn read_va(&self, va: u64, len: usize) -> Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(len);
-        while out.len() < len {
-            let at = va + out.len() as u64;
-            let piece = (len - out.len()).min(4096 - (at % 4096) as usize);
-            out.extend(self.read_pa(self.translate(at)?, piece)?);
-        }
-        Ok(out)
     }
 }
 
