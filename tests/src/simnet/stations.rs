@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use netdump::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending};
+use netdump::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending, Packet};
 use netdump::receiver::host::{Host, HostConfig};
 use netdump::receiver::store::{MemoryDump, MemoryStore};
 use netdump::receiver::{self, Receiver, ReceiverConfig, ReceiverEvent};
@@ -116,6 +116,7 @@ pub struct ClientStation {
     pub ending: Option<Ending>,
     started: Instant,
     growth: Option<Growth>,
+    packet: Packet,
 }
 
 /// How a core comes that is made while it is sent.
@@ -164,7 +165,16 @@ impl ClientStation {
     pub fn new(config: ClientConfig, plan: DumpPlan, core: Core) -> Self {
         let started = Instant::now();
         let client = Client::new(config.clone(), plan, started).expect("a good configuration");
-        Self { client, config, core, events: Vec::new(), ending: None, started, growth: None }
+        Self {
+            client,
+            config,
+            core,
+            events: Vec::new(),
+            ending: None,
+            started,
+            growth: None,
+            packet: Packet::default(),
+        }
     }
 
     /// The same with a core that comes piece by piece, and with its header in the end.
@@ -241,12 +251,14 @@ impl Station for ClientStation {
 
     fn poll_transmit(&mut self, now: Instant, frame: &mut Vec<u8>) -> bool {
         let transmit = match &self.growth {
-            None => self.client.poll_transmit(now, &self.core, frame),
+            None => self.client.poll_transmit(now, &self.core, &mut self.packet),
             Some(growth) => {
                 let kept = Kept { core: &self.core, range: self.client.acked_to()..growth.available };
-                self.client.poll_transmit(now, &kept, frame)
+                self.client.poll_transmit(now, &kept, &mut self.packet)
             }
         };
+        frame.clear();
+        frame.extend_from_slice(self.packet.frame().bytes);
         transmit.expect("memory can be read").is_some()
     }
 
