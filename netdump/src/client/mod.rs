@@ -316,7 +316,8 @@ impl Client {
                 let mut first = Ok(());
                 for ack in acks {
                     if let Err(reason) = ack.and_then(|ack| self.take_ack(now, port, ack)) {
-                        first = first.and(self.ignore(reason));
+                        let ignored = self.ignore(reason);
+                        first = first.and(ignored);
                     }
                 }
                 first
