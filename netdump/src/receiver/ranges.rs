@@ -31,6 +31,21 @@ impl RangeSet {
         self.ranges.last_key_value().map_or(0, |(_, &end)| end)
     }
 
+    /// How many separate ranges there are.
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// Whether nothing is in the set.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// The ranges, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = Range<u64>> {
+        self.ranges.iter().map(|(&start, &end)| start..end)
+    }
+
     /// Whether every byte of `range` is in the set.
     pub fn contains(&self, range: &Range<u64>) -> bool {
         range.is_empty() || self.ending_from(range.start).is_some_and(|(_, end)| range.end <= end)
