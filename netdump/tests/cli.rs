@@ -19,8 +19,16 @@ use tempfile::TempDir;
 
 #[path = "cli/encrypted.rs"]
 mod encrypted;
+#[path = "cli/hook.rs"]
+mod hook;
+#[path = "cli/limits.rs"]
+mod limits;
+#[path = "cli/metrics.rs"]
+mod metrics;
 #[path = "cli/packed.rs"]
 mod packed;
+#[path = "cli/recovery.rs"]
+mod recovery;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -312,8 +320,9 @@ fn acknowledged_bytes_survive_the_receivers_death() {
     let info = text(info.unwrap());
     assert!(info.contains("Panic String: boom") && info.contains("Dump incomplete"), "{info}");
 
-    // The next receiver leaves it alone.
+    // The next receiver gives it another name, and takes another number.
     let mut next = Server::start(dir.path(), &["--once"]);
+    assert!(fs::read(path_of(&next.event("ended"), "core")).unwrap() == partial);
     let peer = Peer::herald(next.address, b"");
     peer.deliver(MessageKind::Vmcore, 2, 0, b"x");
     peer.deliver(MessageKind::Finished, 3, 0, b"");

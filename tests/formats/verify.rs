@@ -130,6 +130,7 @@ fn whole_core_with_its_report_is_proven() {
     let (path, directory) = stored();
     let report = report_of(&path);
     fs::write(directory.path().join("info.vm1.0"), info(report.length, "Pass", "Dump complete")).unwrap();
+    put_manifest(&path);
     let mut last = (0, 0);
     let verdict = verify(&path, Some(&report), &mut |done, total| last = (done, total));
     assert!(verdict.whole() && verdict.is_content_proven(), "{verdict}");
