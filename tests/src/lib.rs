@@ -9,4 +9,5 @@ pub mod netns;
 pub mod pcap;
 pub mod programs;
 pub mod readers;
-pub mod simnet;
+
+pub use netdump::torture::sim as simnet;

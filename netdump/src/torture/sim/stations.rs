@@ -5,13 +5,13 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use netdump::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending};
-use netdump::receiver::host::{Host, HostConfig};
-use netdump::receiver::store::{MemoryDump, MemoryStore};
-use netdump::receiver::{self, Receiver, ReceiverConfig, ReceiverEvent};
-use netdump::wire::MacAddr;
-use netdump::wire::arp::{ArpOperation, ArpPacket};
-use netdump::{ReadAt, ReadError};
+use crate::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending};
+use crate::receiver::host::{Host, HostConfig};
+use crate::receiver::store::{MemoryDump, MemoryStore};
+use crate::receiver::{self, Receiver, ReceiverConfig, ReceiverEvent};
+use crate::wire::MacAddr;
+use crate::wire::arp::{ArpOperation, ArpPacket};
+use crate::{ReadAt, ReadError};
 
 use super::Station;
 use super::rng::Rng;
@@ -213,7 +213,7 @@ impl ClientStation {
 
 /// A dump header as the product writes it.
 pub fn header(length: u64) -> [u8; 512] {
-    let header = netdump::vmcore::KernelDumpHeader {
+    let header = crate::vmcore::KernelDumpHeader {
         architecture: "amd64".into(),
         architecture_version: 2,
         dump_length: length,

@@ -16,8 +16,8 @@ use std::io::BufWriter;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use netdump::client::Ending;
-use netdump::link::pcap::PcapFile;
+use crate::client::Ending;
+use crate::link::pcap::PcapFile;
 
 pub use fake_server::{FakeServer, Manner};
 pub use mischief::{Echo, Replay, Vandal};

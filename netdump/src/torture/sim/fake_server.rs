@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use netdump::wire::arp::{ArpOperation, ArpPacket};
-use netdump::wire::{Ack, MacAddr, Message, MessageKind, Route};
+use crate::wire::arp::{ArpOperation, ArpPacket};
+use crate::wire::{Ack, MacAddr, Message, MessageKind, Route};
 
 use super::Station;
 use super::stations::{CLIENT_IP, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp, question_for};

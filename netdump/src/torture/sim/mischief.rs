@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
-use netdump::wire::arp::{ArpOperation, ArpPacket};
-use netdump::wire::{Ack, MacAddr, Route};
+use crate::wire::arp::{ArpOperation, ArpPacket};
+use crate::wire::{Ack, MacAddr, Route};
 
 use super::Station;
 use super::rng::Rng;

@@ -1,0 +1,3 @@
+//! Netdump under bad conditions: a simulated network, peers good and bad, and what they must live through.
+
+pub mod sim;
