@@ -8,11 +8,12 @@ use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
+use crate::torture::judge::Stored;
 use crate::wire::arp::{ArpOperation, ArpPacket};
 use crate::wire::{Ack, MacAddr, Message, MessageKind, Route};
 
-use super::Station;
-use super::stations::{CLIENT_IP, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp, question_for};
+use super::hosts::{CLIENT_IP, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp, question_for};
+use super::{Keeper, Station};
 
 /// What is odd about a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,12 +112,6 @@ impl FakeServer {
             asks_again: None,
             out: VecDeque::new(),
         }
-    }
-
-    /// Every core that it has written, and whether it was finished.
-    pub fn dumps(&self) -> Vec<(Vec<u8>, bool)> {
-        let last = (self.core.clone(), self.finished);
-        self.earlier.iter().cloned().chain([last]).collect()
     }
 
     fn take_datagram(&mut self, now: Instant, frame: &[u8]) {
@@ -284,6 +279,16 @@ impl Station for FakeServer {
     fn poll_timeout(&self) -> Option<Instant> {
         let out = self.out.iter().map(|(at, _)| *at).min();
         [out, self.served_at, self.asks_again].into_iter().flatten().min()
+    }
+}
+
+impl Keeper for FakeServer {
+    fn close(&mut self, _now: Instant) {}
+
+    fn stored(&self) -> Vec<Stored<'_>> {
+        let earlier =
+            self.earlier.iter().map(|(core, is_complete)| Stored { core, is_complete: *is_complete });
+        earlier.chain([Stored { core: &self.core, is_complete: self.finished }]).collect()
     }
 }
 

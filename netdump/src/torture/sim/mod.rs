@@ -3,29 +3,34 @@
 //!
 //! With `PCAP_DIR` set every run is recorded there, under its name, with its own time.
 
+mod air;
+pub mod core;
+pub mod datagram;
 pub mod fake_server;
+pub mod hosts;
 pub mod mischief;
 pub mod rng;
 pub mod stations;
 pub mod weather;
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::client::Ending;
+use self::air::Air;
+use super::judge::{From, Judge, Stored};
 use crate::link::pcap::PcapFile;
 
+pub use self::core::Core;
 pub use fake_server::{FakeServer, Manner};
+pub use hosts::Gateway;
 pub use mischief::{Echo, Replay, Vandal};
 pub use rng::Rng;
-pub use stations::{ClientStation, Core, Gateway, HostStation};
+pub use stations::{ClientStation, HostStation};
 pub use weather::Weather;
 
-/// More events than any honest run has: each of a thousand messages may well be sent a hundred times.
+/// More frames and timeouts than any honest run has: each of some thousand messages may well be sent a hundred times.
 pub const MAX_STEPS: u64 = 300_000;
 
 /// Someone on the wire, sans-IO.
@@ -39,8 +44,29 @@ pub trait Station {
     /// The next frame to send, replacing what is in `frame`.
     fn poll_transmit(&mut self, now: Instant, frame: &mut Vec<u8>) -> bool;
 
-    /// When [`Self::handle_timeout`] has something to do.
+    /// When [`Self::handle_timeout`] has something to do. Only what is called on a station changes that.
     fn poll_timeout(&self) -> Option<Instant>;
+}
+
+/// A station whose end is the end of the run.
+pub trait Party: Station {
+    /// How it can end.
+    type Ending;
+
+    /// How it has ended, once it has.
+    fn ending(&self) -> Option<&Self::Ending>;
+
+    /// The beginning of its time.
+    fn started(&self) -> Instant;
+}
+
+/// A server whose store can be looked at.
+pub trait Keeper: Station {
+    /// Ends what is open, as when it is told to stop.
+    fn close(&mut self, now: Instant);
+
+    /// Every dump that it has stored, whole or not, and the one that it is receiving.
+    fn stored(&self) -> Vec<Stored<'_>>;
 }
 
 /// Why a run came to no end.
@@ -62,43 +88,35 @@ type Pick = Box<dyn FnMut(&[u8]) -> bool>;
 
 /// One simulated wire.
 #[expect(missing_debug_implementations, reason = "it holds closures and nobody prints it")]
-pub struct SimNet<S> {
-    /// The client under test.
-    pub client: ClientStation,
+pub struct SimNet<S, C = ClientStation> {
+    /// The client, or whoever has the end of the run in hand.
+    pub client: C,
     /// Its server.
     pub server: S,
     others: Vec<Box<dyn Station>>,
-    weather: Weather,
-    rng: Rng,
+    air: Air,
     start: Instant,
     now: Instant,
     steps: u64,
-    launched: u64,
-    /// Frames under way, the next to arrive on top.
-    air: BinaryHeap<Reverse<Flying>>,
+    /// What the stations told last of when they have something to do.
+    timeouts: Vec<Option<Instant>>,
+    /// Stations that may have something to send.
+    touched: Vec<bool>,
     /// How many frames each station has under way.
     flying: Vec<usize>,
     /// How many it may have; a link that is full takes no more.
     capacity: usize,
-    lose: Pick,
-    last_lost: bool,
+    /// How many frames that have arrived are handed over before anyone is asked for answers.
+    batch: usize,
+    lose: Option<Pick>,
+    judge: Option<Judge>,
     frame: Vec<u8>,
     recording: Option<PcapFile<BufWriter<File>>>,
 }
 
-/// A frame under way. Frames that arrive at the same time do so in the order of `number`.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Flying {
-    arrives: Instant,
-    number: u64,
-    from: Place,
-    to: Place,
-    bytes: Vec<u8>,
-}
-
-impl<S: Station> SimNet<S> {
+impl<S: Station, C: Party> SimNet<S, C> {
     /// A wire between these two; `name` is what a recording of the run is called.
-    pub fn new(name: &str, seed: u64, weather: Weather, client: ClientStation, server: S) -> Self {
+    pub fn new(name: &str, seed: u64, weather: Weather, client: C, server: S) -> Self {
         let start = client.started();
         let recording = std::env::var_os("PCAP_DIR").map(|dir| {
             let path = Path::new(&dir).join(format!("{name}-{seed}.pcap"));
@@ -109,17 +127,17 @@ impl<S: Station> SimNet<S> {
             client,
             server,
             others: Vec::new(),
-            weather,
-            rng: Rng::new(seed ^ 0x6e65_7464_756d_7021),
+            air: Air::new(weather, Rng::new(seed ^ 0x6e65_7464_756d_7021)),
             start,
             now: start,
             steps: 0,
-            launched: 0,
-            air: BinaryHeap::new(),
+            timeouts: vec![None; 2],
+            touched: vec![true; 2],
             flying: vec![0; 2],
             capacity: usize::MAX,
-            lose: Box::new(|_| false),
-            last_lost: false,
+            batch: 1,
+            lose: None,
+            judge: None,
             frame: Vec::new(),
             recording,
         }
@@ -128,6 +146,8 @@ impl<S: Station> SimNet<S> {
     /// Puts someone else on the wire.
     pub fn with(mut self, other: impl Station + 'static) -> Self {
         self.others.push(Box::new(other));
+        self.timeouts.push(None);
+        self.touched.push(true);
         self.flying.push(0);
         self
     }
@@ -138,73 +158,117 @@ impl<S: Station> SimNet<S> {
         self
     }
 
+    /// Frames that arrive together are handed over together, so many at most.
+    pub fn with_batch(mut self, batch: usize) -> Self {
+        self.batch = batch;
+        self
+    }
+
+    /// Someone who watches.
+    pub fn with_judge(mut self, judge: Judge) -> Self {
+        self.judge = Some(judge);
+        self
+    }
+
+    /// Loses the frames that `lose` picks. It sees each frame as it is sent, once.
+    pub fn losing(mut self, lose: impl FnMut(&[u8]) -> bool + 'static) -> Self {
+        self.lose = Some(Box::new(lose));
+        self
+    }
+
     /// Time since the start.
     pub fn elapsed(&self) -> Duration {
         self.now - self.start
     }
 
-    /// Loses the frames that `lose` picks. It sees each frame as it is sent, once.
-    pub fn losing(mut self, lose: impl FnMut(&[u8]) -> bool + 'static) -> Self {
-        self.lose = Box::new(lose);
-        self
+    /// The time.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Who watches, if anyone does.
+    pub fn judge(&mut self) -> Option<&mut Judge> {
+        self.judge.as_mut()
     }
 
     /// Runs until the client has come to its end.
-    pub fn run(&mut self) -> Result<&Ending, NoEnd> {
-        self.drain();
-        while self.client.ending.is_none() {
-            self.step()?;
+    pub fn run(&mut self) -> Result<&C::Ending, NoEnd> {
+        self.advance(self.start);
+        while self.client.ending().is_none() {
+            let next = self.next_event().ok_or(NoEnd::Deadlock)?;
+            self.steps += 1;
+            if self.steps > MAX_STEPS {
+                return Err(NoEnd::Livelock);
+            }
+            self.advance(next);
+            let blocked = self.flying[CLIENT] >= self.capacity;
+            let due = self.timeouts[CLIENT].is_some_and(|at| at <= self.now);
+            assert!(blocked || !due, "a client that was asked for everything has nothing to do now");
         }
-        Ok(self.client.ending.as_ref().expect("just looked at"))
+        Ok(self.client.ending().expect("just looked at"))
     }
 
     /// Lets arrive what is still under way.
     pub fn settle(&mut self) {
-        while let Some(Reverse(flying)) = self.air.pop() {
-            self.now = self.now.max(flying.arrives);
-            self.flying[flying.from] -= 1;
-            let now = self.now;
-            self.station(flying.to).handle_frame(now, &flying.bytes);
+        while let Some(at) = self.air.next_arrival() {
+            self.now = self.now.max(self.start + at);
+            self.deliver(usize::MAX);
         }
     }
 
-    fn step(&mut self) -> Result<(), NoEnd> {
-        self.steps += 1;
-        if self.steps > MAX_STEPS {
-            return Err(NoEnd::Livelock);
-        }
-        let arrival = self.air.peek().map(|Reverse(flying)| flying.arrives);
-        let timeouts = (0..self.flying.len()).filter_map(|place| self.station(place).poll_timeout()).min();
-        let next = arrival.into_iter().chain(timeouts).min().ok_or(NoEnd::Deadlock)?;
-        self.now = self.now.max(next);
-        let now = self.now;
-        if arrival.is_some_and(|at| at <= now) {
-            let Reverse(flying) = self.air.pop().expect("just looked at");
-            self.flying[flying.from] -= 1;
-            self.station(flying.to).handle_frame(now, &flying.bytes);
-        }
-        for place in 0..self.flying.len() {
-            if self.station(place).poll_timeout().is_some_and(|at| at <= now) {
+    /// When something happens next.
+    pub fn next_event(&self) -> Option<Instant> {
+        let arrival = self.air.next_arrival().map(|at| self.start + at);
+        self.timeouts.iter().copied().flatten().chain(arrival).min()
+    }
+
+    /// What happens until `now`: frames arrive, stations act and answer.
+    pub fn advance(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        self.deliver(self.batch);
+        for place in 0..self.timeouts.len() {
+            if self.timeouts[place].is_some_and(|at| at <= self.now) {
+                let now = self.now;
                 self.station(place).handle_timeout(now);
+                self.touched[place] = true;
             }
         }
         self.drain();
-        Ok(())
+    }
+
+    fn deliver(&mut self, most: usize) {
+        let elapsed = self.elapsed();
+        for _ in 0..most {
+            let Some(landed) = self.air.land(elapsed) else { break };
+            if landed.to == CLIENT
+                && let Some(judge) = &mut self.judge
+            {
+                judge.arrived(&landed.bytes, landed.intact);
+            }
+            // Who sent it may have been waiting for room.
+            self.flying[landed.from] -= 1;
+            self.touched[landed.from] |= self.capacity != usize::MAX;
+            self.touched[landed.to] = true;
+            let now = self.now;
+            self.station(landed.to).handle_frame(now, &landed.bytes);
+            self.air.recycle(landed);
+        }
     }
 
     /// Takes from each station what it has to send and the wire has room for.
     fn drain(&mut self) {
         let now = self.now;
-        for place in 0..self.flying.len() {
+        for place in 0..self.touched.len() {
+            if !std::mem::take(&mut self.touched[place]) {
+                continue;
+            }
             let mut frame = std::mem::take(&mut self.frame);
             while self.flying[place] < self.capacity && self.station(place).poll_transmit(now, &mut frame) {
                 self.send(place, &frame);
             }
             self.frame = frame;
+            self.timeouts[place] = self.station(place).poll_timeout();
         }
-        let blocked = self.flying[CLIENT] >= self.capacity;
-        let due = self.client.poll_timeout().is_some_and(|at| at <= now);
-        assert!(blocked || !due, "a client that was asked for everything has nothing to do now");
     }
 
     /// Everybody else on the wire gets the frame, as the weather has it.
@@ -213,39 +277,15 @@ impl<S: Station> SimNet<S> {
         if let Some(recording) = &mut self.recording {
             recording.record(elapsed, frame).expect("PCAP_DIR has room");
         }
-        if (self.lose)(frame) {
+        if let Some(judge) = &mut self.judge {
+            judge.sent([From::Client, From::Server].get(from).copied().unwrap_or(From::Other), frame);
+        }
+        if self.lose.as_mut().is_some_and(|lose| lose(frame)) {
             return;
         }
         for to in (0..self.flying.len()).filter(|to| *to != from) {
-            let lost = self.rng.chance(if self.last_lost { self.weather.burst } else { 0 })
-                || self.rng.chance(self.weather.loss)
-                || self.weather.outage.contains(&elapsed);
-            self.last_lost = lost;
-            if lost {
-                continue;
-            }
-            let copies = if self.rng.chance(self.weather.duplicate) { 2 } else { 1 };
-            for _ in 0..copies {
-                self.launch(from, to, frame.to_vec());
-            }
+            self.flying[from] += self.air.send(elapsed, from, to, frame);
         }
-    }
-
-    fn launch(&mut self, from: Place, to: Place, mut bytes: Vec<u8>) {
-        let mut delay = self.rng.time(&self.weather.delay);
-        if self.rng.chance(self.weather.straggle) {
-            delay += self.rng.time(&self.weather.straggle_by);
-        }
-        let (ethernet, packet) = bytes.split_at_mut(14);
-        let is_ip = ethernet[12..] == [0x08, 0x00] && !packet.is_empty();
-        if is_ip && self.rng.chance(self.weather.corrupt) {
-            let at = self.rng.index(packet.len());
-            packet[at] ^= 1 << self.rng.below(8);
-        }
-        self.flying[from] += 1;
-        let number = self.launched;
-        self.launched += 1;
-        self.air.push(Reverse(Flying { arrives: self.now + delay, number, from, to, bytes }));
     }
 
     fn station(&mut self, place: Place) -> &mut dyn Station {

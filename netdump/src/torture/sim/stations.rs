@@ -1,7 +1,5 @@
-//! Who is on the wire: the client, the product's receiver as a host, a gateway.
+//! The product's two ends as stations: its client, and its receiver as a host.
 
-use std::collections::VecDeque;
-use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -9,97 +7,14 @@ use crate::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Endin
 use crate::receiver::host::{Host, HostConfig};
 use crate::receiver::store::{MemoryDump, MemoryStore};
 use crate::receiver::{self, Receiver, ReceiverConfig, ReceiverEvent};
-use crate::wire::MacAddr;
-use crate::wire::arp::{ArpOperation, ArpPacket};
+use crate::vmcore::kdh::KDH_LEN;
 use crate::{ReadAt, ReadError};
 
-use super::Station;
+use super::core::{Core, header};
+use super::hosts::{CLIENT_IP, CLIENT_MAC, SERVER_IP, SERVER_MAC};
 use super::rng::Rng;
-
-/// The client's hardware address.
-pub const CLIENT_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
-/// The server's.
-pub const SERVER_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 9]);
-/// The gateway's.
-pub const GATEWAY_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
-/// The client's address.
-pub const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-/// The server's.
-pub const SERVER_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
-/// The gateway's.
-pub const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-
-/// Bytes to dump, some of which are untouched zeros.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Core {
-    /// All of them.
-    pub bytes: Vec<u8>,
-    /// Where something may be.
-    runs: Vec<Range<u64>>,
-}
-
-impl Core {
-    /// These bytes.
-    pub fn of(bytes: Vec<u8>) -> Self {
-        let whole = 0..bytes.len() as u64;
-        Self { bytes, runs: Vec::from([whole]) }
-    }
-
-    /// Random bytes without holes.
-    pub fn solid(rng: &mut Rng, len: usize) -> Self {
-        let mut bytes = Vec::with_capacity(len + 8);
-        while bytes.len() < len {
-            bytes.extend_from_slice(&rng.number().to_le_bytes());
-        }
-        bytes.truncate(len);
-        Self::of(bytes)
-    }
-
-    /// Random bytes with holes in between, some of which a client leaves out.
-    pub fn sparse(rng: &mut Rng, pieces: u64) -> Self {
-        let mut core = Self { bytes: Vec::new(), runs: Vec::new() };
-        for _ in 0..pieces {
-            let hole = *rng.pick(&[0, 1, 4096, 262_143, 262_144, 300_000]);
-            let len = usize::try_from(rng.below(60_000)).expect("small");
-            let start = core.bytes.len() + hole;
-            core.bytes.resize(start, 0);
-            core.bytes.extend(Self::solid(rng, len).bytes);
-            core.runs.push(start as u64..core.bytes.len() as u64);
-        }
-        let tail = *rng.pick(&[0, 1, 500_000]);
-        core.bytes.resize(core.bytes.len() + tail, 0);
-        core
-    }
-
-    /// Whether `stored`, with zeros behind its end, agrees with the core everywhere but in `missing`.
-    pub fn agrees_but_for(&self, stored: &[u8], missing: &[(u64, u64)]) -> bool {
-        if stored.len() > self.bytes.len() {
-            return false;
-        }
-        let mut mended = stored.to_vec();
-        mended.resize(self.bytes.len(), 0);
-        for (start, end) in missing {
-            let range = usize::try_from(*start).expect("small")..usize::try_from(*end).expect("small");
-            mended[range.clone()].copy_from_slice(&self.bytes[range]);
-        }
-        mended == self.bytes
-    }
-}
-
-impl ReadAt for Core {
-    fn length(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        self.bytes.as_slice().read_at(offset, buf)
-    }
-
-    fn next_data(&self, offset: u64) -> Option<Range<u64>> {
-        let run = self.runs.iter().find(|run| run.end > offset)?;
-        Some(run.start.max(offset)..run.end)
-    }
-}
+use super::{Keeper, Party, Station};
+use crate::torture::judge::Stored;
 
 /// A client that dumps a [`Core`].
 #[derive(Debug)]
@@ -126,7 +41,7 @@ struct Growth {
     available: u64,
     /// When there are more, or the end is known.
     next: Instant,
-    header: [u8; 512],
+    header: [u8; KDH_LEN],
 }
 
 /// What a client may read of a core that is made while it is sent: nothing that it has seen acknowledged, and nothing
@@ -162,7 +77,11 @@ impl ClientStation {
 
     /// Ready to begin.
     pub fn new(config: ClientConfig, plan: DumpPlan, core: Core) -> Self {
-        let started = Instant::now();
+        Self::starting_at(Instant::now(), config, plan, core)
+    }
+
+    /// The same at a time that several have in common.
+    pub fn starting_at(started: Instant, config: ClientConfig, plan: DumpPlan, core: Core) -> Self {
         let client = Client::new(config.clone(), plan, started).expect("a good configuration");
         Self { client, config, core, events: Vec::new(), ending: None, started, growth: None }
     }
@@ -172,7 +91,7 @@ impl ClientStation {
         config: ClientConfig,
         key: Option<Vec<u8>>,
         core: Core,
-        header: [u8; 512],
+        header: [u8; KDH_LEN],
         rng: Rng,
     ) -> Self {
         let plan = DumpPlan { path: None, core: CorePlan::Growing, key };
@@ -195,11 +114,6 @@ impl ClientStation {
         self.client.supply(growth.available);
     }
 
-    /// The beginning of its time.
-    pub fn started(&self) -> Instant {
-        self.started
-    }
-
     fn take_events(&mut self) {
         while let Some(event) = self.client.poll_event() {
             assert!(self.ending.is_none(), "nothing follows the end");
@@ -209,21 +123,6 @@ impl ClientStation {
             }
         }
     }
-}
-
-/// A dump header as the product writes it.
-pub fn header(length: u64) -> [u8; 512] {
-    let header = crate::vmcore::KernelDumpHeader {
-        architecture: "amd64".into(),
-        architecture_version: 2,
-        dump_length: length,
-        dump_extent: length,
-        block_size: 4096,
-        host_name: "vm1".into(),
-        panic_string: "simulated".into(),
-        ..Default::default()
-    };
-    header.to_bytes()
 }
 
 impl Station for ClientStation {
@@ -255,6 +154,18 @@ impl Station for ClientStation {
     }
 }
 
+impl Party for ClientStation {
+    type Ending = Ending;
+
+    fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
+    }
+
+    fn started(&self) -> Instant {
+        self.started
+    }
+}
+
 /// The product's receiver, storing in memory.
 #[derive(Debug)]
 pub struct HostStation {
@@ -273,12 +184,6 @@ impl HostStation {
     /// One that forgets everything at that time.
     pub fn restarting_at(restart: Instant) -> Self {
         Self { restart: Some(restart), ..Self::new() }
-    }
-
-    /// Ends what is still open, which keeps what has come.
-    pub fn shut_down(&mut self, now: Instant) {
-        self.host.shut_down(now);
-        self.take_events();
     }
 
     fn host() -> Host<MemoryStore> {
@@ -311,7 +216,7 @@ impl Station for HostStation {
     fn handle_timeout(&mut self, now: Instant) {
         if self.restart.is_some_and(|at| at <= now) {
             self.restart = None;
-            self.shut_down(now);
+            self.close(now);
             self.host = Self::host();
         }
         self.host.handle_timeout(now);
@@ -327,83 +232,14 @@ impl Station for HostStation {
     }
 }
 
-/// A router with a server behind it: the wire sees the router only, the server sees frames from it.
-#[derive(Debug)]
-pub struct Gateway<S> {
-    /// The server behind it.
-    pub server: S,
-    answers: VecDeque<ArpPacket>,
-}
-
-impl<S: Station> Gateway<S> {
-    /// Before this server.
-    pub fn before(server: S) -> Self {
-        Self { server, answers: VecDeque::new() }
-    }
-}
-
-impl<S: Station> Station for Gateway<S> {
-    fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
-        if let Some(question) = question_for(GATEWAY_IP, frame) {
-            self.answers.push_back(question.reply_from(GATEWAY_MAC));
-        } else if frame[..6] == GATEWAY_MAC.0 && frame[12..14] == [8, 0] {
-            self.server.handle_frame(now, &forwarded(frame, SERVER_MAC, GATEWAY_MAC));
-        }
+impl Keeper for HostStation {
+    fn close(&mut self, now: Instant) {
+        self.host.shut_down(now);
+        self.take_events();
     }
 
-    fn handle_timeout(&mut self, now: Instant) {
-        self.server.handle_timeout(now);
+    fn stored(&self) -> Vec<Stored<'_>> {
+        let stored = |(ending, dump): &'_ (receiver::Ending, MemoryDump)| ending.is_complete();
+        self.dumps.iter().map(|dump| Stored { core: &dump.1.core, is_complete: stored(dump) }).collect()
     }
-
-    fn poll_transmit(&mut self, now: Instant, frame: &mut Vec<u8>) -> bool {
-        if let Some(answer) = self.answers.pop_front() {
-            put_arp(&answer, frame);
-            return true;
-        }
-        if !self.server.poll_transmit(now, frame) {
-            return false;
-        }
-        *frame = forwarded(frame, CLIENT_MAC, GATEWAY_MAC);
-        true
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.server.poll_timeout()
-    }
-}
-
-/// What a router makes of a frame: new hardware addresses, one hop less to live.
-fn forwarded(frame: &[u8], to: MacAddr, from: MacAddr) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    frame[..6].copy_from_slice(&to.0);
-    frame[6..12].copy_from_slice(&from.0);
-    frame[22] -= 1;
-    frame[24..26].fill(0);
-    let words = frame[14..34].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-    let sum: u32 = words.sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).expect("folded twice");
-    frame[24..26].copy_from_slice(&(!folded).to_be_bytes());
-    frame
-}
-
-/// An ARP request for that address, if the frame is one.
-pub(super) fn question_for(address: Ipv4Addr, frame: &[u8]) -> Option<ArpPacket> {
-    let packet = ArpPacket::parse(frame.get(14..)?).ok().filter(|_| frame[12..14] == [8, 6])?;
-    (packet.operation == ArpOperation::Request && packet.target_ip == address).then_some(packet)
-}
-
-/// A frame with this packet for whom it is meant.
-pub(super) fn put_arp(packet: &ArpPacket, frame: &mut Vec<u8>) {
-    let to = if packet.target_mac == MacAddr::ZERO { MacAddr::BROADCAST } else { packet.target_mac };
-    frame.clear();
-    frame.extend_from_slice(&to.0);
-    frame.extend_from_slice(&packet.sender_mac.0);
-    frame.extend_from_slice(&[8, 6]);
-    packet.emit(frame);
-}
-
-/// A round number of milliseconds.
-pub fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
 }
