@@ -21,6 +21,7 @@
 
 mod calendar;
 pub mod client;
+pub mod digest;
 pub mod drive;
 pub mod ekcd;
 pub mod facts;

@@ -123,7 +123,7 @@ impl Peer {
 
     fn send(&self, kind: MessageKind, sequence: u32, offset: u64, payload: &[u8]) {
         let mut bytes = Vec::new();
-        Message { kind, sequence, offset, payload }.emit(&mut bytes);
+        Message { kind, sequence, offset, payload, aux: 0 }.emit(&mut bytes);
         self.socket.send_to(&bytes, self.server).expect("loopback takes datagrams");
     }
 
@@ -440,7 +440,7 @@ fn malformed_and_foreign_datagrams_are_not_answered() {
     peer.send(MessageKind::Vmcore, 2, u64::MAX, b"wild");
     peer.send(MessageKind::Kdh, 3, 0, &[0; 511]);
     let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let forged = netdump::wire::message::header(MessageKind::Finished, 4, 0, 0);
+    let forged = netdump::wire::message::header(MessageKind::Finished, 4, 0, 0, 0);
     stranger.send_to(&forged, peer.server).unwrap();
     assert!(peer.is_silent());
     peer.deliver(MessageKind::Vmcore, 2, 0, b"abcd");

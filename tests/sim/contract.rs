@@ -7,10 +7,10 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-use harness::simnet::stations::GATEWAY_IP;
+use harness::simnet::hosts::GATEWAY_IP;
 use harness::simnet::{
-    ClientStation, Core, FakeServer, Gateway, HostStation, Manner, NoEnd, Rng, SimNet, Station, Vandal,
-    Weather,
+    ClientStation, Core, FakeServer, Gateway, HostStation, Keeper, Manner, NoEnd, Party, Rng, SimNet,
+    Station, Vandal, Weather,
 };
 use netdump::client::{ClientConfig, DumpPlan, Ending};
 
@@ -81,10 +81,10 @@ pub(super) fn must_complete(weather: &Weather, config: &ClientConfig) -> bool {
     weather.is_modest() && config.deadline.is_none() && config.retries >= 10
 }
 
-/// The receiver's cores, and whether they are whole.
-fn dumps(server: &mut HostStation) -> Vec<(Vec<u8>, bool)> {
-    server.shut_down(Instant::now());
-    server.dumps.iter().map(|(ending, dump)| (dump.core.clone(), ending.is_complete())).collect()
+/// The server's cores, and whether they are whole.
+fn dumps(server: &mut impl Keeper) -> Vec<(Vec<u8>, bool)> {
+    server.close(Instant::now());
+    server.stored().iter().map(|stored| (stored.core.to_vec(), stored.is_complete)).collect()
 }
 
 pub(super) fn assert_complete(weather: &Weather, client: &ClientStation) {
@@ -157,7 +157,8 @@ fn any_server_in_any_weather_ends_in_the_truth() {
             net = net.with(Vandal::new(seed));
         }
         run(&mut net);
-        assert_true(&net.client, &net.server.dumps());
+        let dumps = dumps(&mut net.server);
+        assert_true(&net.client, &dumps);
     });
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use harness::needs::{self, Need};
-use netdump::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending, Phase};
+use netdump::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending, Packet, Phase};
 use netdump::wire::udp::UdpChecksum;
 use netdump::wire::{MacAddr, MessageKind, Route, message};
 use netdump::{ReadAt, ReadError};
@@ -62,8 +62,9 @@ impl Session {
     }
 
     fn send(&mut self) -> Option<Vec<u8>> {
-        let mut frame = Vec::new();
-        self.client.poll_transmit(self.now, &Anything, &mut frame).expect("it can be read").map(|_| frame)
+        let mut packet = Packet::default();
+        let sent = self.client.poll_transmit(self.now, &Anything, &mut packet).expect("it can be read");
+        sent.map(|_| packet.frame().bytes.to_vec())
     }
 
     /// Hands over a frame of the server. The capture was made before the host's card had completed the checksums, so
@@ -160,7 +161,7 @@ fn every_header_of_freebsds_client_is_what_we_would_write() {
             source: SocketAddrV4::new(GUEST, 20024),
             destination: SocketAddrV4::new(SERVER, u16::try_from(number(36..38)).unwrap()),
         };
-        let header = message::header(kind, number32(SEQUENCE), number(OFFSET), payload_len);
+        let header = message::header(kind, number32(SEQUENCE), number(OFFSET), payload_len, 0);
         let ours = [route.headers(24 + payload_len, UdpChecksum::Partial).as_slice(), &header].concat();
         assert_eq!(without_checksum(&ours), without_checksum(theirs));
         messages += 1;

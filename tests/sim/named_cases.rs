@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use harness::simnet::stations::{GATEWAY_IP, ms};
+use harness::simnet::hosts::{GATEWAY_IP, ms};
 use harness::simnet::{
-    ClientStation, Core, Echo, FakeServer, Gateway, HostStation, Manner, Replay, Rng, SimNet, Station,
+    ClientStation, Core, Echo, FakeServer, Gateway, HostStation, Manner, Party, Replay, Rng, SimNet, Station,
     Weather,
 };
 use netdump::client::{ClientConfig, ClientEvent, Ending, Ignored, NextHop};

@@ -148,8 +148,6 @@ impl Job<'_> {
         let client = link.client().or(self.target.client).ok_or(DumpError::NoClient)?;
         let wire = link.as_link();
         let mtu = wire.mtu().map_err(DumpError::Mtu)?;
-        // A recorder wants whole frames.
-        let gather = wire.gathers() && self.config.pcap.is_none();
         Ok(ClientConfig {
             server_port: server.port(),
             gateway: self.target.gateway,
@@ -157,7 +155,6 @@ impl Job<'_> {
             retries: self.config.retries,
             arp_retries: self.config.arp_retries,
             deadline: self.config.deadline,
-            gather,
             ..ClientConfig::new(*server.ip(), client, wire.mac(), mtu)
         })
     }

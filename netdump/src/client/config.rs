@@ -2,10 +2,12 @@
 //! the first frame is refused here.
 
 use std::net::Ipv4Addr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::link::Offloads;
 use crate::vmcore::kdh::KDH_LEN;
 use crate::wire::message::{MAX_PATH, MAX_PAYLOAD};
 use crate::wire::{CLIENT_PORT, MacAddr, SERVER_PORT, datagram};
@@ -14,6 +16,8 @@ use crate::wire::{CLIENT_PORT, MacAddr, SERVER_PORT, datagram};
 #[expect(clippy::cast_possible_truncation, reason = "52 + 512")]
 pub const MIN_MTU: u32 = (datagram::OVERHEAD + KDH_LEN) as u32;
 
+/// Most messages on their way, whatever is asked for.
+pub const MAX_WINDOW: u32 = 16_384;
 /// FreeBSD's client looks for acks once in this time; its `polls` count in it.
 const POLL: Duration = Duration::from_micros(500);
 /// No configured time is longer than a year, so that adding a few to a point in time cannot overflow.
@@ -46,8 +50,33 @@ pub struct ClientConfig {
     pub arp_retries: u32,
     /// The longest that the whole dump may take.
     pub deadline: Option<Duration>,
-    /// Leave the core's bytes out of the frames and the UDP checksums to a device ([`crate::link::Link::gathers`]).
-    pub gather: bool,
+    /// What is left to the link ([`crate::link::Link::offloads`]).
+    pub offloads: Offloads,
+    /// How much may be on its way.
+    pub window: WindowChoice,
+    /// Most bytes of frames sent in a second, evenly; no limit when absent.
+    pub rate: Option<NonZeroU64>,
+    /// A number that tells this dump from others of this client, sent in each HERALD's padding; 0: none. A receiver that
+    /// knows it can go on with a dump after a restart.
+    pub dump_id: u32,
+}
+
+/// How much of a dump may be on its way unacknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowChoice {
+    /// As path and server bear, up to so many messages.
+    Adaptive {
+        /// The most.
+        cap: u32,
+    },
+    /// FreeBSD's own algorithm: 64 KiB, then nothing until all of it is acknowledged, looked for every 0.5 ms.
+    Classic,
+}
+
+impl Default for WindowChoice {
+    fn default() -> Self {
+        Self::Adaptive { cap: MAX_WINDOW }
+    }
 }
 
 /// What a dump consists of.
@@ -144,7 +173,10 @@ impl ClientConfig {
             retries: 10,
             arp_retries: 3,
             deadline: None,
-            gather: false,
+            offloads: Offloads::default(),
+            window: WindowChoice::default(),
+            rate: None,
+            dump_id: 0,
         }
     }
 

@@ -11,23 +11,49 @@ use crate::wire::udp::UdpHeader;
 use crate::wire::{Ack, MacAddr};
 
 /// A frame that may mean something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Incoming {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Incoming<'a> {
     /// Question or answer, for whomever.
     Arp(ArpPacket),
     /// From the server's address to our port; whether the port is right depends on the state of the dump.
-    Ack {
+    Acks {
         /// The server's port.
         port: u16,
-        /// The message acknowledged.
-        sequence: Sequence,
+        /// The messages acknowledged.
+        acks: Acks<'a>,
     },
 }
 
-impl Incoming {
+/// A frame as it came from the link ([`crate::link::Received`]).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrival<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) segment: Option<u16>,
+    pub(super) checked: bool,
+}
+
+/// The acks in a datagram, or in each of a train of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Acks<'a> {
+    payload: Option<&'a [u8]>,
+    segment: usize,
+}
+
+impl Iterator for Acks<'_> {
+    type Item = Result<Sequence, Ignored>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let payload = self.payload.take()?;
+        let (datagram, rest) = payload.split_at_checked(self.segment).unwrap_or((payload, &[]));
+        self.payload = Some(rest).filter(|rest| !rest.is_empty());
+        Some(Ack::parse(datagram).map(|Ack(number)| Sequence(number)).map_err(|_| Ignored::NotAnAck))
+    }
+}
+
+impl<'a> Incoming<'a> {
     /// Tells what `frame` is, or why it is nothing.
-    pub(super) fn parse(config: &ClientConfig, frame: &[u8]) -> Result<Self, Ignored> {
-        let (ethernet, packet) = EthernetHeader::parse(frame).map_err(|_| Ignored::Runt)?;
+    pub(super) fn parse(config: &ClientConfig, frame: Arrival<'a>) -> Result<Self, Ignored> {
+        let (ethernet, packet) = EthernetHeader::parse(frame.bytes).map_err(|_| Ignored::Runt)?;
         if ethernet.source == config.mac {
             return Err(Ignored::OwnFrame);
         }
@@ -37,12 +63,12 @@ impl Incoming {
         }
         match ethernet.ethertype {
             EtherType::ARP => Ok(Self::Arp(ArpPacket::parse(packet)?)),
-            EtherType::IPV4 => Self::parse_ack(config, packet),
+            EtherType::IPV4 => Self::parse_acks(config, packet, &frame),
             _ => Err(Ignored::OtherProtocol),
         }
     }
 
-    fn parse_ack(config: &ClientConfig, packet: &[u8]) -> Result<Self, Ignored> {
+    fn parse_acks(config: &ClientConfig, packet: &'a [u8], frame: &Arrival<'_>) -> Result<Self, Ignored> {
         let (ip, datagram) = Ipv4Header::parse(packet)?;
         if ip.source != config.server {
             return Err(Ignored::OtherSource);
@@ -53,15 +79,19 @@ impl Incoming {
         if ip.protocol != PROTOCOL_UDP {
             return Err(Ignored::NotUdp);
         }
-        let (udp, payload) = UdpHeader::parse(&ip, datagram)?;
+        let (udp, payload) = if frame.checked {
+            UdpHeader::parse_checked(datagram)?
+        } else {
+            UdpHeader::parse(&ip, datagram)?
+        };
         if udp.destination != config.client_port {
             return Err(Ignored::OtherPort);
         }
         if udp.source == 0 {
             return Err(Ignored::OtherServerPort);
         }
-        let Ack(number) = Ack::parse(payload).map_err(|_| Ignored::NotAnAck)?;
-        Ok(Self::Ack { port: udp.source, sequence: Sequence(number) })
+        let segment = frame.segment.filter(|segment| *segment > 0).map_or(payload.len(), usize::from);
+        Ok(Self::Acks { port: udp.source, acks: Acks { payload: Some(payload), segment } })
     }
 }
 
@@ -80,8 +110,13 @@ mod tests {
     const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 2);
     const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 66);
 
-    fn parse(frame: &[u8]) -> Result<Incoming, Ignored> {
-        Incoming::parse(&ClientConfig::new(SERVER, CLIENT, OUR_MAC, 1500), frame)
+    /// The server's port and the message acknowledged.
+    fn parse(frame: &[u8]) -> Result<(u16, Sequence), Ignored> {
+        let config = ClientConfig::new(SERVER, CLIENT, OUR_MAC, 1500);
+        match Incoming::parse(&config, Arrival { bytes: frame, segment: None, checked: false })? {
+            Incoming::Acks { port, mut acks } => Ok((port, acks.next().unwrap()?)),
+            Incoming::Arp(_) => panic!("no ack"),
+        }
     }
 
     fn route() -> Route {
@@ -102,7 +137,7 @@ mod tests {
     const ACK: [u8; 4] = [0, 0, 0xa1, 0x22];
 
     /// A good ack with bytes of its IPv4 header changed, and the header's checksum put right again.
-    fn with_ip(changes: &[(usize, u8)]) -> Result<Incoming, Ignored> {
+    fn with_ip(changes: &[(usize, u8)]) -> Result<(u16, Sequence), Ignored> {
         let mut bytes = frame(route(), &ACK);
         for &(at, to) in changes {
             bytes[14 + at] = to;
@@ -115,7 +150,7 @@ mod tests {
 
     #[test]
     fn acks_pass_with_and_without_padding_and_checksum() {
-        let want = Ok(Incoming::Ack { port: 42260, sequence: Sequence(41250) });
+        let want = Ok((42260, Sequence(41250)));
         let mut bytes = frame(route(), &ACK);
         assert_eq!(parse(&bytes), want);
         bytes.resize(60, 0xee);
@@ -185,7 +220,9 @@ mod tests {
             let ethernet = EthernetHeader { destination, source: THEIR_MAC, ethertype: EtherType::ARP };
             let mut bytes = ethernet.to_bytes().to_vec();
             arp.emit(&mut bytes);
-            assert_eq!(parse(&bytes), Ok(Incoming::Arp(arp)));
+            let config = ClientConfig::new(SERVER, CLIENT, OUR_MAC, 1500);
+            let arrival = Arrival { bytes: &bytes, segment: None, checked: false };
+            assert_eq!(Incoming::parse(&config, arrival), Ok(Incoming::Arp(arp)));
             bytes[18] = 255;
             assert_eq!(parse(&bytes), Err(Ignored::MalformedArp));
         }

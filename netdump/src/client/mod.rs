@@ -22,24 +22,29 @@ mod phase;
 mod silence;
 mod spans;
 mod timers;
+mod train;
 mod window;
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 use std::time::Instant;
 
-pub use config::{ClientConfig, ConfigError, CorePlan, DumpPlan, MIN_MTU, check_path};
+pub use config::{
+    ClientConfig, ConfigError, CorePlan, DumpPlan, MAX_WINDOW, MIN_MTU, WindowChoice, check_path,
+};
 pub use ignored::{Ignored, IgnoredCounts};
 pub use neighbor::NextHop;
-pub use outgoing::{Attempt, PAYLOAD_AT, Sending, Transmit};
+pub use outgoing::{Attempt, PAYLOAD_AT, Packet, Sending, Transmit};
 pub use phase::{ClientEvent, Ending, FailReason, Missing, Phase};
 pub use silence::Suspicion;
 pub use window::Sequence;
 
-use self::incoming::Incoming;
+use self::incoming::{Arrival, Incoming};
 use self::neighbor::{ArpNews, Neighbor};
 use self::spans::Spans;
+use self::train::Train;
 use self::window::{AckError, AckWindow, Chunk, Pace};
+use crate::link::Received;
 use crate::vmcore::kdh::KDH_LEN;
 use crate::wire::arp::ArpPacket;
 use crate::wire::{MacAddr, MessageKind};
@@ -132,7 +137,14 @@ impl Client {
 
     /// Takes a frame from the link. One that changes nothing is counted and its reason returned; it is no failure.
     pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) -> Result<(), Ignored> {
-        self.take_frame(now, frame).inspect_err(|reason| self.stats.ignored.count(*reason))
+        self.take_frame(now, Arrival { bytes: frame, segment: None, checked: false })
+    }
+
+    /// Takes a frame, or a train of acks, from the link. Of a train each ack counts for itself; the first reason to
+    /// ignore one is returned.
+    pub fn handle(&mut self, now: Instant, received: &Received) -> Result<(), Ignored> {
+        let Received { bytes, segment, checked } = received;
+        self.take_frame(now, Arrival { bytes, segment: *segment, checked: *checked })
     }
 
     /// Acts on the time: resends, asks again, gives up.
@@ -157,36 +169,42 @@ impl Client {
         self.window.expire(now);
     }
 
-    /// Writes the next frame to send into `frame`, replacing what is there; `None` when there is nothing to send now.
-    /// An error leaves everything as it was.
+    /// Puts the next frame, or train, to send into `packet`, replacing what is there; `None` when there is nothing to send
+    /// now. An error leaves everything as it was.
     pub fn poll_transmit<I: ReadAt + ?Sized>(
         &mut self,
         now: Instant,
         image: &I,
-        frame: &mut Vec<u8>,
+        packet: &mut Packet,
     ) -> Result<Option<Transmit>, ReadError> {
         if self.phase == Phase::Closed {
             return Ok(None);
         }
-        if let Some(packet) = self.neighbor.poll_transmit() {
-            self.emit_arp(&packet, frame);
-            return Ok(Some(Transmit { sending: Sending::Arp(packet.operation), body: None }));
+        if let Some(arp) = self.neighbor.poll_transmit() {
+            self.emit_arp(&arp, packet);
+            return Ok(Some(Transmit { sending: Sending::Arp(arp.operation), messages: 0, fresh: None }));
         }
         let Some(next_hop) = self.neighbor.next_hop() else { return Ok(None) };
-        if let Some((sequence, chunk)) = self.window.peek_resend() {
-            self.emit_message(next_hop, sequence, chunk, image, frame)?;
-            self.window.resent(now);
-            self.stats.resends += 1;
-            return Ok(Some(self.transmit(sequence, chunk, Attempt::Again)));
+        Self::begin(packet);
+        let mut train = Train::default();
+        while let Some((sequence, chunk, attempt)) = self.peek_next(image) {
+            if !train.takes(chunk, attempt) {
+                break;
+            }
+            match self.add_message(sequence, chunk, image, packet) {
+                Ok(()) => {}
+                Err(error) if train.messages == 0 => return Err(error),
+                Err(_) => break,
+            }
+            train.add(sequence, chunk, attempt, self.train_limit(chunk.len));
+            match attempt {
+                Attempt::First => self.take_new(now, chunk),
+                Attempt::Again => self.take_resend(now),
+            }
         }
-        if self.flow == Flow::Held || !self.window.has_room() {
-            return Ok(None);
-        }
-        let Some(chunk) = self.peek_new(image) else { return Ok(None) };
-        let sequence = self.window.next_sequence();
-        self.emit_message(next_hop, sequence, chunk, image, frame)?;
-        self.take_new(now, chunk);
-        Ok(Some(self.transmit(sequence, chunk, Attempt::First)))
+        let Some(transmit) = train.transmit() else { return Ok(None) };
+        self.finish(next_hop, train.messages, train.len, packet);
+        Ok(Some(transmit))
     }
 
     /// What happened since it was asked last, oldest first.
@@ -288,14 +306,29 @@ impl Client {
         missing
     }
 
-    fn take_frame(&mut self, now: Instant, frame: &[u8]) -> Result<(), Ignored> {
+    fn take_frame(&mut self, now: Instant, frame: Arrival<'_>) -> Result<(), Ignored> {
         if self.phase == Phase::Closed {
-            return Err(Ignored::Closed);
+            return self.ignore(Ignored::Closed);
         }
-        match Incoming::parse(&self.config, frame)? {
-            Incoming::Arp(packet) => self.take_arp(now, &packet),
-            Incoming::Ack { port, sequence } => self.take_ack(now, port, sequence),
+        match Incoming::parse(&self.config, frame) {
+            Ok(Incoming::Arp(packet)) => self.take_arp(now, &packet).or_else(|reason| self.ignore(reason)),
+            Ok(Incoming::Acks { port, acks }) => {
+                let mut first = Ok(());
+                for ack in acks {
+                    if let Err(reason) = ack.and_then(|ack| self.take_ack(now, port, ack)) {
+                        let ignored = self.ignore(reason);
+                        first = first.and(ignored);
+                    }
+                }
+                first
+            }
+            Err(reason) => self.ignore(reason),
         }
+    }
+
+    fn ignore(&mut self, reason: Ignored) -> Result<(), Ignored> {
+        self.stats.ignored.count(reason);
+        Err(reason)
     }
 
     fn take_arp(&mut self, now: Instant, packet: &ArpPacket) -> Result<(), Ignored> {
@@ -366,6 +399,23 @@ impl Client {
             Phase::Herald | Phase::Header | Phase::Finish => self.queued == 1,
             Phase::Closed => false,
         }
+    }
+
+    /// The next message to send, if any may be sent now: a lost one first.
+    fn peek_next<I: ReadAt + ?Sized>(&mut self, image: &I) -> Option<(Sequence, Chunk, Attempt)> {
+        if let Some((sequence, chunk)) = self.window.peek_resend() {
+            return Some((sequence, chunk, Attempt::Again));
+        }
+        if self.flow == Flow::Held || !self.window.has_room() {
+            return None;
+        }
+        let chunk = self.peek_new(image)?;
+        Some((self.window.next_sequence(), chunk, Attempt::First))
+    }
+
+    fn take_resend(&mut self, now: Instant) {
+        self.window.resent(now);
+        self.stats.resends += 1;
     }
 
     /// The next message that was never sent, if this phase has one left.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::link::{GuestPiece, Offloads};
 use crate::report::Outcome;
 use crate::wire::arp::ArpOperation;
 use crate::wire::checksum::Checksum;
@@ -77,9 +78,10 @@ impl Bench {
 
     fn frames(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        let mut frame = Vec::new();
-        while self.client.poll_transmit(self.now, self.image.as_slice(), &mut frame).unwrap().is_some() {
-            frames.push(frame.clone());
+        let mut packet = Packet::default();
+        while self.client.poll_transmit(self.now, self.image.as_slice(), &mut packet).unwrap().is_some() {
+            assert!(packet.frame().is_plain());
+            frames.push(packet.frame().bytes.to_vec());
         }
         frames
     }
@@ -471,40 +473,107 @@ fn an_address_conflict_is_told_once() {
     assert_eq!(bench.client.stats().ignored.of(Ignored::AddressConflict), 3);
 }
 
+const GUEST_BASE: u64 = 1 << 20;
+
+/// A core that lies in guest memory.
+struct InGuest(Vec<u8>);
+
+impl ReadAt for InGuest {
+    fn length(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        self.0.as_slice().read_at(offset, buf)
+    }
+
+    fn locate(&self, offset: u64, _len: usize) -> Option<u64> {
+        Some(GUEST_BASE + offset)
+    }
+}
+
 #[test]
 fn gathering_leaves_the_core_out_of_the_frames() {
-    let mut bench = Bench::new(ClientConfig { gather: true, mtu: 9000, ..config() }, plan(5000));
+    let offloads = Offloads { gather: true, checksum: true, segments: 0 };
+    let mut bench = Bench::new(ClientConfig { offloads, mtu: 9000, ..config() }, plan(5000));
     bench.frames();
     bench.arp(ArpOperation::Reply, THEIR_MAC, SERVER).unwrap();
-    let mut frame = Vec::new();
-    let (now, image) = (bench.now, bench.image.clone());
-    let mut next = |bench: &mut Bench| {
-        let transmit = bench.client.poll_transmit(now, image.as_slice(), &mut frame).unwrap();
-        transmit.map(|transmit| (transmit.body, frame.clone()))
+    let (now, image) = (bench.now, InGuest(bench.image.clone()));
+    let next = |bench: &mut Bench| {
+        let mut packet = Packet::default();
+        bench.client.poll_transmit(now, &image, &mut packet).unwrap().unwrap();
+        packet
     };
-    let (body, herald) = next(&mut bench).unwrap();
-    assert_eq!((body, herald.len()), (None, PAYLOAD_AT + 4));
+    let herald = next(&mut bench);
+    assert_eq!((herald.frame().is_plain(), herald.frame().len()), (true, PAYLOAD_AT + 4));
     bench.ack(1).unwrap();
-    for want in [(0, 4096), (4096, 904)] {
-        let (body, mut data) = next(&mut bench).unwrap();
-        assert_eq!((body, data.len()), (Some(want), PAYLOAD_AT));
+    for (start, len) in [(0, 4096), (4096, 904)] {
+        let packet = next(&mut bench);
+        let piece = GuestPiece { at: PAYLOAD_AT, address: GUEST_BASE + start as u64, len };
+        assert_eq!((packet.frame().guest, packet.frame().bytes.len()), (&[piece][..], PAYLOAD_AT));
         // What the device does: sum up from the UDP header on, over the partial sum in the field.
-        let start = usize::try_from(want.0).unwrap();
-        data.extend_from_slice(&bench.image[start..start + want.1]);
+        let mut data = [packet.frame().bytes, &bench.image[start..start + len]].concat();
         let checksum = Checksum::of(&data[34..]).complete();
         data[40..42].copy_from_slice(&checksum);
         let (_, payload) = Route::parse(&data).unwrap();
-        assert_eq!(Message::parse(payload).unwrap().payload, &bench.image[start..start + want.1]);
+        assert_eq!(Message::parse(payload).unwrap().payload, &bench.image[start..start + len]);
     }
+}
+
+#[test]
+fn a_train_is_the_same_messages_behind_one_header() {
+    let offloads = Offloads { gather: false, checksum: true, segments: 8 };
+    let mut bench = Bench::accepted(config(), plan(1448 * 20 + 100));
+    bench.client.config.offloads = offloads;
+    let mut trains = Vec::new();
+    let mut packet = Packet::default();
+    while let Some(sent) = bench.client.poll_transmit(bench.now, bench.image.as_slice(), &mut packet).unwrap()
+    {
+        let frame = packet.frame();
+        assert_eq!(frame.segment, (sent.messages > 1).then_some(1472));
+        let mut whole = frame.bytes.to_vec();
+        let checksum = Checksum::of(&whole[34..]).complete();
+        whole[40..42].copy_from_slice(&checksum);
+        let (_, payload) = Route::parse(&whole).unwrap();
+        for (datagram, number) in payload.chunks(1472).zip(0_u64..) {
+            let message = Message::parse(datagram).unwrap();
+            let offset = sent.fresh.as_ref().unwrap().start + 1448 * number;
+            let start = usize::try_from(offset).unwrap();
+            assert_eq!((message.kind, message.offset), (MessageKind::Vmcore, offset));
+            assert_eq!(message.payload, &bench.image[start..start + message.payload.len()]);
+        }
+        trains.push(sent.messages);
+    }
+    assert_eq!(trains, [8, 8, 5]);
+}
+
+#[test]
+fn acks_in_a_train_count_one_by_one() {
+    let mut bench = Bench::accepted(config(), plan(1448 * 6));
+    assert_eq!(bench.messages().len(), 6);
+    let route = Route {
+        source_mac: THEIR_MAC,
+        destination_mac: OUR_MAC,
+        source: SocketAddrV4::new(SERVER, PORT),
+        destination: SocketAddrV4::new(CLIENT, 20024),
+    };
+    let acks: Vec<u8> = [2_u32, 3, 99, 5].iter().flat_map(|number| number.to_be_bytes()).collect();
+    let mut received = Received { segment: Some(4), checked: true, ..Received::default() };
+    route.emit(&[&acks[..], &[0, 0]].concat(), &mut received.bytes);
+    received.bytes[40] ^= 1;
+    assert_eq!(bench.client.handle(bench.now, &received), Err(Ignored::UnknownAck));
+    assert_eq!(bench.client.stats().bytes_acked, 3 * 1448);
+    let ignored = bench.client.stats().ignored;
+    assert_eq!((ignored.of(Ignored::UnknownAck), ignored.of(Ignored::NotAnAck)), (1, 1));
 }
 
 #[test]
 fn an_unreadable_core_changes_nothing() {
     let mut bench = Bench::accepted(config(), plan(3000));
-    let mut frame = Vec::new();
+    let mut packet = Packet::default();
     let short = [0_u8; 1000];
     for _ in 0..2 {
-        let error = bench.client.poll_transmit(bench.now, short.as_slice(), &mut frame).unwrap_err();
+        let error = bench.client.poll_transmit(bench.now, short.as_slice(), &mut packet).unwrap_err();
         assert_eq!(error.to_string(), "reading 1448 bytes at offset 0x0 of a core of 1000 bytes");
     }
     assert_eq!(bench.client.missing(), [(0, 3000)]);

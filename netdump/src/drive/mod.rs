@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use self::hash::CoreHash;
 use self::source::{Source, Stream};
 use crate::client::{
-    Client, ClientConfig, ClientEvent, ConfigError, CorePlan, DumpPlan, Ending, FailReason, PAYLOAD_AT, Phase,
+    Client, ClientConfig, ClientEvent, ConfigError, CorePlan, DumpPlan, Ending, FailReason, Packet, Phase,
 };
 use crate::ekcd::{DumpKey, DumpKeyError, StreamCipher, SysRng};
-use crate::link::{Frame, Link, Sent};
+use crate::link::{Link, Received, Sent};
 use crate::report::DumpReport;
 use crate::stream::backlog::Backlog;
 use crate::stream::{self, Packing, StreamError};
@@ -178,16 +178,11 @@ struct Drive<'a> {
     /// When the caller was told last.
     told: Option<Instant>,
     /// The frame to send, and to keep while the link is busy.
-    outgoing: Vec<u8>,
-    pending: Option<Pending>,
-    incoming: Vec<u8>,
+    outgoing: Packet,
+    /// Whether the link has not taken it yet.
+    is_pending: bool,
+    incoming: Received,
     ending: Option<Ending>,
-}
-
-/// What belongs to a frame in `outgoing` that the link has not taken yet.
-#[derive(Clone, Copy)]
-struct Pending {
-    guest: Option<(u64, usize)>,
 }
 
 impl<'a> Drive<'a> {
@@ -201,16 +196,16 @@ impl<'a> Drive<'a> {
         let started = Instant::now();
         let path = plan.path.clone();
         Ok(Self {
-            client: Client::new(ClientConfig { gather: link.gathers(), ..config }, plan, started)?,
+            client: Client::new(ClientConfig { offloads: link.offloads(), ..config }, plan, started)?,
             source,
             link,
             control,
             path,
             started,
             told: None,
-            outgoing: Vec::new(),
-            pending: None,
-            incoming: Vec::new(),
+            outgoing: Packet::default(),
+            is_pending: false,
+            incoming: Received::default(),
             ending: None,
         })
     }
@@ -241,20 +236,16 @@ impl<'a> Drive<'a> {
     /// Sends until the client has nothing more or the link no room.
     fn send_all(&mut self, now: Instant) {
         loop {
-            let guest = match self.pending {
-                Some(pending) => pending.guest,
-                None => match self.next_frame(now) {
-                    Ok(Some(pending)) => pending.guest,
-                    Ok(None) => return,
+            if !self.is_pending {
+                match self.next_frame(now) {
+                    Ok(true) => self.is_pending = true,
+                    Ok(false) => return,
                     Err(error) => return self.client.abort(FailReason::Read(error)),
-                },
-            };
-            match self.link.send(&Frame { bytes: &self.outgoing, guest }) {
-                Ok(Sent::Yes) => self.pending = None,
-                Ok(Sent::Busy) => {
-                    self.pending = Some(Pending { guest });
-                    return;
                 }
+            }
+            match self.link.send(&self.outgoing.frame()) {
+                Ok(Sent::Yes) => self.is_pending = false,
+                Ok(Sent::Busy) => return,
                 Err(source) => {
                     return self.client.abort(FailReason::Link { phase: self.client.phase(), source });
                 }
@@ -262,39 +253,27 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// The client's next frame in `outgoing`, with the place in guest memory of what follows it.
-    fn next_frame(&mut self, now: Instant) -> Result<Option<Pending>, ReadError> {
+    /// Puts the client's next frame into `outgoing`; whether there is one.
+    fn next_frame(&mut self, now: Instant) -> Result<bool, ReadError> {
         let Some(transmit) = self.client.poll_transmit(now, self.source.bytes(), &mut self.outgoing)? else {
-            return Ok(None);
+            return Ok(false);
         };
         tracing::trace!(?transmit, "send");
-        let guest = match transmit.body {
-            None => None,
-            Some((offset, len)) => {
-                let bytes = self.source.bytes();
-                let guest = bytes.locate(offset, len).map(|address| (address, len));
-                if guest.is_none() {
-                    self.outgoing.resize(PAYLOAD_AT + len, 0);
-                    bytes.read_at(offset, &mut self.outgoing[PAYLOAD_AT..])?;
-                }
-                guest
-            }
-        };
-        self.source.note(&mut self.client, &transmit, &self.outgoing)?;
-        Ok(Some(Pending { guest }))
+        self.source.note(&mut self.client, &transmit)?;
+        Ok(true)
     }
 
     /// Waits for a frame until the client or the caller wants to act, then takes what else has come.
     fn receive_all(&mut self, now: Instant) {
         let client = self.client.poll_timeout().map_or(TELL_EVERY, |at| at.saturating_duration_since(now));
         let caller = self.told.map_or(TELL_EVERY, |told| (told + TELL_EVERY).saturating_duration_since(now));
-        let link = if self.pending.is_some() { BUSY_WAIT } else { TELL_EVERY };
+        let link = if self.is_pending { BUSY_WAIT } else { TELL_EVERY };
         let mut wait = self.source.wait(&self.client, client.min(caller).min(link));
         for _ in 0..RECEIVE_BATCH {
             match self.link.receive(&mut self.incoming, wait) {
                 Ok(true) => {
-                    let taken = self.client.handle_frame(Instant::now(), &self.incoming);
-                    tracing::trace!(len = self.incoming.len(), ?taken, "received");
+                    let taken = self.client.handle(Instant::now(), &self.incoming);
+                    tracing::trace!(len = self.incoming.bytes.len(), ?taken, "received");
                     wait = Duration::ZERO;
                 }
                 Ok(false) => return,

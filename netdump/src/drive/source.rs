@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use super::hash::CoreHash;
-use crate::client::{Attempt, Client, FailReason, Flow, PAYLOAD_AT, Sending, Transmit};
+use crate::client::{Client, FailReason, Flow, Transmit};
 use crate::report::PackingReport;
 use crate::stream::backlog::{Backlog, StreamEnd};
 use crate::stream::{Packing, StreamError};
 use crate::vmcore::KernelDumpHeader;
-use crate::wire::MessageKind;
 use crate::{ReadAt, ReadError};
 
 /// How long a driver that waits for the packing threads leaves the link alone, when nothing is on its way and when acks
@@ -77,22 +76,12 @@ impl Source<'_> {
         }
     }
 
-    /// Takes note of a message that the client gives out; `frame` may hold its payload.
-    pub(super) fn note(
-        &mut self,
-        client: &mut Client,
-        transmit: &Transmit,
-        frame: &[u8],
-    ) -> Result<(), ReadError> {
+    /// Takes note of what the client gives out.
+    pub(super) fn note(&mut self, client: &mut Client, transmit: &Transmit) -> Result<(), ReadError> {
         let Self::Core { image, hash } = self else { return Ok(()) };
-        match transmit.sending {
-            Sending::Message { kind: MessageKind::Vmcore, offset, len, attempt: Attempt::First, .. } => {
-                match frame.get(PAYLOAD_AT..PAYLOAD_AT + len) {
-                    Some(payload) => hash.room(offset, len).copy_from_slice(payload),
-                    None => image.read_at(offset, hash.room(offset, len))?,
-                }
-            }
-            Sending::Message { .. } | Sending::Arp(_) => {}
+        if let Some(fresh) = &transmit.fresh {
+            let len = usize::try_from(fresh.end - fresh.start).unwrap_or(usize::MAX);
+            image.read_at(fresh.start, hash.room(fresh.start, len))?;
         }
         if hash.is_in_debt() {
             client.set_flow(Flow::Held);

@@ -9,7 +9,7 @@ mod packed;
 
 use super::*;
 use crate::link::pipe::{self, Pipe};
-use crate::link::{LinkError, PcapWriter, pcap::PcapFile};
+use crate::link::{Frame, GuestPiece, LinkError, Offloads, PcapWriter, pcap::PcapFile};
 use crate::report::Outcome;
 use crate::wire::arp::ArpPacket;
 use crate::wire::checksum::Checksum;
@@ -42,15 +42,16 @@ fn serve_some(
 ) -> JoinHandle<Stored> {
     thread::spawn(move || {
         let mut stored = Stored::default();
-        let (mut frame, mut answer) = (Vec::new(), Vec::new());
+        let (mut frame, mut answer) = (Received::default(), Vec::new());
         while link.receive(&mut frame, SERVER_PATIENCE).unwrap() {
+            let frame = &frame.bytes;
             answer.clear();
             let mut last = false;
             if let Ok(question) = ArpPacket::parse(&frame[14..]) {
                 answer.extend_from_slice(&[&MACS[0].0[..], &MACS[1].0, &[8, 6]].concat());
                 question.reply_from(MACS[1]).emit(&mut answer);
             } else {
-                let (route, payload) = Route::parse(&frame).unwrap();
+                let (route, payload) = Route::parse(frame).unwrap();
                 let message = Message::parse(payload).unwrap();
                 if !arrives(&message) {
                     continue;
@@ -66,7 +67,7 @@ fn serve_some(
                 last = message.kind == MessageKind::Finished;
                 route.reversed().emit(&Ack(message.sequence).to_bytes(), &mut answer);
             }
-            while link.send(&Frame { bytes: &answer, guest: None }).unwrap() == Sent::Busy {
+            while link.send(&Frame::plain(&answer)).unwrap() == Sent::Busy {
                 thread::yield_now();
             }
             if last {
@@ -138,14 +139,15 @@ impl Link for Card {
         self.pipe.mac()
     }
 
-    fn gathers(&self) -> bool {
-        true
+    fn offloads(&self) -> Offloads {
+        Offloads { gather: true, checksum: true, segments: 0 }
     }
 
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
         let mut bytes = frame.bytes.to_vec();
-        if let Some((address, len)) = frame.guest {
+        if let [GuestPiece { at, address, len }] = *frame.guest {
             let start = usize::try_from(address - (1 << 20)).unwrap();
+            assert_eq!(at, bytes.len());
             bytes.extend_from_slice(&self.memory[start..start + len]);
             self.gathered += 1;
         }
@@ -153,10 +155,10 @@ impl Link for Card {
             let sum = Checksum::of(&bytes[34..]).complete();
             bytes[40..42].copy_from_slice(&sum);
         }
-        self.pipe.send(&Frame { bytes: &bytes, guest: None })
+        self.pipe.send(&Frame::plain(&bytes))
     }
 
-    fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+    fn receive(&mut self, frame: &mut Received, wait: Duration) -> Result<bool, LinkError> {
         self.pipe.receive(frame, wait)
     }
 }
@@ -280,7 +282,7 @@ fn a_failing_link_ends_the_dump_with_its_reason() {
         fn send(&mut self, _frame: &Frame<'_>) -> Result<Sent, LinkError> {
             Ok(Sent::Yes)
         }
-        fn receive(&mut self, _frame: &mut Vec<u8>, _wait: Duration) -> Result<bool, LinkError> {
+        fn receive(&mut self, _frame: &mut Received, _wait: Duration) -> Result<bool, LinkError> {
             let source = std::io::ErrorKind::BrokenPipe.into();
             Err(LinkError::Io { doing: "reading tap0".into(), source })
         }
@@ -317,7 +319,7 @@ fn bad_input_is_refused_before_the_first_frame() {
     let (header, core) = (KernelDumpHeader::default(), Core::new());
     let dump = Dump { path: Some("../x"), header: &header, image: &core, packing: &Packing::default() };
     assert!(run(config(), &dump, &mut near, &mut go_on).is_err());
-    assert!(!far.receive(&mut Vec::new(), Duration::ZERO).unwrap());
+    assert!(!far.receive(&mut Received::default(), Duration::ZERO).unwrap());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Frame, Link, LinkError, Sent};
+use super::{Frame, Link, LinkError, Offloads, Received, Sent};
 use crate::wire::{MacAddr, datagram};
 
 /// First word of a pcap file with nanoseconds, in the writer's byte order (here always little-endian).
@@ -62,7 +62,7 @@ impl<W: Write> PcapFile<W> {
 pub struct PcapWriter<L: Link, W: Write = BufWriter<File>> {
     link: L,
     file: Option<PcapFile<W>>,
-    /// A frame as a gathering link wants it.
+    /// A frame as a link wants it that completes checksums.
     partial: Vec<u8>,
 }
 
@@ -91,17 +91,17 @@ impl<L: Link, W: Write> Link for PcapWriter<L, W> {
         self.link.mac()
     }
 
-    /// A recording needs whole frames.
-    fn gathers(&self) -> bool {
-        false
+    /// A recording needs whole frames, one by one.
+    fn offloads(&self) -> Offloads {
+        Offloads::default()
     }
 
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
-        let sent = if self.link.gathers() {
+        let sent = if self.link.offloads().checksum {
             self.partial.clear();
             self.partial.extend_from_slice(frame.bytes);
             datagram::leave_checksum(&mut self.partial);
-            self.link.send(&Frame { bytes: &self.partial, guest: frame.guest })?
+            self.link.send(&Frame::plain(&self.partial))?
         } else {
             self.link.send(frame)?
         };
@@ -111,10 +111,10 @@ impl<L: Link, W: Write> Link for PcapWriter<L, W> {
         Ok(sent)
     }
 
-    fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+    fn receive(&mut self, frame: &mut Received, wait: Duration) -> Result<bool, LinkError> {
         let received = self.link.receive(frame, wait)?;
         if received {
-            self.record(frame);
+            self.record(&frame.bytes);
         }
         Ok(received)
     }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn frame(bytes: &[u8]) -> Frame<'_> {
-        Frame { bytes, guest: None }
+        Frame::plain(bytes)
     }
 
     #[test]
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(recorded.send(&frame(&[1; 10])).unwrap(), Sent::Yes);
         assert_eq!(recorded.send(&frame(&[1; 20])).unwrap(), Sent::Busy);
         far.send(&frame(&[2; 30])).unwrap();
-        let mut received = Vec::new();
+        let mut received = Received::default();
         assert!(recorded.receive(&mut received, Duration::ZERO).unwrap());
         assert!(!recorded.receive(&mut received, Duration::ZERO).unwrap());
         drop(recorded);
@@ -209,7 +209,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(recorded.send(&frame(&[1; 10])).unwrap(), Sent::Yes);
         }
-        let mut received = Vec::new();
+        let mut received = Received::default();
         let arrived =
             std::iter::from_fn(|| far.receive(&mut received, Duration::ZERO).unwrap().then_some(()));
         assert_eq!(arrived.count(), 3);
@@ -228,13 +228,13 @@ mod tests {
             fn mac(&self) -> MacAddr {
                 self.0.mac()
             }
-            fn gathers(&self) -> bool {
-                true
+            fn offloads(&self) -> Offloads {
+                Offloads { gather: true, checksum: true, segments: 44 }
             }
             fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
                 self.0.send(frame)
             }
-            fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+            fn receive(&mut self, frame: &mut Received, wait: Duration) -> Result<bool, LinkError> {
                 self.0.receive(frame, wait)
             }
         }
@@ -251,15 +251,15 @@ mod tests {
         let mut written = Vec::new();
         let file = PcapFile::new(&mut written).unwrap();
         let mut recorded = PcapWriter::new(Gathering(near), file);
-        assert!(!recorded.gathers());
+        assert_eq!(recorded.offloads(), Offloads::default());
         recorded.send(&frame(&whole)).unwrap();
         drop(recorded);
         assert_eq!(written[24 + 16..], whole);
 
-        let mut received = Vec::new();
+        let mut received = Received::default();
         far.receive(&mut received, Duration::ZERO).unwrap();
-        let sum = crate::wire::checksum::Checksum::of(&received[34..]).complete();
-        received[40..42].copy_from_slice(&sum);
-        assert_eq!(received, whole);
+        let sum = crate::wire::checksum::Checksum::of(&received.bytes[34..]).complete();
+        received.bytes[40..42].copy_from_slice(&sum);
+        assert_eq!(received.bytes, whole);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::{Frame, Link, LinkError, Sent};
+use super::{Frame, Link, LinkError, Received, Sent};
 use crate::wire::MacAddr;
 
 /// One end of a cable.
@@ -52,10 +52,9 @@ impl Link for Pipe {
         self.mac
     }
 
-    /// Guest memory is out of reach here; a frame that ends in it is refused.
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
-        if frame.guest.is_some() {
-            return Err(LinkError::Unfit { link: "pipe".into(), problem: "cannot send from guest memory" });
+        if !frame.is_plain() {
+            return Err(LinkError::Unfit { link: "pipe".into(), problem: "takes plain frames only" });
         }
         let mut queues = self.outgoing.lock();
         if queues.frames.len() >= self.outgoing.capacity {
@@ -73,12 +72,12 @@ impl Link for Pipe {
         Ok(Sent::Yes)
     }
 
-    fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+    fn receive(&mut self, frame: &mut Received, wait: Duration) -> Result<bool, LinkError> {
         let until = Instant::now().checked_add(wait);
         let mut queues = self.incoming.lock();
         loop {
             if let Some(next) = queues.frames.pop_front() {
-                queues.spare.push(std::mem::replace(frame, next));
+                queues.spare.push(std::mem::replace(frame.clear(), next));
                 return Ok(true);
             }
             let left = until.map_or(wait, |until| until.saturating_duration_since(Instant::now()));
@@ -114,20 +113,20 @@ mod tests {
     }
 
     fn send(pipe: &mut Pipe, bytes: &[u8]) -> Sent {
-        pipe.send(&Frame { bytes, guest: None }).unwrap()
+        pipe.send(&Frame::plain(bytes)).unwrap()
     }
 
     #[test]
     fn frames_come_out_at_the_other_end_in_order() {
         let [mut near, mut far] = ends(8);
-        let mut frame = vec![9; 100];
+        let mut frame = Received { bytes: vec![9; 100], ..Received::default() };
         assert!(!far.receive(&mut frame, Duration::ZERO).unwrap());
         for bytes in [&[1_u8][..], &[2, 2], &[]] {
             assert_eq!(send(&mut near, bytes), Sent::Yes);
         }
         for bytes in [&[1_u8][..], &[2, 2], &[]] {
             assert!(far.receive(&mut frame, Duration::ZERO).unwrap());
-            assert_eq!(frame, bytes);
+            assert_eq!(frame.bytes, bytes);
         }
         assert!(!near.receive(&mut frame, Duration::ZERO).unwrap());
     }
@@ -136,7 +135,7 @@ mod tests {
     fn a_full_cable_is_busy_until_a_frame_is_taken() {
         let [mut near, mut far] = ends(1);
         assert_eq!([send(&mut near, &[1]), send(&mut near, &[2])], [Sent::Yes, Sent::Busy]);
-        far.receive(&mut Vec::new(), Duration::ZERO).unwrap();
+        far.receive(&mut Received::default(), Duration::ZERO).unwrap();
         assert_eq!(send(&mut near, &[2]), Sent::Yes);
     }
 
@@ -144,8 +143,8 @@ mod tests {
     fn a_waiting_end_is_woken_by_a_frame() {
         let [mut near, mut far] = ends(1);
         let waiter = std::thread::spawn(move || {
-            let mut frame = Vec::new();
-            far.receive(&mut frame, Duration::from_secs(60)).unwrap().then_some(frame)
+            let mut frame = Received::default();
+            far.receive(&mut frame, Duration::from_secs(60)).unwrap().then_some(frame.bytes)
         });
         std::thread::sleep(Duration::from_millis(20));
         send(&mut near, &[7]);
@@ -156,7 +155,7 @@ mod tests {
     fn waiting_ends_in_time() {
         let [mut near, _far] = ends(1);
         let start = Instant::now();
-        assert!(!near.receive(&mut Vec::new(), Duration::from_millis(20)).unwrap());
+        assert!(!near.receive(&mut Received::default(), Duration::from_millis(20)).unwrap());
         assert!(start.elapsed() >= Duration::from_millis(20));
     }
 }

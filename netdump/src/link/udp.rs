@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::time::TimeSpec;
 
-use super::{Frame, Link, LinkError, Sent};
+use super::{Frame, Link, LinkError, Received, Sent};
 use crate::wire::arp::{ArpOperation, ArpPacket};
 use crate::wire::ethernet::{EtherType, EthernetHeader};
 use crate::wire::{CLIENT_PORT, MacAddr, Route};
@@ -138,8 +138,8 @@ impl Link for UdpLink {
     }
 
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
-        if frame.guest.is_some() {
-            return Err(LinkError::Unfit { link: "udp".into(), problem: "cannot send from guest memory" });
+        if !frame.is_plain() {
+            return Err(LinkError::Unfit { link: "udp".into(), problem: "takes plain frames only" });
         }
         match EthernetHeader::parse(frame.bytes) {
             Ok((EthernetHeader { ethertype: EtherType::ARP, .. }, packet)) => {
@@ -150,11 +150,11 @@ impl Link for UdpLink {
         }
     }
 
-    fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+    fn receive(&mut self, received: &mut Received, wait: Duration) -> Result<bool, LinkError> {
+        let frame = received.clear();
         if let Some(answer) = self.answers.pop_front() {
             let ethernet =
                 EthernetHeader { destination: OUR_MAC, source: FAR_MAC, ethertype: EtherType::ARP };
-            frame.clear();
             frame.extend_from_slice(&ethernet.to_bytes());
             answer.emit(frame);
             return Ok(true);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     fn send(link: &mut UdpLink, bytes: &[u8]) -> Sent {
-        link.send(&Frame { bytes, guest: None }).unwrap()
+        link.send(&Frame::plain(bytes)).unwrap()
     }
 
     fn route(link: &UdpLink, destination: SocketAddrV4) -> Route {
@@ -252,8 +252,9 @@ mod tests {
             assert_eq!(send(&mut link, &frame), Sent::Yes);
         }
         let mut answers = 0;
-        while link.receive(&mut frame, Duration::ZERO).unwrap() {
-            let (_, packet) = EthernetHeader::parse(&frame).unwrap();
+        let mut received = Received::default();
+        while link.receive(&mut received, Duration::ZERO).unwrap() {
+            let (_, packet) = EthernetHeader::parse(&received.bytes).unwrap();
             assert_eq!(ArpPacket::parse(packet), Ok(question.reply_from(FAR_MAC)));
             answers += 1;
         }
@@ -265,7 +266,7 @@ mod tests {
         let (mut link, server) = link();
         assert_eq!(link.local_ip(), Ipv4Addr::new(127, 0, 0, 2), "the server has 127.0.0.1");
         let way = route(&link, v4(&server));
-        let mut frame = Vec::new();
+        let (mut frame, mut received) = (Vec::new(), Received::default());
         way.emit(b"message", &mut frame);
         assert_eq!(send(&mut link, &frame), Sent::Yes);
         let mut buffer = [0; 100];
@@ -273,9 +274,9 @@ mod tests {
         assert_eq!((&buffer[..len], from.port()), (&b"message"[..], link.local_port()));
 
         server.send_to(&[0, 0, 0, 1], from).unwrap();
-        assert!(link.receive(&mut frame, Duration::from_secs(5)).unwrap());
-        assert_eq!(Route::parse(&frame), Ok((way.reversed(), &[0, 0, 0, 1][..])));
-        assert!(!link.receive(&mut frame, Duration::from_millis(1)).unwrap());
+        assert!(link.receive(&mut received, Duration::from_secs(5)).unwrap());
+        assert_eq!(Route::parse(&received.bytes), Ok((way.reversed(), &[0, 0, 0, 1][..])));
+        assert!(!link.receive(&mut received, Duration::from_millis(1)).unwrap());
     }
 
     #[test]
@@ -283,12 +284,12 @@ mod tests {
         let (mut link, server) = link();
         let way = route(&link, v4(&server));
         drop(server);
-        let mut frame = Vec::new();
+        let (mut frame, mut received) = (Vec::new(), Received::default());
         for _ in 0..3 {
             frame.clear();
             way.emit(b"message", &mut frame);
             assert_eq!(send(&mut link, &frame), Sent::Yes);
-            assert!(!link.receive(&mut frame, Duration::from_millis(5)).unwrap());
+            assert!(!link.receive(&mut received, Duration::from_millis(5)).unwrap());
         }
     }
 

@@ -11,7 +11,7 @@ use super::host::{Host, HostConfig};
 use super::{
     Cause, DiskStore, Ending, HostNames, Receiver, ReceiverConfig, ReceiverEvent, StoreError, StoredDump,
 };
-use crate::link::{Frame, Link, LinkError, Sent};
+use crate::link::{Frame, Link, LinkError, Received, Sent};
 use crate::wire::MacAddr;
 
 /// The two ends of the link; locally administered, as of no real network card.
@@ -91,13 +91,14 @@ impl Link for EmbeddedLink {
     }
 
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
-        debug_assert!(frame.guest.is_none(), "this link does not gather");
+        debug_assert!(frame.is_plain(), "this link offers nothing else");
         // What the receiver ignores it counts; on a wire it would be lost.
         let _ = self.host.handle_frame(Instant::now(), frame.bytes);
         Ok(Sent::Yes)
     }
 
-    fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+    fn receive(&mut self, received: &mut Received, wait: Duration) -> Result<bool, LinkError> {
+        let frame = received.clear();
         // What was sent since is stored here, many messages in one write.
         if self.host.poll_transmit(frame) {
             return Ok(true);
@@ -228,7 +229,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut link = EmbeddedLink::open(dir.path(), SERVER, 1500).unwrap();
         let start = Instant::now();
-        assert!(!link.receive(&mut Vec::new(), Duration::from_millis(20)).unwrap());
+        assert!(!link.receive(&mut Received::default(), Duration::from_millis(20)).unwrap());
         assert!(start.elapsed() >= Duration::from_millis(20));
     }
 

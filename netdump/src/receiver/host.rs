@@ -252,7 +252,7 @@ mod tests {
             destination: SocketAddrV4::new(HOST.address, port),
         };
         let (mut message, mut frame) = (Vec::new(), Vec::new());
-        Message { kind, sequence, offset: 0, payload }.emit(&mut message);
+        Message { kind, sequence, offset: 0, payload, aux: 0 }.emit(&mut message);
         route.emit(&message, &mut frame);
         frame
     }

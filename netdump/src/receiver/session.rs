@@ -5,6 +5,7 @@
 //! its dump for a while, so that messages repeated because an ack was lost are acknowledged again; they change nothing
 //! then.
 
+use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -233,7 +234,7 @@ impl<D: OpenDump> Session<D> {
         if sequences.is_empty() {
             return None;
         }
-        let written = dump.write_at(*offset, bytes);
+        let written = dump.write_at(*offset, &[IoSlice::new(bytes)]);
         if written.is_ok() {
             self.received.insert(*offset..*offset + bytes.len() as u64);
             self.acks.append(sequences);

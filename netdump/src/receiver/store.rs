@@ -1,5 +1,6 @@
 //! Where the bytes of dumps go: the seam between sessions and storage, and a store in memory.
 
+use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
@@ -37,7 +38,8 @@ pub trait OpenDump {
     type Stored;
 
     /// Puts core bytes at `offset`; offset and end fit into an `i64`. Bytes may come in any order and repeatedly.
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError>;
+    /// The pieces follow one another and none is empty; a call has at most 1024 of them (the kernel's `UIO_MAXIOV`).
+    fn write_at(&mut self, offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), StoreError>;
 
     /// Puts bytes of the key block at `offset`.
     fn key_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError>;
@@ -193,8 +195,13 @@ impl MemoryDump {
 impl OpenDump for MemoryDump {
     type Stored = Self;
 
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        Self::put(self.limit, &mut self.core, offset, bytes)
+    fn write_at(&mut self, offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), StoreError> {
+        let mut at = offset;
+        for piece in pieces {
+            Self::put(self.limit, &mut self.core, at, piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
     }
 
     fn key_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {

@@ -44,7 +44,7 @@ impl<S: DumpStore> Bench<S> {
         payload: &[u8],
     ) -> Result<Vec<u32>, Ignored> {
         let mut bytes = Vec::new();
-        Message { kind, sequence, offset, payload }.emit(&mut bytes);
+        Message { kind, sequence, offset, payload, aux: 0 }.emit(&mut bytes);
         let result = self.receiver.handle_datagram(self.now, to, from, &bytes);
         let acks = self.drain();
         result.map(|()| acks)
@@ -147,7 +147,7 @@ fn a_dump_in_order_is_stored() {
 #[test]
 fn acks_go_to_the_client_from_its_session() {
     let mut bench = bench();
-    let herald = crate::wire::message::header(MessageKind::Herald, 1, 0, 0);
+    let herald = crate::wire::message::header(MessageKind::Herald, 1, 0, 0, 0);
     let odd_port = SocketAddrV4::new(*PEER.ip(), 4711);
     bench.receiver.handle_datagram(bench.now, HERALD, odd_port, &herald).unwrap();
     let Some(ReceiverEvent::Opened { session, local, peer }) = bench.receiver.poll_event() else { panic!() };
@@ -467,7 +467,7 @@ fn datagrams() -> impl Strategy<Value = Vec<u8>> {
     let message = (0_u32..7, 0_u32..5, offsets, prop::collection::vec(any::<u8>(), 0..600));
     let header = message.prop_map(|(kind, sequence, offset, payload)| {
         let mut bytes =
-            crate::wire::message::header(MessageKind::Vmcore, sequence, offset, payload.len()).to_vec();
+            crate::wire::message::header(MessageKind::Vmcore, sequence, offset, payload.len(), 0).to_vec();
         bytes[3] = u8::try_from(kind).unwrap();
         bytes.extend(payload);
         bytes

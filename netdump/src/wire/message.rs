@@ -1,7 +1,7 @@
 //! The netdump message header and its ack (FreeBSD `sys/netinet/netdump/netdump.h`).
 //!
 //! ```text
-//!  0  u32 type      4  u32 sequence number      8  u64 offset      16  u32 payload length      20  u32 padding (0)
+//!  0  u32 type      4  u32 sequence number      8  u64 offset      16  u32 payload length      20  u32 aux
 //! ```
 
 use thiserror::Error;
@@ -79,6 +79,9 @@ pub struct Message<'a> {
     pub offset: u64,
     /// The payload.
     pub payload: &'a [u8],
+    /// FreeBSD's first client calls it padding, later ones `mh_aux2`; all send 0 and no stock server looks at it. In a
+    /// HERALD of ours it names the dump, so that a receiver knows a dump that goes on from one that begins.
+    pub aux: u32,
 }
 
 impl<'a> Message<'a> {
@@ -86,7 +89,8 @@ impl<'a> Message<'a> {
     pub fn parse(datagram: &'a [u8]) -> Result<Self, MessageError> {
         let (header, payload) =
             datagram.split_first_chunk::<HEADER_LEN>().ok_or(MessageError::Short(datagram.len()))?;
-        let [k0, k1, k2, k3, s0, s1, s2, s3, o0, o1, o2, o3, o4, o5, o6, o7, l0, l1, l2, l3, ..] = *header;
+        let [k0, k1, k2, k3, s0, s1, s2, s3, o0, o1, o2, o3, o4, o5, o6, o7, l0, l1, l2, l3, a0, a1, a2, a3] =
+            *header;
         let kind = u32::from_be_bytes([k0, k1, k2, k3]);
         let announced = u32::from_be_bytes([l0, l1, l2, l3]);
         let kind = MessageKind::from_wire(kind).ok_or(MessageError::UnknownKind(kind))?;
@@ -101,18 +105,19 @@ impl<'a> Message<'a> {
             sequence: u32::from_be_bytes([s0, s1, s2, s3]),
             offset: u64::from_be_bytes([o0, o1, o2, o3, o4, o5, o6, o7]),
             payload,
+            aux: u32::from_be_bytes([a0, a1, a2, a3]),
         })
     }
 
     /// Appends header and payload to `out`.
     pub fn emit(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&header(self.kind, self.sequence, self.offset, self.payload.len()));
+        out.extend_from_slice(&header(self.kind, self.sequence, self.offset, self.payload.len(), self.aux));
         out.extend_from_slice(self.payload);
     }
 }
 
 /// The header of a message whose payload of `len` bytes (at most [`MAX_PAYLOAD`]) is put behind it by the caller.
-pub fn header(kind: MessageKind, sequence: u32, offset: u64, len: usize) -> [u8; HEADER_LEN] {
+pub fn header(kind: MessageKind, sequence: u32, offset: u64, len: usize, aux: u32) -> [u8; HEADER_LEN] {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     let mut out = [0; HEADER_LEN];
     let fields = (kind as u32)
@@ -120,7 +125,8 @@ pub fn header(kind: MessageKind, sequence: u32, offset: u64, len: usize) -> [u8;
         .into_iter()
         .chain(sequence.to_be_bytes())
         .chain(offset.to_be_bytes())
-        .chain(len.to_be_bytes());
+        .chain(len.to_be_bytes())
+        .chain(aux.to_be_bytes());
     for (byte, value) in out.iter_mut().zip(fields) {
         *byte = value;
     }
@@ -153,7 +159,7 @@ mod tests {
         [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, b'v', b'm', b'1', 0];
 
     fn herald() -> Message<'static> {
-        Message { kind: MessageKind::Herald, sequence: 1, offset: 0, payload: b"vm1\0" }
+        Message { kind: MessageKind::Herald, sequence: 1, offset: 0, payload: b"vm1\0", aux: 0 }
     }
 
     #[test]
@@ -188,7 +194,8 @@ mod tests {
         odd[3] = 9;
         assert_eq!(Message::parse(&odd), Err(MessageError::UnknownKind(9)));
         let mut big = Vec::new();
-        Message { kind: MessageKind::Vmcore, sequence: 2, offset: 0, payload: &[0; 4097] }.emit(&mut big);
+        Message { kind: MessageKind::Vmcore, sequence: 2, offset: 0, payload: &[0; 4097], aux: 0 }
+            .emit(&mut big);
         assert_eq!(Message::parse(&big), Err(MessageError::TooLong(4097)));
     }
 

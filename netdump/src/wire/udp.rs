@@ -53,19 +53,26 @@ impl UdpHeader {
     /// Takes the payload of an IPv4 packet apart into header and payload; what is behind the UDP length is cut. A
     /// checksum of 0 means that the sender made none.
     pub fn parse<'a>(ip: &Ipv4Header, datagram: &'a [u8]) -> Result<(Self, &'a [u8]), UdpError> {
-        let present = datagram.len();
-        let [s0, s1, d0, d1, l0, l1, c0, c1] =
-            *datagram.first_chunk::<HEADER_LEN>().ok_or(UdpError::Short(present))?;
-        let length = u16::from_be_bytes([l0, l1]);
-        let datagram = datagram.get(..usize::from(length)).ok_or(UdpError::Length { length, present })?;
-        let payload = datagram.get(HEADER_LEN..).ok_or(UdpError::Length { length, present })?;
-        if [c0, c1] != [0, 0] {
-            let mut sum = pseudo_header(ip, length);
+        let (header, payload) = Self::parse_checked(datagram)?;
+        let datagram = &datagram[..HEADER_LEN + payload.len()];
+        if datagram.get(6..HEADER_LEN) != Some(&[0, 0]) {
+            let mut sum = pseudo_header(ip, u16::try_from(datagram.len()).unwrap_or(u16::MAX));
             sum.add(datagram);
             if sum.complete() != [0, 0] {
                 return Err(UdpError::Checksum);
             }
         }
+        Ok((header, payload))
+    }
+
+    /// The same without a look at the checksum, which another has checked.
+    pub fn parse_checked(datagram: &[u8]) -> Result<(Self, &[u8]), UdpError> {
+        let present = datagram.len();
+        let [s0, s1, d0, d1, l0, l1, ..] =
+            *datagram.first_chunk::<HEADER_LEN>().ok_or(UdpError::Short(present))?;
+        let length = u16::from_be_bytes([l0, l1]);
+        let datagram = datagram.get(..usize::from(length)).ok_or(UdpError::Length { length, present })?;
+        let payload = datagram.get(HEADER_LEN..).ok_or(UdpError::Length { length, present })?;
         let header = Self { source: u16::from_be_bytes([s0, s1]), destination: u16::from_be_bytes([d0, d1]) };
         Ok((header, payload))
     }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use netdump::link::{Frame, Link, LinkError, Sent};
+use netdump::link::{Frame, Link, LinkError, Received, Sent};
 use netdump::wire::MacAddr;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -60,7 +60,7 @@ impl Link for TapLink {
     }
 
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
-        if frame.guest.is_some() {
+        if !frame.is_plain() {
             return Err(failed(&self.tap, "gathering a frame for", io::ErrorKind::Unsupported.into()));
         }
         let header = [0; VNET_HEADER_LEN];
@@ -75,7 +75,8 @@ impl Link for TapLink {
         }
     }
 
-    fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+    fn receive(&mut self, received: &mut Received, wait: Duration) -> Result<bool, LinkError> {
+        let frame = received.clear();
         Ok(self.take(frame)? || wait_for_frame(&self.tap, wait)? && self.take(frame)?)
     }
 }

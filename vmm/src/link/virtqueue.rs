@@ -18,7 +18,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use netdump::link::{Frame, Link, LinkError, Sent};
+use netdump::link::{Frame, GuestPiece, Link, LinkError, Offloads, Received, Sent};
 use netdump::wire::MacAddr;
 use netdump::wire::ethernet::{EtherType, EthernetHeader};
 use netdump::wire::ipv4::PROTOCOL_UDP;
@@ -159,8 +159,8 @@ impl Link for VirtqueueLink {
         self.mac
     }
 
-    fn gathers(&self) -> bool {
-        true
+    fn offloads(&self) -> Offloads {
+        Offloads { gather: true, checksum: true, segments: 0 }
     }
 
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
@@ -175,12 +175,13 @@ impl Link for VirtqueueLink {
         self.memory.write_slice(&header, at).expect(IN_SCRATCH);
         self.memory.write_slice(frame.bytes, at.unchecked_add(VNET_HEADER_LEN as u64)).expect(IN_SCRATCH);
         let headers = Buffer::Read(at.raw_value(), len);
-        match frame.guest {
-            None => self.tx.describe(2 * slot, &[headers]),
-            Some((address, len)) => {
+        match *frame.guest {
+            [] => self.tx.describe(2 * slot, &[headers]),
+            [GuestPiece { at, address, len }] if at == frame.bytes.len() => {
                 let len = u32::try_from(len).map_err(|_| too_long(self))?;
                 self.tx.describe(2 * slot, &[headers, Buffer::Read(address, len)]);
             }
+            _ => return Err(too_long(self)),
         }
         self.tx.publish(2 * slot);
         self.port.transmit().map_err(|error| self.gave_up(error))?;
@@ -190,7 +191,8 @@ impl Link for VirtqueueLink {
         Ok(Sent::Yes)
     }
 
-    fn receive(&mut self, frame: &mut Vec<u8>, wait: Duration) -> Result<bool, LinkError> {
+    fn receive(&mut self, received: &mut Received, wait: Duration) -> Result<bool, LinkError> {
+        let frame = received.clear();
         if self.take(frame) {
             return Ok(true);
         }

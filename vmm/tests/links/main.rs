@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use netdump::link::{Frame, Link, Sent};
+use netdump::link::{Frame, GuestPiece, Link, Received, Sent};
 use netdump::wire::MacAddr;
 use netdump::wire::arp::{ArpOperation, ArpPacket};
 use netdump::wire::checksum::Checksum;
@@ -61,33 +61,34 @@ impl Guest {
 /// Sends a message whose payload is `payload`, from guest memory where the link can.
 fn send(link: &mut dyn Link, guest: &Guest, route: &Route, payload: &[u8]) {
     let mut bytes = Vec::new();
-    let mut frame = if link.gathers() {
+    let piece = GuestPiece { at: 42, address: PAYLOAD, len: payload.len() };
+    let mut frame = if link.offloads().gather {
         guest.memory.write_slice(payload, GuestAddress(PAYLOAD)).unwrap();
         bytes.extend_from_slice(&route.headers(payload.len(), UdpChecksum::Partial));
-        Frame { bytes: &bytes, guest: Some((PAYLOAD, payload.len())) }
+        Frame { guest: &[piece], ..Frame::plain(&bytes) }
     } else {
         route.emit(payload, &mut bytes);
-        Frame { bytes: &bytes, guest: None }
+        Frame::plain(&bytes)
     };
     assert_eq!(link.send(&frame).unwrap(), Sent::Yes);
     // Some messages have no payload in guest memory, on any link.
-    if link.gathers() {
+    if link.offloads().gather {
         bytes = [&route.headers(4, UdpChecksum::Partial)[..], b"last"].concat();
     } else {
         bytes.clear();
         route.emit(b"last", &mut bytes);
     }
-    frame = Frame { bytes: &bytes, guest: None };
+    frame = Frame::plain(&bytes);
     assert_eq!(link.send(&frame).unwrap(), Sent::Yes);
 }
 
 /// Waits for a frame that `wanted` makes something of, at most `wait`.
 fn poll<T>(link: &mut dyn Link, wait: Duration, wanted: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + wait;
-    let mut frame = Vec::new();
+    let mut frame = Received::default();
     while Instant::now() < deadline {
         if link.receive(&mut frame, Duration::from_millis(100)).unwrap()
-            && let Some(value) = wanted(&frame)
+            && let Some(value) = wanted(&frame.bytes)
         {
             return Some(value);
         }
@@ -131,7 +132,7 @@ fn resolve(link: &mut dyn Link, address: Ipv4Addr) -> MacAddr {
         answers.then_some(reply.sender_mac)
     };
     until(|| {
-        assert_eq!(link.send(&Frame { bytes: &bytes, guest: None }).unwrap(), Sent::Yes);
+        assert_eq!(link.send(&Frame::plain(&bytes)).unwrap(), Sent::Yes);
         poll(link, Duration::from_millis(100), reply)
     })
 }
@@ -432,7 +433,7 @@ fn the_mtu_is_read_anew_and_a_removed_tap_is_an_error() {
         ip("link delete guest0");
         for link in &mut links {
             assert_eq!(link.mtu().unwrap_err().to_string(), "interface guest0: it has been removed");
-            assert!(link.receive(&mut Vec::new(), Duration::ZERO).is_err());
+            assert!(link.receive(&mut Received::default(), Duration::ZERO).is_err());
         }
     });
 }

@@ -1,7 +1,7 @@
 //! One dump on disk: written aside, and put under its final names when it is whole.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -90,11 +90,16 @@ impl DiskDump {
 impl OpenDump for DiskDump {
     type Stored = StoredDump;
 
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        self.files.core.write_all_at(bytes, offset).map_err(|source| {
-            let path = self.files.path_of("vmcore", ".partial");
-            StoreError::Write { path, offset, len: bytes.len(), source }
-        })
+    fn write_at(&mut self, offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), StoreError> {
+        let mut at = offset;
+        for piece in pieces {
+            self.files.core.write_all_at(piece, at).map_err(|source| {
+                let path = self.files.path_of("vmcore", ".partial");
+                StoreError::Write { path, offset: at, len: piece.len(), source }
+            })?;
+            at += piece.len() as u64;
+        }
+        Ok(())
     }
 
     fn key_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {

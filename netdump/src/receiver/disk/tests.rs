@@ -11,6 +11,8 @@ use super::super::store::{Commit, OpenDump};
 use super::super::{
     Cause, DumpSummary, Ending, Endpoint, HeaderSeen, Receiver, ReceiverConfig, ReceiverEvent,
 };
+use std::io::IoSlice;
+
 use super::*;
 use crate::receiver::ranges::RangeSet;
 use crate::vmcore::KernelDumpHeader;
@@ -60,7 +62,7 @@ fn commit(dump: &mut DiskDump, summary: &DumpSummary) -> Result<StoredDump, Stor
 /// A whole dump of these bytes.
 fn dump(store: &mut DiskStore, path: &[u8], core: &[u8]) -> StoredDump {
     let mut dump = store.create(&request(path)).unwrap();
-    dump.write_at(0, core).unwrap();
+    dump.write_at(0, &[IoSlice::new(core)]).unwrap();
     commit(&mut dump, &summary(HeaderSeen::Missing, core.len() as u64)).unwrap()
 }
 
@@ -129,7 +131,7 @@ fn while_it_is_received_a_dump_is_said_to_be_incomplete() {
     assert!(text(&info).ends_with("Dump incomplete: the receiver was still receiving it\n"));
     let header = KernelDumpHeader { panic_string: "boom".into(), ..Default::default() };
     dump.header(&HeaderSeen::judge(&header.to_bytes())).unwrap();
-    dump.write_at(0, b"core").unwrap();
+    dump.write_at(0, &[IoSlice::new(b"core")]).unwrap();
     // As after kill -9: what was acknowledged is in the files.
     drop(dump);
     assert_eq!(text(dir.path().join(format!("info.{H}.0.partial"))), "");
@@ -143,7 +145,7 @@ fn while_it_is_received_a_dump_is_said_to_be_incomplete() {
 fn abandoned_dump_is_kept_under_a_name_that_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let mut dump = store(dir.path()).create(&request(b"")).unwrap();
-    dump.write_at(0, b"half").unwrap();
+    dump.write_at(0, &[IoSlice::new(b"half")]).unwrap();
     dump.key_at(0, b"key").unwrap();
     let stored =
         dump.abandon(&summary(HeaderSeen::Missing, 4), &Ending::Incomplete(Cause::TimedOut)).unwrap();
@@ -166,7 +168,7 @@ fn encrypted_and_compressed_cores_are_named_so() {
         ..Default::default()
     };
     let header = HeaderSeen::judge(&header.to_bytes());
-    dump.write_at(0, b"abc\0\0\0").unwrap();
+    dump.write_at(0, &[IoSlice::new(b"abc\0\0\0")]).unwrap();
     dump.key_at(3, b"ey").unwrap();
     dump.key_at(0, b"the").unwrap();
     dump.header(&header).unwrap();
@@ -189,7 +191,7 @@ fn endings_follow_the_header_and_links_follow_the_names() {
         bytes[0x1ef] = compression;
         bytes[0x1ff] ^= compression;
         let header = HeaderSeen::judge(&bytes);
-        dump.write_at(0, b"abc").unwrap();
+        dump.write_at(0, &[IoSlice::new(b"abc")]).unwrap();
         if key_size > 0 {
             dump.key_at(0, b"key").unwrap();
         }
@@ -281,7 +283,7 @@ fn planted_links_are_never_followed() {
 fn name_taken_while_the_dump_runs_is_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let mut dump = store(dir.path()).create(&request(b"")).unwrap();
-    dump.write_at(0, b"core").unwrap();
+    dump.write_at(0, &[IoSlice::new(b"core")]).unwrap();
     fs::write(dir.path().join(format!("vmcore.{H}.0")), "other").unwrap();
     let summary = summary(HeaderSeen::Missing, 4);
     let error = commit(&mut dump, &summary).unwrap_err();
@@ -351,7 +353,7 @@ fn full_disk_ends_the_dump_and_keeps_what_came_and_why() {
     let mut send = |to: Endpoint, kind, sequence: u32, payload: &[u8]| {
         let mut bytes = Vec::new();
         let offset = u64::from(sequence.saturating_sub(2)) * 4096;
-        Message { kind, sequence, offset, payload }.emit(&mut bytes);
+        Message { kind, sequence, offset, payload, aux: 0 }.emit(&mut bytes);
         let _ = receiver.handle_datagram(now, to, PEER, &bytes);
         let events: Vec<_> = std::iter::from_fn(|| receiver.poll_event()).collect();
         (std::iter::from_fn(|| receiver.poll_transmit()).count(), events)

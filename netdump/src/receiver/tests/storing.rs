@@ -1,5 +1,6 @@
 //! When a store is written to, and when what it took is acknowledged.
 
+use std::io::IoSlice;
 use std::sync::Mutex;
 
 use super::*;
@@ -23,7 +24,7 @@ impl DumpStore for SlowStore {
 impl OpenDump for SlowStore {
     type Stored = bool;
 
-    fn write_at(&mut self, _: u64, _: &[u8]) -> Result<(), StoreError> {
+    fn write_at(&mut self, _: u64, _: &[IoSlice<'_>]) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -96,12 +97,12 @@ impl DumpStore for Recorder {
 impl OpenDump for Recorder {
     type Stored = ();
 
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+    fn write_at(&mut self, offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), StoreError> {
         let mut writes = self.writes.lock().unwrap();
         if writes.len() == self.fails_at {
             return Err(StoreError::Full { end: 0, limit: 0 });
         }
-        writes.push((offset, bytes.len()));
+        writes.push((offset, pieces.iter().map(|piece| piece.len()).sum()));
         Ok(())
     }
 
@@ -131,7 +132,7 @@ fn data_in_a_row_is_one_write_and_acknowledged_after_it() {
     let send = |bench: &mut Bench<Recorder>, offset: u64| {
         let mut bytes = Vec::new();
         let sequence = u32::try_from(offset).unwrap();
-        Message { kind: MessageKind::Vmcore, sequence, offset, payload: &[0; 10] }.emit(&mut bytes);
+        Message { kind: MessageKind::Vmcore, sequence, offset, payload: &[0; 10], aux: 0 }.emit(&mut bytes);
         bench.receiver.handle_datagram(bench.now, to, PEER, &bytes).unwrap();
     };
     [0, 10, 20].into_iter().for_each(|offset| send(&mut bench, offset));
@@ -155,7 +156,7 @@ fn rows_are_cut_where_a_write_becomes_too_long() {
     for sequence in 0..100 {
         let mut bytes = Vec::new();
         let offset = u64::from(sequence) * 4096;
-        Message { kind: MessageKind::Vmcore, sequence, offset, payload: &[0; 4096] }.emit(&mut bytes);
+        Message { kind: MessageKind::Vmcore, sequence, offset, payload: &[0; 4096], aux: 0 }.emit(&mut bytes);
         bench.receiver.handle_datagram(bench.now, to, PEER, &bytes).unwrap();
     }
     assert_eq!(bench.drain().len(), 100);
@@ -167,7 +168,7 @@ fn what_was_gathered_is_stored_before_the_dump_ends() {
     let mut bench = bench();
     let to = bench.open();
     let mut bytes = Vec::new();
-    Message { kind: MessageKind::Vmcore, sequence: 2, offset: 0, payload: b"abc" }.emit(&mut bytes);
+    Message { kind: MessageKind::Vmcore, sequence: 2, offset: 0, payload: b"abc", aux: 0 }.emit(&mut bytes);
     bench.receiver.handle_datagram(bench.now, to, PEER, &bytes).unwrap();
     bench.receiver.shut_down(bench.now);
     assert_eq!(bench.drain(), [2]);

@@ -3,14 +3,17 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending};
+use crate::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending, Packet};
+use crate::link::Frame;
 use crate::receiver::host::{Host, HostConfig};
 use crate::receiver::store::{MemoryDump, MemoryStore};
 use crate::receiver::{self, Receiver, ReceiverConfig, ReceiverEvent};
 use crate::vmcore::kdh::KDH_LEN;
+use crate::wire::{MacAddr, Route};
 use crate::{ReadAt, ReadError};
 
 use super::core::{Core, header};
+use super::datagram::Datagram;
 use super::hosts::{CLIENT_IP, CLIENT_MAC, SERVER_IP, SERVER_MAC};
 use super::rng::Rng;
 use super::{Keeper, Party, Station};
@@ -31,6 +34,9 @@ pub struct ClientStation {
     pub ending: Option<Ending>,
     started: Instant,
     growth: Option<Growth>,
+    packet: Packet,
+    /// Where in a train the next frame begins; 0 when all of it was sent.
+    next_of_train: usize,
 }
 
 /// How a core comes that is made while it is sent.
@@ -83,7 +89,17 @@ impl ClientStation {
     /// The same at a time that several have in common.
     pub fn starting_at(started: Instant, config: ClientConfig, plan: DumpPlan, core: Core) -> Self {
         let client = Client::new(config.clone(), plan, started).expect("a good configuration");
-        Self { client, config, core, events: Vec::new(), ending: None, started, growth: None }
+        Self {
+            client,
+            config,
+            core,
+            events: Vec::new(),
+            ending: None,
+            started,
+            growth: None,
+            packet: Packet::default(),
+            next_of_train: 0,
+        }
     }
 
     /// The same with a core that comes piece by piece, and with its header in the end.
@@ -114,6 +130,18 @@ impl ClientStation {
         self.client.supply(growth.available);
     }
 
+    /// Takes the client's next frame or train of frames.
+    fn next_packet(&mut self, now: Instant) -> bool {
+        let transmit = match &self.growth {
+            None => self.client.poll_transmit(now, &self.core, &mut self.packet),
+            Some(growth) => {
+                let kept = Kept { core: &self.core, range: self.client.acked_to()..growth.available };
+                self.client.poll_transmit(now, &kept, &mut self.packet)
+            }
+        };
+        transmit.expect("memory can be read").is_some()
+    }
+
     fn take_events(&mut self) {
         while let Some(event) = self.client.poll_event() {
             assert!(self.ending.is_none(), "nothing follows the end");
@@ -123,6 +151,25 @@ impl ClientStation {
             }
         }
     }
+}
+
+/// One datagram of a train as a frame of its own with a checksum, as a card would send it: where the next one begins, 0
+/// behind the last. What is no datagram is left as it is.
+fn take_segment(train: &[u8], segment: usize, at: usize, frame: &mut Vec<u8>) -> usize {
+    frame.clear();
+    let (Some(datagram), Some((&to, rest))) = (Datagram::of(train), train.split_first_chunk()) else {
+        frame.extend_from_slice(train);
+        return 0;
+    };
+    let route = Route {
+        source_mac: MacAddr(*rest.first_chunk().expect("it is longer than its header")),
+        destination_mac: MacAddr(to),
+        source: datagram.source,
+        destination: datagram.destination,
+    };
+    let end = (at + segment).min(datagram.payload.len());
+    route.emit(&datagram.payload[at..end], frame);
+    if end < datagram.payload.len() { end } else { 0 }
 }
 
 impl Station for ClientStation {
@@ -139,14 +186,18 @@ impl Station for ClientStation {
     }
 
     fn poll_transmit(&mut self, now: Instant, frame: &mut Vec<u8>) -> bool {
-        let transmit = match &self.growth {
-            None => self.client.poll_transmit(now, &self.core, frame),
-            Some(growth) => {
-                let kept = Kept { core: &self.core, range: self.client.acked_to()..growth.available };
-                self.client.poll_transmit(now, &kept, frame)
-            }
-        };
-        transmit.expect("memory can be read").is_some()
+        if self.next_of_train == 0 && !self.next_packet(now) {
+            return false;
+        }
+        let Frame { bytes, segment, .. } = self.packet.frame();
+        if !self.config.offloads.checksum {
+            frame.clear();
+            frame.extend_from_slice(bytes);
+            return true;
+        }
+        let segment = segment.map_or(bytes.len(), usize::from);
+        self.next_of_train = take_segment(bytes, segment, self.next_of_train, frame);
+        true
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -239,7 +290,7 @@ impl Keeper for HostStation {
     }
 
     fn stored(&self) -> Vec<Stored<'_>> {
-        let stored = |(ending, dump): &'_ (receiver::Ending, MemoryDump)| ending.is_complete();
-        self.dumps.iter().map(|dump| Stored { core: &dump.1.core, is_complete: stored(dump) }).collect()
+        let dumps = self.dumps.iter();
+        dumps.map(|(ending, dump)| Stored { core: &dump.core, is_complete: ending.is_complete() }).collect()
     }
 }
