@@ -68,7 +68,7 @@ fn a_calm_network_needs_no_resends() {
         let server = FakeServer::new(Manner::ByTheBook);
         let mut net = SimNet::new("calm", mtu.into(), Weather::calm(), client(mtu, LEN), server);
         assert!(matches!(net.run(), Ok(Ending::Complete)));
-        assert!(net.server.core == net.client.core.bytes);
+        assert!(net.server.core() == net.client.core.bytes);
         assert_eq!(net.client.client.stats().resends, 0);
         assert_eq!(net.server.headers.len(), 1);
         let order = [MessageKind::Herald, MessageKind::Vmcore, MessageKind::Kdh, MessageKind::Finished];
@@ -89,7 +89,7 @@ fn last_ack_lost_of_a_stock_server_is_unconfirmed() {
     let mut net = net("last-ack-stock", FakeServer::new(Manner::LosesLastAck));
     let why = unconfirmed(&mut net);
     assert_eq!(why, "10.0.0.9:40000 has acknowledged the whole core but not within 60s that it is stored");
-    assert!(net.server.core == net.client.core.bytes);
+    assert!(net.server.core() == net.client.core.bytes);
     assert!(net.server.finished);
 }
 
@@ -113,7 +113,7 @@ fn late_acks_of_old_messages_are_ignored() {
     let mut net =
         net("late-acks", FakeServer::new(Manner::LateAcks { every: 7, by: Duration::from_micros(300) }));
     assert!(matches!(net.run(), Ok(Ending::Complete)));
-    assert!(net.server.core == net.client.core.bytes);
+    assert!(net.server.core() == net.client.core.bytes);
     assert!(ignored(&net.client.client, Ignored::RepeatedAck) > 0);
 }
 
@@ -168,7 +168,7 @@ fn a_host_without_a_server_is_named_with_its_port() {
 fn a_server_that_asks_for_our_address_in_the_middle_gets_it() {
     let mut net = net("forgetful", FakeServer::new(Manner::ForgetsNeighbor { every: 20 }));
     assert!(matches!(net.run(), Ok(Ending::Complete)));
-    assert!(net.server.core == net.client.core.bytes);
+    assert!(net.server.core() == net.client.core.bytes);
     assert!(net.elapsed() < ms(500), "{:?}", net.elapsed());
 }
 

@@ -10,4 +10,8 @@ pub mod pcap;
 pub mod programs;
 pub mod readers;
 
-pub use netdump::torture::sim as simnet;
+/// The network simulator and everyone on its wire.
+pub mod simnet {
+    pub use netdump::torture::peers::*;
+    pub use netdump::torture::sim::*;
+}

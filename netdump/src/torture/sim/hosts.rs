@@ -93,13 +93,13 @@ fn forwarded(frame: &[u8], to: MacAddr, from: MacAddr) -> Vec<u8> {
 }
 
 /// An ARP request for that address, if the frame is one.
-pub(super) fn question_for(address: Ipv4Addr, frame: &[u8]) -> Option<ArpPacket> {
+pub(in crate::torture) fn question_for(address: Ipv4Addr, frame: &[u8]) -> Option<ArpPacket> {
     let packet = ArpPacket::parse(frame.get(14..)?).ok().filter(|_| frame[12..14] == [8, 6])?;
     (packet.operation == ArpOperation::Request && packet.target_ip == address).then_some(packet)
 }
 
 /// A frame with this packet for whom it is meant.
-pub(super) fn put_arp(packet: &ArpPacket, frame: &mut Vec<u8>) {
+pub(in crate::torture) fn put_arp(packet: &ArpPacket, frame: &mut Vec<u8>) {
     let to = if packet.target_mac == MacAddr::ZERO { MacAddr::BROADCAST } else { packet.target_mac };
     frame.clear();
     frame.extend_from_slice(&to.0);

@@ -4,13 +4,9 @@
 //! With `PCAP_DIR` set every run is recorded there, under its name, with its own time.
 
 mod air;
-pub mod core;
 pub mod datagram;
-pub mod fake_server;
 pub mod hosts;
-pub mod mischief;
 pub mod rng;
-pub mod stations;
 pub mod weather;
 
 use std::fs::File;
@@ -20,14 +16,11 @@ use std::time::{Duration, Instant};
 
 use self::air::Air;
 use super::judge::{From, Judge, Stored};
+use super::peers::ClientStation;
 use crate::link::pcap::PcapFile;
 
-pub use self::core::Core;
-pub use fake_server::{FakeServer, Manner};
 pub use hosts::Gateway;
-pub use mischief::{Echo, Replay, Vandal};
 pub use rng::Rng;
-pub use stations::{ClientStation, HostStation};
 pub use weather::Weather;
 
 /// More frames and timeouts than any honest run has: each of some thousand messages may well be sent a hundred times.

@@ -13,11 +13,11 @@ use crate::wire::{MacAddr, Route};
 use crate::{ReadAt, ReadError};
 
 use super::core::{Core, header};
-use super::datagram::Datagram;
-use super::hosts::{CLIENT_IP, CLIENT_MAC, SERVER_IP, SERVER_MAC};
-use super::rng::Rng;
-use super::{Keeper, Party, Station};
 use crate::torture::judge::Stored;
+use crate::torture::sim::Rng;
+use crate::torture::sim::datagram::Datagram;
+use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, SERVER_IP, SERVER_MAC};
+use crate::torture::sim::{Keeper, Party, Station};
 
 /// A client that dumps a [`Core`].
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::rng::Rng;
+use crate::torture::sim::Rng;
 use crate::vmcore::KernelDumpHeader;
 use crate::vmcore::kdh::KDH_LEN;
 use crate::{ReadAt, ReadError};

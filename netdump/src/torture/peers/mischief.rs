@@ -7,9 +7,9 @@ use std::time::Instant;
 use crate::wire::arp::{ArpOperation, ArpPacket};
 use crate::wire::{Ack, MacAddr, Route};
 
-use super::Station;
-use super::hosts::{CLIENT_IP, CLIENT_MAC, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp};
-use super::rng::Rng;
+use crate::torture::sim::Rng;
+use crate::torture::sim::Station;
+use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp};
 
 /// A vandal's hardware address.
 const VANDAL_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0x66]);
