@@ -2,4 +2,10 @@
 
 pub mod judge;
 pub mod peers;
+pub mod scenarios;
 pub mod sim;
+mod simulate;
+mod tally;
+
+pub use simulate::{find_known_bad, simulate};
+pub use tally::{Discovery, Failure, Row, Tally};

@@ -190,11 +190,10 @@ impl ClientJudge {
                 if let Some(hole) = self.first_hole() {
                     self.accuse(Fault::FinishedWithHole(hole));
                 }
-                let open = |sent: &&Sent| {
-                    !sent.is_acked && matches!(sent.kind, MessageKind::Kdh | MessageKind::EkcdKey)
-                };
-                if let Some(kind) = self.sent.values().find(open).map(|sent| sent.kind) {
-                    self.accuse(Fault::FinishedBefore(kind));
+                for kind in [MessageKind::Kdh, MessageKind::EkcdKey] {
+                    if self.sent.values().any(|sent| sent.kind == kind && !sent.is_acked) {
+                        self.accuse(Fault::FinishedBefore(kind));
+                    }
                 }
             }
             MessageKind::EkcdKey | MessageKind::Herald => {}

@@ -8,12 +8,14 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use thiserror::Error;
 
 pub use client::{AcksFrom, ClientJudge};
 pub use server::{ServerJudge, Stored, Strange};
 
+use super::sim::NoEnd;
 use super::sim::datagram::Datagram;
 use crate::wire::message::MessageError;
 use crate::wire::{MessageKind, Route};
@@ -124,6 +126,28 @@ pub enum Fault {
         /// Bytes sent.
         sent: u64,
     },
+    /// Of our client.
+    #[error("the client says that its dump is complete, and the server has no such core")]
+    CompleteUntrue,
+    /// Of our client.
+    #[error("the client says that all was acknowledged but FINISHED, and the server has no such core")]
+    UnconfirmedUntrue,
+    /// Of our client.
+    #[error("the client failed, and what it calls missing is not all that the server lacks")]
+    MissingUntrue,
+    /// Of our client, which says why.
+    #[error("the client did not finish although it could: {0}")]
+    GaveUp(String),
+    /// Of whom cannot be told.
+    #[error("the run came to no end: {0}")]
+    NoEnd(NoEnd),
+    /// Of a server, or of the network.
+    #[error("the server did not acknowledge message {0} of a client that had the right to it")]
+    Unanswered(u32),
+    /// Of the program.
+    #[error("the program panicked: {0}")]
+    Panicked(String),
+
     /// Of a server: start and end of the first such bytes.
     #[error("the server acknowledged bytes {:#x} to {:#x} of {client} and has lost them", .range.0, .range.1)]
     AckedAndLost {
@@ -169,16 +193,26 @@ pub struct Judge {
     clients: BTreeMap<Ipv4Addr, ClientJudge>,
     /// The server's judge.
     pub server: ServerJudge,
+    restart: Option<Duration>,
 }
 
 impl Judge {
     /// Of the server with this address and of its clients.
     pub fn new(server: Ipv4Addr, acks_from: AcksFrom) -> Self {
-        Self { address: server, acks_from, clients: BTreeMap::new(), server: ServerJudge::default() }
+        let (clients, server_judge) = (BTreeMap::new(), ServerJudge::default());
+        Self { address: server, acks_from, clients, server: server_judge, restart: None }
     }
 
-    /// A frame as it was sent.
-    pub fn sent(&mut self, from: From, frame: &[u8]) {
+    /// The server is to be started again at that time of the run, and then knows nothing of its clients.
+    pub fn expecting_restart(self, at: Duration) -> Self {
+        Self { restart: Some(at), ..self }
+    }
+
+    /// A frame as it was sent, at that time of the run.
+    pub fn sent(&mut self, elapsed: Duration, from: From, frame: &[u8]) {
+        if self.restart.take_if(|at| *at <= elapsed).is_some() {
+            self.server.restarted();
+        }
         let Some(Datagram { source, destination, payload }) = Datagram::of(frame) else { return };
         if *destination.ip() == self.address && from != From::Server {
             self.server.takes(source, destination.port(), payload);

@@ -63,6 +63,8 @@ struct Client {
     heralds: BTreeSet<u32>,
     /// Dumps by the server's port.
     sessions: BTreeMap<u16, Session>,
+    /// Dumps of which a server that was restarted knows nothing.
+    earlier: Vec<Session>,
     /// Numbers in messages to the well-known port that are no HERALDs.
     strange: HashMap<u32, Strange>,
 }
@@ -78,8 +80,6 @@ struct Session {
     acked: Vec<(u64, u64)>,
     header: Option<KernelDumpHeader>,
     is_finished: bool,
-    /// The server was restarted since.
-    is_forgotten: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -116,10 +116,11 @@ impl ServerJudge {
         }
     }
 
-    /// The server was started again and may give the clients that it had other ports.
+    /// The server was started again and gives the clients that it had ports anew.
     pub fn restarted(&mut self) {
-        let sessions = self.clients.values_mut().flat_map(|client| client.sessions.values_mut());
-        sessions.for_each(|session| session.is_forgotten = true);
+        for client in self.clients.values_mut() {
+            client.earlier.extend(std::mem::take(&mut client.sessions).into_values());
+        }
     }
 
     /// What the server has done so far that it must not, but the repetitions of it.
@@ -129,8 +130,8 @@ impl ServerJudge {
 
     /// Compares what was acknowledged to `client`, whose core this is, with all that the server has stored.
     pub fn compare(&mut self, client: SocketAddrV4, core: &[u8], stored: &[Stored<'_>]) {
-        let sessions = self.clients.get(&client).into_iter().flat_map(|client| client.sessions.values());
-        for session in sessions {
+        let Some(known) = self.clients.get(&client) else { return };
+        for session in known.sessions.values().chain(&known.earlier) {
             if let Some(fault) = session.compare(client, core, stored) {
                 Fault::note(&mut self.faults, fault);
             }
@@ -164,8 +165,7 @@ impl Client {
             return Some(Fault::OtherPort { client, port });
         }
         // One that got data may begin another dump.
-        let mut sessions = self.sessions.iter();
-        let unused = sessions.find(|(_, session)| session.sent.is_empty() && !session.is_forgotten);
+        let unused = self.sessions.iter().find(|(_, session)| session.sent.is_empty());
         let fault = unused.map(|(&first, _)| Fault::TwoPorts { client, first, second: port });
         self.sessions.insert(port, Session::default());
         fault

@@ -9,8 +9,9 @@
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
+use super::Dumps;
 use super::core::{Core, header};
-use super::talker::{Ports, Talker};
+use super::talker::{Ports, Talker, Wired};
 use crate::wire::message::HEADER_LEN;
 use crate::wire::{CLIENT_PORT, MessageKind, SERVER_PORT, message};
 
@@ -132,6 +133,15 @@ impl Classic {
         }
     }
 
+    /// Goes on if all messages of the call were sent and everything is acknowledged.
+    fn look(&mut self) -> bool {
+        let is_done = self.call.round.sent.is_some() && self.call.rcvd_acks == self.call.want_acks;
+        if is_done {
+            self.next_call();
+        }
+        is_done
+    }
+
     /// What follows when everything of a call is acknowledged.
     fn next_call(&mut self) {
         let (length, call) = (self.core.bytes.len(), &self.call);
@@ -188,7 +198,7 @@ impl Talker for Classic {
         // At the next look, of which there is one every so often since the last message was sent.
         let poll = self.patience.poll;
         let look = self.call.round.sent.map(|sent| {
-            let polls = (now - sent).as_nanos().div_ceil(poll.as_nanos());
+            let polls = (now - sent).as_nanos() / poll.as_nanos() + 1;
             sent + poll.saturating_mul(u32::try_from(polls).unwrap_or(u32::MAX))
         });
         let round = &mut self.call.round;
@@ -199,8 +209,8 @@ impl Talker for Classic {
         let Some(sent) = self.call.round.sent else { return };
         if self.call.round.look.is_some_and(|look| look <= now) {
             self.call.round.look = None;
-            if self.call.rcvd_acks == self.call.want_acks {
-                return self.next_call();
+            if self.look() {
+                return;
             }
         }
         if now >= sent + self.patience.poll * (self.patience.polls + 1) {
@@ -218,18 +228,15 @@ impl Talker for Classic {
     }
 
     fn poll_transmit(&mut self, now: Instant, payload: &mut Vec<u8>) -> Option<Ports> {
-        if self.ending.is_some() {
-            return None;
-        }
-        while self.call.next < self.call.messages {
+        while self.call.next < self.call.messages && self.ending.is_none() {
             self.call.next += 1;
             let (call, i) = (self.call, self.call.next - 1);
             if call.next == call.messages {
-                // The first look follows at once.
-                let look = (call.rcvd_acks != 0).then_some(now);
-                self.call.round = Round { sent: Some(now), look };
+                self.call.round.sent = Some(now);
             }
             if call.rcvd_acks & self.mask.bits(i) != 0 {
+                // The first look follows the last message at once.
+                self.look();
                 continue;
             }
             let before = usize::try_from(i).expect("small") * self.payload_limit;
@@ -251,6 +258,12 @@ impl Talker for Classic {
 
     fn ending(&self) -> Option<&ClassicEnding> {
         self.ending.as_ref()
+    }
+}
+
+impl Dumps for Wired<Classic> {
+    fn cores(&self) -> Vec<(SocketAddrV4, &[u8])> {
+        vec![(SocketAddrV4::new(self.address(), CLIENT_PORT), &self.talker.core.bytes)]
     }
 }
 

@@ -1,18 +1,21 @@
 //! The product's two ends as stations: its client, and its receiver as a host.
 
+use std::net::SocketAddrV4;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending, Packet};
 use crate::link::Frame;
 use crate::receiver::host::{Host, HostConfig};
-use crate::receiver::store::{MemoryDump, MemoryStore};
-use crate::receiver::{self, Receiver, ReceiverConfig, ReceiverEvent};
+use crate::receiver::{Receiver, ReceiverConfig};
+use crate::vmcore::KernelDumpHeader;
 use crate::vmcore::kdh::KDH_LEN;
 use crate::wire::{MacAddr, Route};
 use crate::{ReadAt, ReadError};
 
+use super::Dumps;
 use super::core::{Core, header};
+use super::store::{DiskKind, SimStore, StoredFile};
 use crate::torture::judge::Stored;
 use crate::torture::sim::Rng;
 use crate::torture::sim::datagram::Datagram;
@@ -28,6 +31,8 @@ pub struct ClientStation {
     pub config: ClientConfig,
     /// What it sends.
     pub core: Core,
+    /// How much of that is the file; what follows is padding.
+    pub file_length: u64,
     /// What it told so far, but for its end.
     pub events: Vec<ClientEvent>,
     /// How it ended, once it has.
@@ -88,11 +93,13 @@ impl ClientStation {
 
     /// The same at a time that several have in common.
     pub fn starting_at(started: Instant, config: ClientConfig, plan: DumpPlan, core: Core) -> Self {
+        let file_length = core.length();
         let client = Client::new(config.clone(), plan, started).expect("a good configuration");
         Self {
             client,
             config,
             core,
+            file_length,
             events: Vec::new(),
             ending: None,
             started,
@@ -113,7 +120,19 @@ impl ClientStation {
         let plan = DumpPlan { path: None, core: CorePlan::Growing, key };
         let station = Self::new(config, plan, core);
         let next = station.started + Duration::from_micros(1);
-        Self { growth: Some(Growth { rng, available: 0, next, header }), ..station }
+        let file_length = KernelDumpHeader::parse(&header).expect("a good header").dump_length;
+        Self { growth: Some(Growth { rng, available: 0, next, header }), file_length, ..station }
+    }
+
+    /// What was not acknowledged; what was not made yet is missing too.
+    pub fn missing(&self) -> Vec<(u64, u64)> {
+        let mut missing = self.client.missing();
+        if self.growth.is_some() {
+            let made = self.client.acked_to().max(missing.last().map_or(0, |last| last.1));
+            missing.push((made, self.core.length()));
+            missing.retain(|(start, end)| start < end);
+        }
+        missing
     }
 
     fn grow(&mut self, now: Instant) {
@@ -205,6 +224,12 @@ impl Station for ClientStation {
     }
 }
 
+impl Dumps for ClientStation {
+    fn cores(&self) -> Vec<(SocketAddrV4, &[u8])> {
+        vec![(SocketAddrV4::new(self.config.client, self.config.client_port), &self.core.bytes)]
+    }
+}
+
 impl Party for ClientStation {
     type Ending = Ending;
 
@@ -217,37 +242,41 @@ impl Party for ClientStation {
     }
 }
 
-/// The product's receiver, storing in memory.
+/// The product's receiver.
 #[derive(Debug)]
 pub struct HostStation {
-    host: Host<MemoryStore>,
+    host: Host<SimStore>,
+    store: SimStore,
     restart: Option<Instant>,
-    /// The dumps that ended.
-    pub dumps: Vec<(receiver::Ending, MemoryDump)>,
+    /// The dumps that it has on disk, once it was closed.
+    pub files: Vec<StoredFile>,
 }
 
 impl HostStation {
-    /// A receiver with room for any core of these tests.
+    /// A receiver with room for any core.
     pub fn new() -> Self {
-        Self { host: Self::host(), restart: None, dumps: Vec::new() }
+        Self::with_disk(DiskKind::default())
     }
 
-    /// One that forgets everything at that time.
+    /// A receiver with such a disk.
+    pub fn with_disk(kind: DiskKind) -> Self {
+        let store = SimStore::new(kind);
+        Self { host: Self::host(&store), store, restart: None, files: Vec::new() }
+    }
+
+    /// One that is killed at that time, and started again with the same disk.
     pub fn restarting_at(restart: Instant) -> Self {
         Self { restart: Some(restart), ..Self::new() }
     }
 
-    fn host() -> Host<MemoryStore> {
-        let receiver = Receiver::new(ReceiverConfig::default(), MemoryStore::with_limit(1 << 30));
+    fn host(store: &SimStore) -> Host<SimStore> {
+        let receiver = Receiver::new(ReceiverConfig::default(), store.clone());
         Host::new(HostConfig { mac: SERVER_MAC, address: SERVER_IP }, receiver)
     }
 
-    fn take_events(&mut self) {
-        while let Some(event) = self.host.poll_event() {
-            if let ReceiverEvent::Ended { ending, stored, .. } = event {
-                self.dumps.push((ending, stored.expect("memory takes everything")));
-            }
-        }
+    /// What a person would be told.
+    fn skip_events(&mut self) {
+        while self.host.poll_event().is_some() {}
     }
 }
 
@@ -261,21 +290,20 @@ impl Station for HostStation {
     fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
         // What it ignores it counts.
         let _ = self.host.handle_frame(now, frame);
-        self.take_events();
     }
 
     fn handle_timeout(&mut self, now: Instant) {
         if self.restart.is_some_and(|at| at <= now) {
             self.restart = None;
-            self.close(now);
-            self.host = Self::host();
+            self.host = Self::host(&self.store);
         }
         self.host.handle_timeout(now);
-        self.take_events();
     }
 
     fn poll_transmit(&mut self, _now: Instant, frame: &mut Vec<u8>) -> bool {
-        self.host.poll_transmit(frame)
+        let sends = self.host.poll_transmit(frame);
+        self.skip_events();
+        sends
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -286,11 +314,11 @@ impl Station for HostStation {
 impl Keeper for HostStation {
     fn close(&mut self, now: Instant) {
         self.host.shut_down(now);
-        self.take_events();
+        self.skip_events();
+        self.files = self.store.take_files();
     }
 
     fn stored(&self) -> Vec<Stored<'_>> {
-        let dumps = self.dumps.iter();
-        dumps.map(|(ending, dump)| Stored { core: &dump.core, is_complete: ending.is_complete() }).collect()
+        self.files.iter().map(|file| Stored { core: &file.core, is_complete: file.is_complete }).collect()
     }
 }

@@ -88,6 +88,11 @@ impl<T: Talker> Wired<T> {
         }
     }
 
+    /// Where it lives.
+    pub fn address(&self) -> Ipv4Addr {
+        self.home.address
+    }
+
     fn question(&self) -> ArpPacket {
         ArpPacket {
             operation: ArpOperation::Request,

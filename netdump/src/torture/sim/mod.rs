@@ -14,6 +14,8 @@ use std::io::BufWriter;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use thiserror::Error;
+
 use self::air::Air;
 use super::judge::{From, Judge, Stored};
 use super::peers::ClientStation;
@@ -63,11 +65,13 @@ pub trait Keeper: Station {
 }
 
 /// Why a run came to no end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum NoEnd {
     /// Much happened and nothing came of it.
+    #[error("too much happened")]
     Livelock,
     /// Nothing can happen any more.
+    #[error("everyone waits for the other")]
     Deadlock,
 }
 
@@ -102,7 +106,8 @@ pub struct SimNet<S, C = ClientStation> {
     /// How many frames that have arrived are handed over before anyone is asked for answers.
     batch: usize,
     lose: Option<Pick>,
-    judge: Option<Judge>,
+    /// Who watches, if anyone does.
+    pub judge: Option<Judge>,
     frame: Vec<u8>,
     recording: Option<PcapFile<BufWriter<File>>>,
 }
@@ -177,11 +182,6 @@ impl<S: Station, C: Party> SimNet<S, C> {
     /// The time.
     pub fn now(&self) -> Instant {
         self.now
-    }
-
-    /// Who watches, if anyone does.
-    pub fn judge(&mut self) -> Option<&mut Judge> {
-        self.judge.as_mut()
     }
 
     /// Runs until the client has come to its end.
@@ -271,7 +271,11 @@ impl<S: Station, C: Party> SimNet<S, C> {
             recording.record(elapsed, frame).expect("PCAP_DIR has room");
         }
         if let Some(judge) = &mut self.judge {
-            judge.sent([From::Client, From::Server].get(from).copied().unwrap_or(From::Other), frame);
+            judge.sent(
+                elapsed,
+                [From::Client, From::Server].get(from).copied().unwrap_or(From::Other),
+                frame,
+            );
         }
         if self.lose.as_mut().is_some_and(|lose| lose(frame)) {
             return;

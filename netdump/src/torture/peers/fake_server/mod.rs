@@ -30,8 +30,8 @@ const FIRST_PORT: u16 = 40_000;
 
 /// How long [`Manner::ReversedAcks`] holds an ack back at most.
 const HELD_BACK: Duration = Duration::from_millis(2);
-/// What [`Manner::AcksTheFuture`] adds to a number.
-const FUTURE: u32 = 7;
+/// What is added to a number for an ack of what was not sent, however large the window.
+const FUTURE: u32 = 1 << 24;
 
 /// A server on the wire, for one client at a time.
 #[derive(Debug)]
@@ -236,10 +236,10 @@ impl FakeServer {
         };
         self.answer(now + late, back, &Ack(sequence).to_bytes());
         match self.manner {
-            Manner::AcksTheFuture => self.answer(now, back, &Ack(sequence + FUTURE).to_bytes()),
+            Manner::AcksTheFuture => self.answer(now, back, &Ack(sequence.wrapping_add(FUTURE)).to_bytes()),
             Manner::OddAcks => {
-                self.answer(now, back, &Ack(sequence + 1).to_bytes()[..3]);
-                self.answer(now, back, &[Ack(sequence + 1).to_bytes(), [0; 4]].concat());
+                self.answer(now, back, &Ack(sequence.wrapping_add(FUTURE)).to_bytes()[..3]);
+                self.answer(now, back, &[Ack(sequence.wrapping_add(FUTURE)).to_bytes(), [0; 4]].concat());
             }
             _ => {}
         }
