@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use harness::simnet::hosts::{GATEWAY_IP, ms};
 use harness::simnet::{
-    ClientStation, Core, Echo, FakeServer, Gateway, HostStation, Manner, Party, Replay, Rng, SimNet, Station,
-    Weather,
+    ClientStation, Core, Echo, FakeServer, Gateway, HostStation, Keeper, Manner, Party, Replay, Rng, SimNet,
+    Station, Weather,
 };
 use netdump::client::{ClientConfig, ClientEvent, Ending, Ignored, NextHop};
 use netdump::wire::MessageKind;
@@ -23,9 +23,10 @@ fn net<S: Station>(name: &str, server: S) -> SimNet<S> {
 fn complete(net: &mut SimNet<HostStation>) {
     let ending = net.run().expect("an end");
     assert!(matches!(ending, Ending::Complete), "{ending:?}");
-    let (ending, dump) = &net.server.dumps[0];
-    assert!(ending.is_complete());
-    assert!(dump.core == net.client.core.bytes, "the stored core differs");
+    net.server.close(net.now());
+    let stored = net.server.stored()[0];
+    assert!(stored.is_complete);
+    assert!(stored.core == net.client.core.bytes, "the stored core differs");
 }
 
 fn failed<S: Station>(net: &mut SimNet<S>) -> String {
@@ -277,7 +278,8 @@ fn a_receiver_that_restarts_is_missed() {
     assert!(why.starts_with("10.0.0.9:49152 stopped acknowledging while sending memory, 12s ago"), "{why}");
     let missing = net.client.client.missing();
     assert!(missing[0].0 > 0 && missing[0].0 < LEN as u64, "{missing:?}");
-    assert!(net.client.core.agrees_but_for(&net.server.dumps[0].1.core, &missing));
+    net.server.close(net.now());
+    assert!(net.client.core.agrees_but_for(net.server.stored()[0].core, &missing));
 }
 
 #[test]

@@ -42,25 +42,13 @@ pub(super) fn gateway(seed: u64) -> Verdict {
     verdict(judged(net), Accused::Both, must)
 }
 
-/// A core that is packed while it is sent: nobody knows its length beforehand, and it is padded to whole blocks.
+/// A packed core each time.
 pub(super) fn packed(seed: u64) -> Verdict {
     let mut rng = Rng::new(seed);
     let weather = Weather::any(&mut rng);
-    let len = rng.index(200_000);
-    let core = Core::solid(&mut rng, len).padded(4096);
-    let key = any_key(&mut rng);
-    let header = KernelDumpHeader {
-        dump_length: len as u64,
-        dump_extent: 10 * len as u64,
-        key_size: key.as_ref().map_or(0, |key| u32::try_from(key.len()).expect("short")),
-        compression: *rng.pick(&[Compression::Gzip, Compression::Zstd]),
-        block_size: 4096,
-        ..Default::default()
-    };
     let config = any_config(&mut rng, Place::default());
-    let must = must_complete(&weather, &config);
-    let growth = Rng::new(rng.number());
-    let client = ClientStation::growing(config, key, core, header.to_bytes(), growth);
+    let client = packed_client(&mut rng, config);
+    let must = must_complete(&weather, &client.config);
     let net = SimNet::new("packed", seed, weather, client, HostStation::new());
     verdict(with_company(net, seed, &mut rng), Accused::Both, must)
 }
@@ -142,15 +130,35 @@ impl Place {
 
 /// A client, its core, its window and its patience, all from the seed.
 pub fn any_client(rng: &mut Rng, place: Place) -> ClientStation {
-    let core = any_core(rng);
     let config = any_config(rng, place);
+    if rng.chance(200) {
+        return packed_client(rng, config);
+    }
+    let core = any_core(rng);
     let plan = DumpPlan { key: any_key(rng), ..ClientStation::plan(&core) };
     ClientStation::new(config, plan, core)
 }
 
+/// One whose core is packed while it is sent: nobody knows its length beforehand, and it is padded to whole blocks.
+fn packed_client(rng: &mut Rng, config: ClientConfig) -> ClientStation {
+    let len = rng.index(200_000);
+    let core = Core::solid(rng, len).padded(4096);
+    let key = any_key(rng);
+    let header = KernelDumpHeader {
+        dump_length: len as u64,
+        dump_extent: 10 * len as u64,
+        key_size: key.as_ref().map_or(0, |key| u32::try_from(key.len()).expect("short")),
+        compression: *rng.pick(&[Compression::Gzip, Compression::Zstd]),
+        block_size: 4096,
+        ..Default::default()
+    };
+    let growth = Rng::new(rng.number());
+    ClientStation::growing(config, key, core, header.to_bytes(), growth)
+}
+
 /// Small and sparse, now and then so large that windows have time to grow.
 fn any_core(rng: &mut Rng) -> Core {
-    if rng.chance(30) {
+    if rng.chance(50) {
         return Core::solid(rng, 4 << 20);
     }
     let pieces = rng.below(5);
