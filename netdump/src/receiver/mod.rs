@@ -25,6 +25,7 @@ pub mod summary;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ pub use host::{Host, HostConfig};
 pub use ignored::Ignored;
 pub use names::HostNames;
 use session::{Ended, HeraldAgain, News, Session};
-pub use store::{DumpStore, MemoryStore, NewDump, OpenDump, StoreError};
+pub use store::{DumpStore, MemoryStore, NewDump, OpenDump, Restored, StoreError, StoreLimits};
 pub use summary::{Cause, DumpSummary, Ending, HeaderSeen};
 
 use crate::wire::message::ACK_LEN;
@@ -270,7 +271,12 @@ impl<S: DumpStore> Receiver<S> {
         if message.kind != MessageKind::Herald {
             return Err(Ignored::NotAHerald);
         }
-        let request = NewDump { peer: from, local, path: DumpPath::from_herald(message.payload) };
+        let request = NewDump {
+            peer: from,
+            local,
+            path: DumpPath::from_herald(message.payload),
+            dump_id: NonZeroU32::new(message.aux),
+        };
         let of_client = |session: &Session<S::Dump>| {
             let known = session.request();
             known.peer == from && known.local == local

@@ -424,6 +424,8 @@ impl<D: OpenDump> Session<D> {
         Box::new(DumpSummary {
             peer: self.request.peer,
             local: self.request.local,
+            dump_id: self.request.dump_id,
+            resumed: 0,
             header: self.header.clone(),
             bytes: self.received.bytes(),
             end,

@@ -28,7 +28,7 @@ fn store(directory: &Path) -> DiskStore {
 }
 
 fn request(path: &[u8]) -> NewDump {
-    NewDump { peer: PEER, local: Ipv4Addr::LOCALHOST, path: DumpPath::from_herald(path) }
+    NewDump { peer: PEER, local: Ipv4Addr::LOCALHOST, path: DumpPath::from_herald(path), dump_id: None }
 }
 
 fn summary(header: HeaderSeen, end: u64) -> DumpSummary {
@@ -38,6 +38,8 @@ fn summary(header: HeaderSeen, end: u64) -> DumpSummary {
     DumpSummary {
         peer: PEER,
         local: Ipv4Addr::LOCALHOST,
+        dump_id: None,
+        resumed: 0,
         bytes: end,
         end,
         length,
