@@ -385,16 +385,17 @@ fn configured(script: &mut Script<'_>) -> ClientConfig {
     let mtu = script.one_of(&[1500, 564, 9000, 4148]);
     let flags = script.byte();
     let segments = usize::from(script.byte() % 65);
+    // Neither gathering nor trains go without checksums left to the link.
+    let offloads = match flags & 4 {
+        0 => Offloads::default(),
+        _ => Offloads { gather: flags & 2 != 0, checksum: true, segments },
+    };
     ClientConfig {
         gateway: (flags & 1 != 0).then_some(GATEWAY),
         polls: 200,
         retries: 2,
         arp_retries: 2,
-        offloads: Offloads {
-            gather: flags & 2 != 0,
-            checksum: flags & 4 != 0,
-            segments: if flags & 4 != 0 { segments } else { 0 },
-        },
+        offloads,
         deadline: (flags & 8 != 0).then_some(Duration::from_secs(1)),
         window: match script.byte() {
             0 => WindowChoice::default(),

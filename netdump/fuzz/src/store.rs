@@ -121,7 +121,7 @@ impl OpenDump for WatchedDump {
 
     fn write_at(&mut self, offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), StoreError> {
         assert!((1..=1024).contains(&pieces.len()) && pieces.iter().all(|piece| !piece.is_empty()));
-        let bytes = pieces.concat();
+        let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
         let end = offset.checked_add(bytes.len() as u64).expect("it fits into an i64");
         assert!(i64::try_from(end).is_ok());
         self.with(|record, faults| {
