@@ -220,7 +220,8 @@ impl Receiver {
         let mut found = 0;
         for path in files(self.folder.path())? {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if name.starts_with("vmcore.") {
+            // A link leads to the last core.
+            if name.starts_with("vmcore.") && !path.is_symlink() {
                 compare(&path, guest)?;
                 found += 1;
             }
