@@ -13,13 +13,11 @@
 //! guest's memory, outside of the time taken.
 //!
 //! - [`subjects`]: what is measured, and what is set against what
-//! - [`raw`]: the pairs that do nothing else
+//! - [`raw`]: the pairs that do nothing else, and one that does the least that a dump must
 //! - [`dump`]: a dump of ours; [`guest`] its memory, [`wrappers`] its troubles, [`stock`] a receiver like FreeBSD's
 //! - [`lab`]: namespace, taps, folders, `netdump serve`
 //! - [`child`]: the memory that a dump takes
 //! - [`outcome`]: medians, table, JSON
-
-#![allow(clippy::expect_used, reason = "a bench that cannot measure shall say where")]
 
 mod child;
 mod dump;

@@ -82,7 +82,7 @@ impl Measured {
         let others = row.against.iter().map(|name| Some((*name, self.0.get(name)?)));
         let others: Vec<_> = others.collect::<Option<_>>()?;
         let best = others.into_iter().max_by(|a, b| a.1.median().total_cmp(&b.1.median()));
-        let value = best.map_or(own.median(), |(_, other)| own.median() / other.median());
+        let value = own.median() / best.map_or(1.0, |(_, other)| other.median());
         Some(Judged { own, best, value, holds: row.bound.map(|bound| bound.holds(value)) })
     }
 }

@@ -1,9 +1,14 @@
 //! Pairs of a writer and a reader that do nothing else: what a path bears. The writer sends what a dump of ours would, a
 //! 24-byte header before each piece of guest memory, and waits for nobody; the reader counts bytes and throws them away.
+//!
+//! One pair does more: both ends hash what passes, and the reader stores it. That is the least that a dump has to do,
+//! so it tells how much of a dump's time goes into that on this machine, whatever the dump's design.
 
-use std::io::IoSlice;
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,7 +20,7 @@ use netdump::wire::udp::UdpChecksum;
 use netdump::wire::{CLIENT_PORT, MessageKind, Route, message};
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, UdpGroSegment, UdpGsoSegment};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm::sys::iovec::Source;
 use vmm::sys::tap::VNET_HEADER_LEN;
 
@@ -29,6 +34,8 @@ const RECEIVE_BUFFER: usize = 256 << 20;
 const SILENCE: Duration = Duration::from_millis(20);
 /// Memory that the loopback pair sends again and again: more than any cache holds.
 const POOL: usize = 128 << 20;
+/// What is hashed and stored at a time.
+const STORE_AT: usize = 1 << 20;
 /// Bytes of UDP payload behind one IPv4 header.
 const MAX_UDP: usize = 65_535 - 20 - 8;
 
@@ -55,48 +62,95 @@ impl Cut {
     fn datagram(self) -> usize {
         message::HEADER_LEN + self.payload
     }
+
+    /// Bytes of the core in a write.
+    fn bytes(self) -> u64 {
+        (self.per_write * self.payload) as u64
+    }
 }
 
 /// Writes guest memory to a tap, to a socket of the host.
 pub(crate) fn over_tap(wire: &Wire, guest: &Guest, cut: Cut) -> anyhow::Result<Sample> {
-    let reader = Reader::start(wire.server)?;
-    let route = Route {
-        source_mac: wire.mac,
-        destination_mac: wire.host_mac()?,
-        source: SocketAddrV4::new(wire.client, CLIENT_PORT),
-        destination: reader.address,
-    };
-    let headers = route.headers(cut.per_write * cut.datagram(), UdpChecksum::Partial);
-    let vnet = vnet_header(u16::try_from(cut.datagram())?, cut.per_write);
-    let pieces = [&vnet[..], &headers[..]].concat();
-    let writes = usize::try_from(guest.touched())? / (cut.per_write * cut.payload);
+    let reader = Reader::start(wire.server, Discard)?;
+    let writer = TapWriter::new(wire, reader.address, cut)?;
     let started = Instant::now();
     let mut offset = 0;
-    for _ in 0..writes {
-        let messages: Vec<_> = (0..cut.per_write)
-            .map(|index| header(offset + (index * cut.payload) as u64, cut.payload))
-            .collect();
-        let mut sources = Vec::with_capacity(1 + 2 * cut.per_write);
-        sources.push(Source::from(&pieces[..]));
-        for message in &messages {
-            sources.push(Source::from(&message[..]));
-            sources.push(Source::from(guest.memory.get_slice(GuestAddress(offset), cut.payload)?));
-            offset += cut.payload as u64;
-        }
-        wire.tap.send(&sources)?;
+    for _ in 0..guest.touched() / cut.bytes() {
+        writer.write(offset, |index| {
+            let start = offset + (index * cut.payload) as u64;
+            Ok(Source::from(guest.memory.get_slice(GuestAddress(start), cut.payload)?))
+        })?;
+        offset += cut.bytes();
     }
     reader.finish(started, offset)
 }
 
+/// The same, and the writer hashes what it writes, the reader hashes and stores what it reads, in the order in which it
+/// came. Neither of them has more than a core.
+pub(crate) fn with_duties(wire: &Wire, guest: &Guest, cut: Cut, folder: &Path) -> anyhow::Result<Sample> {
+    let reader = Reader::start(wire.server, Keep::new(folder)?)?;
+    let writer = TapWriter::new(wire, reader.address, cut)?;
+    let mut buffer = vec![0; usize::try_from(cut.bytes())?];
+    let mut hash = blake3::Hasher::new();
+    let started = Instant::now();
+    let mut offset = 0;
+    for _ in 0..guest.touched() / cut.bytes() {
+        guest.memory.read_slice(&mut buffer, GuestAddress(offset))?;
+        hash.update(&buffer);
+        let pieces = buffer.as_slice();
+        writer.write(offset, |index| Ok(Source::from(&pieces[index * cut.payload..][..cut.payload])))?;
+        offset += cut.bytes();
+    }
+    reader.finish(started, offset)
+}
+
+struct TapWriter<'a> {
+    wire: &'a Wire,
+    cut: Cut,
+    headers: Vec<u8>,
+}
+
+impl<'a> TapWriter<'a> {
+    fn new(wire: &'a Wire, to: SocketAddrV4, cut: Cut) -> anyhow::Result<Self> {
+        let route = Route {
+            source_mac: wire.mac,
+            destination_mac: wire.host_mac()?,
+            source: SocketAddrV4::new(wire.client, CLIENT_PORT),
+            destination: to,
+        };
+        let headers = route.headers(cut.per_write * cut.datagram(), UdpChecksum::Partial);
+        let vnet = vnet_header(u16::try_from(cut.datagram())?, cut.per_write);
+        Ok(Self { wire, cut, headers: [&vnet[..], &headers[..]].concat() })
+    }
+
+    /// Writes the datagrams from this offset on, whose payloads `payload` gives by their numbers.
+    fn write<'p>(
+        &self,
+        offset: u64,
+        payload: impl Fn(usize) -> anyhow::Result<Source<'p>>,
+    ) -> anyhow::Result<()> {
+        let messages: Vec<_> = (0..self.cut.per_write)
+            .map(|index| header(offset + (index * self.cut.payload) as u64, self.cut.payload))
+            .collect();
+        let mut sources = Vec::with_capacity(1 + 2 * self.cut.per_write);
+        sources.push(Source::from(&self.headers[..]));
+        for (index, message) in messages.iter().enumerate() {
+            sources.push(Source::from(&message[..]));
+            sources.push(payload(index)?);
+        }
+        Ok(self.wire.tap.send(&sources)?)
+    }
+}
+
 /// Sends memory over loopback from a socket to another.
 pub(crate) fn over_loopback(total: u64, cut: Cut) -> anyhow::Result<Sample> {
-    let reader = Reader::start(Ipv4Addr::LOCALHOST)?;
+    let reader = Reader::start(Ipv4Addr::LOCALHOST, Discard)?;
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     socket.connect(reader.address)?;
     setsockopt(&socket, UdpGsoSegment, &i32::try_from(cut.datagram())?)?;
     let mut rng = Rng::new(1);
     let pool: Vec<u8> = (0..POOL / 8).flat_map(|_| rng.number().to_le_bytes()).collect();
-    let bytes_per_write = cut.per_write * cut.payload;
+    let bytes_per_write = usize::try_from(cut.bytes())?;
     let started = Instant::now();
     let (mut offset, mut at) = (0, 0);
     while offset + bytes_per_write as u64 <= total {
@@ -137,8 +191,62 @@ struct Read {
     last: Instant,
 }
 
+/// What a reader does with what it has read, without message headers.
+trait Take: Send + 'static {
+    /// Takes the payload of one message.
+    fn take(&mut self, payload: &[u8]) -> anyhow::Result<()>;
+    /// No more comes.
+    fn end(&mut self) -> anyhow::Result<()>;
+}
+
+/// Throws it away.
+struct Discard;
+
+impl Take for Discard {
+    fn take(&mut self, _payload: &[u8]) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+/// Hashes and stores it, a MiB at a time.
+struct Keep {
+    buffer: Vec<u8>,
+    hash: blake3::Hasher,
+    file: File,
+}
+
+impl Keep {
+    fn new(folder: &Path) -> anyhow::Result<Self> {
+        let file = tempfile::tempfile_in(folder)?;
+        Ok(Self { buffer: Vec::with_capacity(STORE_AT), hash: blake3::Hasher::new(), file })
+    }
+}
+
+impl Take for Keep {
+    fn take(&mut self, payload: &[u8]) -> anyhow::Result<()> {
+        let (fits, rest) = payload.split_at(payload.len().min(STORE_AT - self.buffer.len()));
+        self.buffer.extend_from_slice(fits);
+        if self.buffer.len() == STORE_AT {
+            self.end()?;
+            self.buffer.extend_from_slice(rest);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        self.hash.update(&self.buffer);
+        self.file.write_all(&self.buffer)?;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
 impl Reader {
-    fn start(address: Ipv4Addr) -> anyhow::Result<Self> {
+    fn start(address: Ipv4Addr, take: impl Take) -> anyhow::Result<Self> {
         let socket = UdpSocket::bind((address, 0))?;
         socket.set_read_timeout(Some(SILENCE))?;
         if setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER).is_err() {
@@ -148,7 +256,7 @@ impl Reader {
         let address = SocketAddrV4::new(address, socket.local_addr()?.port());
         let writer_ended = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&writer_ended);
-        let thread = thread::spawn(move || read(&socket, &told));
+        let thread = thread::spawn(move || read(&socket, &told, take));
         Ok(Self { address, writer_ended, thread })
     }
 
@@ -163,27 +271,32 @@ impl Reader {
     }
 }
 
-fn read(socket: &UdpSocket, writer_ended: &AtomicBool) -> anyhow::Result<Read> {
+fn read(socket: &UdpSocket, writer_ended: &AtomicBool, mut take: impl Take) -> anyhow::Result<Read> {
     let mut buffer = vec![0; 1 << 16];
     let mut control = nix::cmsg_space!(i32);
     let mut read = Read { bytes: 0, last: Instant::now() };
     loop {
         let ended = writer_ended.load(Ordering::Acquire);
-        let mut parts = [std::io::IoSliceMut::new(&mut buffer)];
+        let mut parts = [IoSliceMut::new(&mut buffer)];
         let message =
             recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty());
-        match message {
-            Ok(message) => {
-                let segment = message.cmsgs()?.find_map(|control| match control {
-                    ControlMessageOwned::UdpGroSegments(len) => usize::try_from(len).ok(),
-                    _ => None,
-                });
-                let datagrams = segment.map_or(1, |segment| message.bytes.div_ceil(segment.max(1)));
-                read.bytes += message.bytes.saturating_sub(message::HEADER_LEN * datagrams) as u64;
-                read.last = Instant::now();
+        let Ok(message) = message else {
+            if ended {
+                take.end()?;
+                return Ok(read);
             }
-            Err(_) if ended => return Ok(read),
-            Err(_) => {}
+            continue;
+        };
+        let len = message.bytes;
+        let segment = message.cmsgs()?.find_map(|control| match control {
+            ControlMessageOwned::UdpGroSegments(len) => usize::try_from(len).ok(),
+            _ => None,
+        });
+        for datagram in buffer[..len].chunks(segment.unwrap_or(len).max(1)) {
+            let payload = datagram.get(message::HEADER_LEN..).unwrap_or_default();
+            take.take(payload)?;
+            read.bytes += payload.len() as u64;
         }
+        read.last = Instant::now();
     }
 }

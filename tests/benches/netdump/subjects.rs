@@ -29,12 +29,14 @@ const WINDOWS: [(u32, &str); 6] = [
     (96, "window 96"),
 ];
 
+type Measure = Box<dyn Fn(&mut Lab) -> anyhow::Result<Sample>>;
+
 /// Something that can be measured.
 pub(crate) struct Subject {
     pub(crate) name: &'static str,
     pub(crate) unit: &'static str,
     pub(crate) needs_taps: bool,
-    pub(crate) measure: Box<dyn Fn(&mut Lab) -> anyhow::Result<Sample>>,
+    pub(crate) measure: Measure,
 }
 
 /// A line of the table.
@@ -80,6 +82,7 @@ pub(crate) fn rows() -> Vec<Row> {
     let windows = WINDOWS.map(|(_, name)| name);
     vec![
         row("tap-raw", "tap, USO, MTU 1500", "tap", &["raw USO pair"], AtLeast(0.8)),
+        told("tap-bound", "the same, beside a pair that hashes and stores", "tap", &["hashing USO pair"]),
         row("tap-classic", "tap, USO, MTU 1500", "tap", &["classic"], AtLeast(20.0)),
         row("plain-raw", "tap without USO, MTU 1500", "plain tap", &["raw frame pair"], AtLeast(0.9)),
         row("virtio", "virtio link", "virtio", &["tap"], AtLeast(0.8)),
@@ -113,6 +116,11 @@ pub(crate) fn subjects() -> Vec<Subject> {
     let mut all = vec![
         raw_tap("raw USO pair", WIRE, Cut::trains(PAYLOAD)),
         dumped("tap", How::new(Way::Tap)),
+        rate("hashing USO pair", |lab| {
+            let guest = lab.guest(1)?;
+            let folder = lab.folder()?;
+            raw::with_duties(&*lab.wire(WIRE)?, &guest, Cut::trains(PAYLOAD), folder.path())
+        }),
         dumped("classic", classic),
         dumped("loss 1 %", How::new(Way::LossyTap(10))),
         dumped("loss 5 %", How::new(Way::LossyTap(50))),
