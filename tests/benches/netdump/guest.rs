@@ -72,6 +72,11 @@ impl Guest {
         self.touched
     }
 
+    /// Bytes of RAM from address 0 on, without a hole.
+    pub(crate) fn in_a_row(&self) -> u64 {
+        self.ranges.first().map_or(0, |range| range.len)
+    }
+
     /// Its memory as a core: the offset is the guest-physical address.
     pub(crate) fn image(&self) -> DumpImage<'_> {
         let notes = CoreNotes::default();

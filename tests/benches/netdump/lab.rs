@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -141,6 +142,17 @@ impl Lab {
         let receiver = Arc::new(Receiver::start(folder, port));
         self.receivers.insert(store, Arc::clone(&receiver));
         Ok(receiver)
+    }
+
+    /// Uses as much memory as a measurement will, and frees it. A virtual machine may give memory that is free for some
+    /// seconds back to its host, and gets it again at a rate of 0.5 GB/s: a measurement of the host's, not of ours.
+    pub(crate) fn warm(&self) -> anyhow::Result<()> {
+        let mut file = tempfile::tempfile_in(self.memory.root.path())?;
+        let chunk = vec![0xaa; CHUNK];
+        for _ in 0..self.size.bytes() / CHUNK as u64 {
+            file.write_all(&chunk)?;
+        }
+        Ok(())
     }
 
     /// A new folder in memory.

@@ -106,6 +106,7 @@ fn bench(options: &Options) -> anyhow::Result<()> {
     let mut measured = Measured::default();
     for run in 1..=options.runs {
         for subject in &subjects {
+            lab.warm()?;
             let sample =
                 (subject.measure)(&mut lab).with_context(|| format!("run {run}, {}", subject.name))?;
             if options.verbose {

@@ -63,6 +63,11 @@ impl Cut {
         message::HEADER_LEN + self.payload
     }
 
+    /// The same before each payload: nobody reads it.
+    fn header(self) -> [u8; message::HEADER_LEN] {
+        message::header(MessageKind::Vmcore, 1, 0, self.payload, 0)
+    }
+
     /// Bytes of the core in a write.
     fn bytes(self) -> u64 {
         (self.per_write * self.payload) as u64
@@ -75,8 +80,8 @@ pub(crate) fn over_tap(wire: &Wire, guest: &Guest, cut: Cut) -> anyhow::Result<S
     let writer = TapWriter::new(wire, reader.address, cut)?;
     let started = Instant::now();
     let mut offset = 0;
-    for _ in 0..guest.touched() / cut.bytes() {
-        writer.write(offset, |index| {
+    for _ in 0..guest.in_a_row() / cut.bytes() {
+        writer.write(|index| {
             let start = offset + (index * cut.payload) as u64;
             Ok(Source::from(guest.memory.get_slice(GuestAddress(start), cut.payload)?))
         })?;
@@ -94,11 +99,11 @@ pub(crate) fn with_duties(wire: &Wire, guest: &Guest, cut: Cut, folder: &Path) -
     let mut hash = blake3::Hasher::new();
     let started = Instant::now();
     let mut offset = 0;
-    for _ in 0..guest.touched() / cut.bytes() {
+    for _ in 0..guest.in_a_row() / cut.bytes() {
         guest.memory.read_slice(&mut buffer, GuestAddress(offset))?;
         hash.update(&buffer);
         let pieces = buffer.as_slice();
-        writer.write(offset, |index| Ok(Source::from(&pieces[index * cut.payload..][..cut.payload])))?;
+        writer.write(|index| Ok(Source::from(&pieces[index * cut.payload..][..cut.payload])))?;
         offset += cut.bytes();
     }
     reader.finish(started, offset)
@@ -108,6 +113,7 @@ struct TapWriter<'a> {
     wire: &'a Wire,
     cut: Cut,
     headers: Vec<u8>,
+    message: [u8; message::HEADER_LEN],
 }
 
 impl<'a> TapWriter<'a> {
@@ -120,22 +126,15 @@ impl<'a> TapWriter<'a> {
         };
         let headers = route.headers(cut.per_write * cut.datagram(), UdpChecksum::Partial);
         let vnet = vnet_header(u16::try_from(cut.datagram())?, cut.per_write);
-        Ok(Self { wire, cut, headers: [&vnet[..], &headers[..]].concat() })
+        Ok(Self { wire, cut, headers: [&vnet[..], &headers[..]].concat(), message: cut.header() })
     }
 
-    /// Writes the datagrams from this offset on, whose payloads `payload` gives by their numbers.
-    fn write<'p>(
-        &self,
-        offset: u64,
-        payload: impl Fn(usize) -> anyhow::Result<Source<'p>>,
-    ) -> anyhow::Result<()> {
-        let messages: Vec<_> = (0..self.cut.per_write)
-            .map(|index| header(offset + (index * self.cut.payload) as u64, self.cut.payload))
-            .collect();
+    /// Writes datagrams whose payloads `payload` gives by their numbers.
+    fn write<'p>(&self, payload: impl Fn(usize) -> anyhow::Result<Source<'p>>) -> anyhow::Result<()> {
         let mut sources = Vec::with_capacity(1 + 2 * self.cut.per_write);
         sources.push(Source::from(&self.headers[..]));
-        for (index, message) in messages.iter().enumerate() {
-            sources.push(Source::from(&message[..]));
+        for index in 0..self.cut.per_write {
+            sources.push(Source::from(&self.message[..]));
             sources.push(payload(index)?);
         }
         Ok(self.wire.tap.send(&sources)?)
@@ -151,23 +150,18 @@ pub(crate) fn over_loopback(total: u64, cut: Cut) -> anyhow::Result<Sample> {
     let mut rng = Rng::new(1);
     let pool: Vec<u8> = (0..POOL / 8).flat_map(|_| rng.number().to_le_bytes()).collect();
     let bytes_per_write = usize::try_from(cut.bytes())?;
+    let message = cut.header();
     let started = Instant::now();
     let (mut offset, mut at) = (0, 0);
     while offset + bytes_per_write as u64 <= total {
-        let messages: Vec<_> = (0..cut.per_write).map(|_| header(offset, cut.payload)).collect();
         let payloads = pool[at..at + bytes_per_write].chunks(cut.payload);
-        let parts: Vec<_> = (messages.iter().zip(payloads))
-            .flat_map(|(message, payload)| [IoSlice::new(message), IoSlice::new(payload)])
-            .collect();
+        let parts: Vec<_> =
+            payloads.flat_map(|payload| [IoSlice::new(&message), IoSlice::new(payload)]).collect();
         sendmsg::<SockaddrIn>(socket.as_raw_fd(), &parts, &[], MsgFlags::empty(), None)?;
         offset += bytes_per_write as u64;
         at = if at + 2 * bytes_per_write <= POOL { at + bytes_per_write } else { 0 };
     }
     reader.finish(started, offset)
-}
-
-fn header(offset: u64, len: usize) -> [u8; message::HEADER_LEN] {
-    message::header(MessageKind::Vmcore, 1, offset, len, 0)
 }
 
 /// The virtio-net header of a frame whose checksum the kernel completes, and that it cuts if it is a train (virtio 1.2,

@@ -103,6 +103,8 @@ pub(crate) fn rows() -> Vec<Row> {
         row("memory-small", "dumper's memory beyond a 256 MiB guest's", "memory 256 MiB", &[], AtMost(8.0)),
         row("memory-large", "dumper's memory beyond a 16 GiB guest's", "memory 16 GiB", &[], AtMost(8.0)),
         row("many", "8 clients at once", "8 clients", &["1 client"], AtLeast(1.0)),
+        told("raw-alone", "a raw pair", "raw USO pair", &[]),
+        told("raw-hashing", "a raw pair that hashes and stores", "hashing USO pair", &["raw USO pair"]),
         told("shm", "as the first, stored on /dev/shm", "tap to shm", &["raw USO pair"]),
         told("disk", "as the first, stored on the disk, fsynced", "tap to disk", &["raw USO pair"]),
     ]
