@@ -55,7 +55,8 @@ fn compression_out_of_range_does_nothing_to_names_and_length() {
 /// netdumpd acknowledges what is in its buffer of 128 KiB, and forgets the buffer when the dump ends early.
 #[test]
 fn what_was_acknowledged_is_kept_however_the_dump_ends() {
-    let endings: [(&str, fn(&mut Bench)); 3] = [
+    type End = fn(&mut Bench);
+    let endings: [(&str, End); 3] = [
         ("client timed out", |bench| drop(bench.wait(700.0))),
         ("receiver was stopped", |bench| {
             bench.receiver.shut_down(bench.now);

@@ -38,7 +38,7 @@ fn restored(now: Instant) -> (Receiver<MemoryStore>, Endpoint) {
     let restored = Restored {
         request,
         dump,
-        received: vec![0..3],
+        received: std::iter::once(0..3).collect(),
         key: vec![],
         header: HeaderSeen::judge(&header()),
         elapsed: Duration::from_secs(5),
