@@ -84,6 +84,7 @@ pub fn run(
     control: &mut dyn FnMut(&Progress) -> ControlFlow<String>,
 ) -> Result<DumpReport, RunError> {
     let _span = tracing::info_span!("client", server = %config.server).entered();
+    let config = named(config);
     if dump.packing.is_plain() {
         let core = CorePlan::Known { length: dump.image.length(), header: dump.header(0).to_bytes() };
         let source = Source::Core { image: dump.image, hash: CoreHash::new() };
@@ -101,6 +102,14 @@ pub fn run(
     });
     let drive = Drive::new(config, dump.plan(CorePlan::Growing, block), source, link, control)?;
     Ok(run_packing(dump, cipher, &backlog, drive))
+}
+
+/// Gives the dump a name of its own, unless it has one: of a dump without a name a receiver takes what is not sent for lost.
+fn named(config: ClientConfig) -> ClientConfig {
+    match config.dump_id {
+        0 => ClientConfig { dump_id: getrandom::u32().unwrap_or(1).max(1), ..config },
+        _ => config,
+    }
 }
 
 /// Runs a dump while another thread packs the core. The two end together.

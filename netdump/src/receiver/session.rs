@@ -1,22 +1,22 @@
 //! One dump from one client: what its messages do, and when they are acknowledged.
 //!
 //! Every message may come late, repeatedly and in any order. An ack goes out only when the store has taken what the
-//! message carries; data that lies in a row is gathered into one write, and its acks wait for that. A session outlives
-//! its dump for a while, so that messages repeated because an ack was lost are acknowledged again; they change nothing
-//! then.
+//! message carries; data that lies in a row is one write, and its acks wait for that. A session outlives its dump for a
+//! while, so that messages repeated because an ack was lost are acknowledged again; they change nothing then.
 
-use std::io::IoSlice;
-use std::ops::Range;
+use std::collections::VecDeque;
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ranges::RangeSet;
-use super::store::{Commit, NewDump, OpenDump, StoreError};
+use super::row::Row;
+use super::store::{Commit, NewDump, OpenDump, Restored, StoreError};
 use super::summary::{Cause, DumpSummary, Ending, HeaderSeen};
 use super::{Ignored, ReceiverConfig};
 use crate::ekcd::MAX_KEY_FILE;
 use crate::vmcore::kdh::KDH_LEN;
-use crate::wire::{Message, MessageKind};
+use crate::wire::{Ack, Message, MessageKind};
 
 /// A HERALD is taken for a new dump only when the session has heard nothing else for this long ...
 ///
@@ -33,8 +33,8 @@ const RESTART_REPEAT: Duration = Duration::from_millis(250);
 const UNUSED: Duration = Duration::from_secs(3);
 /// How often the store is asked whether a commit is done.
 const COMMIT_POLL: Duration = Duration::from_millis(5);
-/// Most bytes gathered for one write.
-const MAX_GATHERED: u64 = 256 * 1024;
+/// Makes of a HERALD's number the ack that says that dump ids are known here.
+pub(super) const ABLE: u32 = 0x8000_0000;
 /// Most separate parts of a key block; it comes in a few messages, in order or nearly so.
 const MAX_KEY_RANGES: usize = 32;
 
@@ -43,6 +43,13 @@ const MAX_KEY_RANGES: usize = 32;
 pub(super) struct Session<D> {
     request: NewDump,
     state: State<D>,
+    /// Number of the HERALD that opened the session; none did when the dump was begun in an earlier receiver.
+    herald: Option<u32>,
+    /// Whether the client was given a port to send to.
+    has_port: bool,
+    /// How often the client went on with the dump, and the number of the HERALD by which it did last.
+    resumed: u64,
+    resumed_by: Option<u32>,
     opened: Instant,
     /// When the last message was taken, HERALDs that were acknowledged included.
     heard: Instant,
@@ -51,11 +58,10 @@ pub(super) struct Session<D> {
     header: HeaderSeen,
     /// What the store has taken.
     received: RangeSet,
-    gathered: Gathered,
     /// What came of the key block.
     key: RangeSet,
     /// Messages to acknowledge.
-    acks: Vec<u32>,
+    acks: VecDeque<u32>,
     messages: u64,
     repeated: u64,
     ignored: u64,
@@ -75,26 +81,11 @@ enum State<D> {
     Abandoned,
 }
 
-/// Data in a row that the store has not taken yet.
-#[derive(Debug, Default)]
-struct Gathered {
-    offset: u64,
-    bytes: Vec<u8>,
-    /// The messages that it came in.
-    sequences: Vec<u32>,
-}
-
-impl Gathered {
-    /// Whether these bytes can be added: they follow what is there, and the write does not become too long.
-    fn takes(&self, range: &Range<u64>) -> bool {
-        range.start == self.offset + self.bytes.len() as u64 && range.end - self.offset <= MAX_GATHERED
-    }
-}
-
 /// What is worth telling the program around.
 #[derive(Debug)]
 pub(super) enum News<T> {
     Header(HeaderSeen),
+    Suspended,
     Ended(Ended<T>),
 }
 
@@ -120,17 +111,43 @@ pub(super) enum HeraldAgain {
 impl<D: OpenDump> Session<D> {
     /// A session whose HERALD is to be acknowledged.
     pub(super) fn new(now: Instant, request: NewDump, herald: u32, dump: D, config: &ReceiverConfig) -> Self {
+        let mut session = Self::with_dump(now, request, dump, config);
+        session.herald = Some(herald);
+        session.has_port = true;
+        session.acknowledge_opening(herald);
+        session
+    }
+
+    /// A dump of an earlier receiver, whose client has not asked for it yet.
+    pub(super) fn restored(now: Instant, restored: Restored<D>, config: &ReceiverConfig) -> Self {
+        let Restored { request, dump, received, key, header, elapsed } = restored;
+        let mut session = Self::with_dump(now, request, dump, config);
+        session.opened = now.checked_sub(elapsed).unwrap_or(now);
+        session.header = header;
+        for range in received {
+            session.received.insert(range);
+        }
+        for range in key {
+            session.key.insert(range);
+        }
+        session
+    }
+
+    fn with_dump(now: Instant, request: NewDump, dump: D, config: &ReceiverConfig) -> Self {
         Self {
             request,
             state: State::Receiving(dump),
+            herald: None,
+            has_port: false,
+            resumed: 0,
+            resumed_by: None,
             opened: now,
             heard: now,
             herald_again: None,
             header: HeaderSeen::Missing,
             received: RangeSet::with_cap(config.max_ranges),
-            gathered: Gathered::default(),
             key: RangeSet::with_cap(MAX_KEY_RANGES),
-            acks: vec![herald],
+            acks: VecDeque::new(),
             messages: 0,
             repeated: 0,
             ignored: 0,
@@ -155,9 +172,20 @@ impl<D: OpenDump> Session<D> {
         self.received.bytes()
     }
 
-    /// Whether nothing came but HERALDs.
+    /// Whether nothing came but HERALDs, in this receiver or an earlier one.
     pub(super) fn is_unused(&self) -> bool {
-        self.messages == 0 && matches!(self.state, State::Receiving(_))
+        self.messages == 0 && self.herald.is_some() && matches!(self.state, State::Receiving(_))
+    }
+
+    /// Whether the client was given a port to send to.
+    pub(super) fn has_port(&self) -> bool {
+        self.has_port
+    }
+
+    /// The port could not be had.
+    pub(super) fn lose_port(&mut self) {
+        self.has_port = false;
+        self.acks.clear();
     }
 
     /// Whether another client may have its place.
@@ -169,17 +197,39 @@ impl<D: OpenDump> Session<D> {
         self.ignored += 1;
     }
 
-    /// The messages to acknowledge now.
-    pub(super) fn take_acks(&mut self) -> impl Iterator<Item = u32> {
-        self.acks.drain(..)
+    /// Takes a datagram that came to the session's own port.
+    pub(super) fn handle_datagram<'a>(
+        &mut self,
+        now: Instant,
+        from: SocketAddrV4,
+        bytes: &'a [u8],
+        row: &mut Row<'a>,
+    ) -> Handled<D::Stored> {
+        if self.request.peer != from {
+            return Err(Ignored::Stranger);
+        }
+        let parsed = Message::parse(bytes).map_err(Ignored::from);
+        let handled = parsed.and_then(|message| self.handle(now, &message, row));
+        handled.inspect_err(|_| self.count_ignored())
+    }
+
+    /// Appends the acks of at most `most` messages to `train`.
+    pub(super) fn take_acks(&mut self, most: usize, train: &mut Vec<u8>) {
+        let most = most.min(self.acks.len());
+        train.extend(self.acks.drain(..most).flat_map(|sequence| Ack(sequence).to_bytes()));
     }
 
     /// Judges another HERALD from the same client, and acknowledges a repeated one. Before data that is any for the same
     /// directory, as netdumpd sees it: whether the client has begun anew makes no difference then.
+    ///
+    /// Another dump by its name is another dump.
     pub(super) fn herald_again(&mut self, now: Instant, sequence: u32, request: &NewDump) -> HeraldAgain {
+        if request.dump_id.is_some() {
+            return HeraldAgain::NewDump;
+        }
         if self.is_unused() && *request == self.request {
             self.heard = now;
-            self.acks.push(sequence);
+            self.acks.push_back(sequence);
             return HeraldAgain::Repeated;
         }
         let since = |then: Instant| now.saturating_duration_since(then);
@@ -192,14 +242,44 @@ impl<D: OpenDump> Session<D> {
         }
     }
 
-    /// Takes a message that came to the session's own port.
-    pub(super) fn handle(&mut self, now: Instant, message: &Message<'_>) -> Handled<D> {
+    /// Answers a HERALD of this very dump: the client, which is at `peer` now, shall go on. `true`: it needs a port, or the
+    /// port must know of the new `peer`.
+    pub(super) fn go_on(&mut self, now: Instant, sequence: u32, peer: SocketAddrV4) -> Result<bool, Ignored> {
+        // Also of a dump that has failed: as long as its client asks for it, it is remembered, and nothing is begun anew.
+        self.heard = now;
+        self.herald_again = None;
+        if matches!(self.state, State::Abandoned) {
+            return Err(Ignored::AfterTheEnd);
+        }
+        let needs_port = !self.has_port || peer != self.request.peer;
+        self.has_port = true;
+        self.request.peer = peer;
+        if self.is_unused() && self.herald == Some(sequence) {
+            self.acknowledge_opening(sequence);
+            return Ok(needs_port);
+        }
+        if self.resumed_by.replace(sequence) != Some(sequence) {
+            self.resumed += 1;
+        }
+        self.acks.push_back(!sequence);
+        Ok(needs_port)
+    }
+
+    fn acknowledge_opening(&mut self, herald: u32) {
+        self.acks.push_back(herald);
+        if self.request.dump_id.is_some() {
+            self.acks.push_back(herald ^ ABLE);
+        }
+    }
+
+    /// Takes a message. Its data goes to the row, which is [stored](Self::store) when it does not fit there.
+    fn handle<'a>(&mut self, now: Instant, message: &Message<'a>, row: &mut Row<'a>) -> Handled<D::Stored> {
         let news = match message.kind {
             MessageKind::Herald => Err(Ignored::LateHerald),
-            MessageKind::Vmcore => self.data(message),
+            MessageKind::Vmcore => self.data(now, message, row),
             MessageKind::Kdh => self.kdh(now, message),
             MessageKind::EkcdKey => self.key(now, message),
-            MessageKind::Finished => self.finished(now, message.sequence),
+            MessageKind::Finished => self.finished(now, message.sequence, row),
         }?;
         self.heard = now;
         self.herald_again = None;
@@ -223,39 +303,55 @@ impl<D: OpenDump> Session<D> {
         match self.state {
             State::Receiving(_) => self.heard + config.timeout,
             State::Committing { ask, .. } => ask,
+            State::Committed if self.request.dump_id.is_some() => {
+                self.heard + config.linger.max(config.timeout)
+            }
             State::Committed | State::Abandoned => self.heard + config.linger,
         }
     }
 
-    /// Stores what was gathered; then it is to be acknowledged.
-    pub(super) fn flush(&mut self) -> Option<News<D::Stored>> {
-        let State::Receiving(dump) = &mut self.state else { return None };
-        let Gathered { offset, bytes, sequences } = &mut self.gathered;
-        if sequences.is_empty() {
+    /// Stores a row; then its messages are to be acknowledged.
+    pub(super) fn store(&mut self, now: Instant, row: &mut Row<'_>) -> Option<News<D::Stored>> {
+        let State::Receiving(dump) = &mut self.state else {
+            row.clear();
+            return None;
+        };
+        if row.is_empty() {
             return None;
         }
-        let written = dump.write_at(*offset, &[IoSlice::new(bytes)]);
+        let written = dump.write_at(row.range().start, row.pieces());
         if written.is_ok() {
-            self.received.insert(*offset..*offset + bytes.len() as u64);
-            self.acks.append(sequences);
+            self.received.insert(row.range());
+            self.acks.extend(row.sequences());
         }
-        bytes.clear();
-        sequences.clear();
-        match written {
-            Ok(()) => None,
-            Err(error) => self.fail(self.heard, error),
-        }
+        row.clear();
+        written.err().and_then(|error| self.fail(now, error))
     }
 
     /// Ends the dump before its time. Does nothing when it has ended, or is being committed: that cannot be stopped.
     pub(super) fn abandon(&mut self, now: Instant, cause: Cause) -> Option<News<D::Stored>> {
-        if let Some(failed) = self.flush() {
-            return Some(failed);
-        }
         match std::mem::replace(&mut self.state, State::Abandoned) {
             State::Receiving(dump) => {
                 let summary = self.summary(now);
                 Some(keep_incomplete(dump, summary, cause))
+            }
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    /// Leaves the dump to the next receiver, unless it has ended or is being committed.
+    pub(super) fn suspend(&mut self, now: Instant) -> Option<News<D::Stored>> {
+        if self.is_unused() {
+            self.discard();
+            return None;
+        }
+        match std::mem::replace(&mut self.state, State::Abandoned) {
+            State::Receiving(mut dump) => {
+                dump.suspend(&self.summary(now));
+                Some(News::Suspended)
             }
             other => {
                 self.state = other;
@@ -272,39 +368,34 @@ impl<D: OpenDump> Session<D> {
         }
     }
 
-    fn data(&mut self, message: &Message<'_>) -> Handled<D> {
+    fn data<'a>(&mut self, now: Instant, message: &Message<'a>, row: &mut Row<'a>) -> Handled<D::Stored> {
         let range = message.offset..message.offset.saturating_add(message.payload.len() as u64);
         if i64::try_from(range.end).is_err() {
             return Err(Ignored::OffsetTooLarge);
         }
+        let is_known = self.received.contains(&range);
         match self.state {
-            State::Receiving(_) => {}
-            State::Committing { .. } | State::Committed if self.received.contains(&range) => {
-                self.acks.push(message.sequence);
+            State::Receiving(_) if !message.payload.is_empty() => {}
+            State::Receiving(_) | State::Committing { .. } | State::Committed if is_known => {
+                self.acks.push_back(message.sequence);
                 return Ok(None);
             }
             _ => return Err(Ignored::AfterTheEnd),
         }
-        if !self.gathered.takes(&range)
-            && let Some(failed) = self.flush()
-        {
-            return Ok(Some(failed));
-        }
-        if self.gathered.sequences.is_empty() {
+        if !row.takes(range.start) {
+            if let Some(failed) = self.store(now, row) {
+                return Ok(Some(failed));
+            }
             if !self.received.admits(&range) {
                 return Err(Ignored::TooManyRanges);
             }
-            self.gathered.offset = range.start;
         }
-        if self.received.contains(&range) {
-            self.repeated += 1;
-        }
-        self.gathered.bytes.extend_from_slice(message.payload);
-        self.gathered.sequences.push(message.sequence);
+        self.repeated += u64::from(is_known);
+        row.push(message);
         Ok(None)
     }
 
-    fn kdh(&mut self, now: Instant, message: &Message<'_>) -> Handled<D> {
+    fn kdh(&mut self, now: Instant, message: &Message<'_>) -> Handled<D::Stored> {
         let bytes = message.payload.first_chunk::<KDH_LEN>().filter(|_| message.offset == 0);
         let header = HeaderSeen::judge(bytes.ok_or(Ignored::HeaderInParts)?);
         let news = match &mut self.state {
@@ -320,11 +411,11 @@ impl<D: OpenDump> Session<D> {
             },
             _ => return Err(Ignored::AfterTheEnd),
         };
-        self.acks.push(message.sequence);
+        self.acks.push_back(message.sequence);
         Ok(news)
     }
 
-    fn key(&mut self, now: Instant, message: &Message<'_>) -> Handled<D> {
+    fn key(&mut self, now: Instant, message: &Message<'_>) -> Handled<D::Stored> {
         let range = message.offset..message.offset.saturating_add(message.payload.len() as u64);
         if range.end > MAX_KEY_FILE {
             return Err(Ignored::OffsetTooLarge);
@@ -340,12 +431,12 @@ impl<D: OpenDump> Session<D> {
             State::Committing { .. } | State::Committed if self.key.contains(&range) => {}
             _ => return Err(Ignored::AfterTheEnd),
         }
-        self.acks.push(message.sequence);
+        self.acks.push_back(message.sequence);
         Ok(None)
     }
 
-    fn finished(&mut self, now: Instant, sequence: u32) -> Handled<D> {
-        if let Some(failed) = self.flush() {
+    fn finished(&mut self, now: Instant, sequence: u32, row: &mut Row<'_>) -> Handled<D::Stored> {
+        if let Some(failed) = self.store(now, row) {
             return Ok(Some(failed));
         }
         match std::mem::replace(&mut self.state, State::Abandoned) {
@@ -363,7 +454,7 @@ impl<D: OpenDump> Session<D> {
             }
             State::Committed => {
                 self.state = State::Committed;
-                self.acks.push(sequence);
+                self.acks.push_back(sequence);
                 Ok(None)
             }
             State::Abandoned => Err(Ignored::AfterTheEnd),
@@ -372,16 +463,23 @@ impl<D: OpenDump> Session<D> {
 
     /// What a dump lacks although its client says that it has sent all. Then FINISHED is not acknowledged: the client
     /// must not believe that its core can be read.
+    ///
+    /// A stock client leaves nothing out, but it may believe that all was acknowledged when it was not: its mask of acks
+    /// confuses messages that are 32 apart.
     fn lack(&self, summary: &DumpSummary) -> Option<Cause> {
-        let header = self.header.valid().filter(|_| self.header.is_stream())?;
+        if self.request.dump_id.is_some() && !self.header.is_stream() {
+            return None;
+        }
+        let header = self.header.valid();
+        let announced = header.map_or(summary.length, |header| header.dump_length);
         // A length that no file has is not in the summary's.
-        let beyond = summary.length..header.dump_length;
+        let beyond = summary.length..announced;
         let first = summary.gaps.listed.first().or_else(|| (!beyond.is_empty()).then_some(&beyond));
         if let Some(first) = first.cloned() {
-            let bytes = summary.gaps.bytes.saturating_add(header.dump_length.saturating_sub(summary.length));
+            let bytes = summary.gaps.bytes.saturating_add(announced.saturating_sub(summary.length));
             return Some(Cause::Gap { first, bytes });
         }
-        let announced = u64::from(header.key_size);
+        let announced = u64::from(header?.key_size);
         let came = announced - self.key.gaps(announced).bytes;
         (came < announced).then_some(Cause::Key { came, announced })
     }
@@ -395,7 +493,7 @@ impl<D: OpenDump> Session<D> {
                 None
             }
             Ok(Commit::Done(stored)) => {
-                self.acks.push(*finished);
+                self.acks.push_back(*finished);
                 let summary = summary.clone();
                 self.state = State::Committed;
                 self.heard = now;
@@ -425,7 +523,7 @@ impl<D: OpenDump> Session<D> {
             peer: self.request.peer,
             local: self.request.local,
             dump_id: self.request.dump_id,
-            resumed: 0,
+            resumed: self.resumed,
             header: self.header.clone(),
             bytes: self.received.bytes(),
             end,
@@ -440,7 +538,7 @@ impl<D: OpenDump> Session<D> {
 }
 
 /// News of a message that was taken, or why it was not.
-type Handled<D> = Result<Option<News<<D as OpenDump>::Stored>>, Ignored>;
+type Handled<T> = Result<Option<News<T>>, Ignored>;
 
 fn keep_incomplete<D: OpenDump>(mut dump: D, summary: Box<DumpSummary>, cause: Cause) -> News<D::Stored> {
     let ending = Ending::Incomplete(cause);

@@ -88,7 +88,10 @@ fn without_resume_the_next_receiver_keeps_what_came_and_says_what_is_missing() {
     }
     assert_eq!(ended[1]["header"]["panic"], "boom");
     let info = text(path_of(&ended[1], "info"));
-    assert!(info.contains("  Missing: 2 ranges, 200000B\n    0x186a0-0x30d40\n    0x493e0-0x61a80\n"), "{info}");
+    assert!(
+        info.contains("  Missing: 2 ranges, 200000B\n    0x186a0-0x30d40\n    0x493e0-0x61a80\n"),
+        "{info}"
+    );
     assert!(is_settled(dir.path()));
     // The client begins anew.
     let mut again = Named::herald(next.address, 7);

@@ -82,10 +82,7 @@ impl Counters {
                 *incomplete.entry(reason(cause)).or_default() += 1;
             }
         }
-        for (counter, count) in [
-            (&self.messages, summary.messages),
-            (&self.repeated, summary.repeated),
-        ] {
+        for (counter, count) in [(&self.messages, summary.messages), (&self.repeated, summary.repeated)] {
             counter.fetch_add(count, Ordering::Relaxed);
         }
     }
@@ -197,14 +194,39 @@ impl Metrics {
                 let _ = writeln!(text, "netdump_{name}{labels} {value}");
             }
         };
-        add("sessions_open", "gauge", "Dumps that are being received.", one(counter(&counters.sessions_open)));
-        add("sessions_opened_total", "counter", "Dumps that have begun.", one(counter(&counters.sessions_opened)));
+        add(
+            "sessions_open",
+            "gauge",
+            "Dumps that are being received.",
+            one(counter(&counters.sessions_open)),
+        );
+        add(
+            "sessions_opened_total",
+            "counter",
+            "Dumps that have begun.",
+            one(counter(&counters.sessions_opened)),
+        );
         add("refused_total", "counter", "Dumps that could not be begun.", one(counter(&counters.refused)));
-        add("resumed_total", "counter", "Dumps that went on after a receiver was lost.", one(counter(&counters.resumed)));
+        add(
+            "resumed_total",
+            "counter",
+            "Dumps that went on after a receiver was lost.",
+            one(counter(&counters.resumed)),
+        );
         add("dumps_complete_total", "counter", "Dumps that are whole and stored.", one(counter(complete)));
         add("dumps_incomplete_total", "counter", "Dumps that stopped early.", of(incomplete));
-        add("bytes_received_total", "counter", "Bytes of cores, each counted once.", one(counter(&counters.bytes)));
-        add("messages_total", "counter", "Messages of dumps that have ended.", one(counter(&counters.messages)));
+        add(
+            "bytes_received_total",
+            "counter",
+            "Bytes of cores, each counted once.",
+            one(counter(&counters.bytes)),
+        );
+        add(
+            "messages_total",
+            "counter",
+            "Messages of dumps that have ended.",
+            one(counter(&counters.messages)),
+        );
         let help = "Data messages of dumps that have ended that brought nothing new.";
         add("resends_seen_total", "counter", help, one(counter(&counters.repeated)));
         add("datagrams_ignored_total", "counter", "Datagrams that changed nothing.", of(ignored));
