@@ -31,9 +31,11 @@ pub mod progress;
 mod read_at;
 pub mod receiver;
 pub mod report;
+mod reader;
 mod sparse;
 pub mod stream;
 pub mod vmcore;
 pub mod wire;
+mod zeros;
 
 pub use read_at::{ReadAt, ReadError};
