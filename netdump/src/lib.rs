@@ -34,6 +34,7 @@ pub mod report;
 mod reader;
 mod sparse;
 pub mod stream;
+pub mod torture;
 pub mod vmcore;
 pub mod wire;
 mod zeros;
