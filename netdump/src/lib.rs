@@ -31,10 +31,12 @@ pub mod progress;
 mod read_at;
 pub mod receiver;
 pub mod report;
+mod reader;
 mod sparse;
 pub mod stream;
 pub mod torture;
 pub mod vmcore;
 pub mod wire;
+mod zeros;
 
 pub use read_at::{ReadAt, ReadError};
