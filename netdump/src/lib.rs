@@ -22,11 +22,13 @@
 mod calendar;
 pub mod client;
 pub mod digest;
+mod digest_file;
 pub mod drive;
 pub mod ekcd;
 pub mod facts;
 pub mod freebsd;
 pub mod link;
+pub mod manifest;
 pub mod progress;
 mod read_at;
 pub mod receiver;
