@@ -52,6 +52,18 @@ pub struct Route {
 impl Route {
     /// Takes a frame apart into addresses and UDP payload.
     pub fn parse(frame: &[u8]) -> Result<(Self, &[u8]), DatagramError> {
+        Self::parse_with(frame, UdpHeader::parse)
+    }
+
+    /// As [`Self::parse`], of a frame or train whose UDP checksum was checked already or never made.
+    pub fn parse_checked(frame: &[u8]) -> Result<(Self, &[u8]), DatagramError> {
+        Self::parse_with(frame, |_, datagram| UdpHeader::parse_checked(datagram))
+    }
+
+    fn parse_with<'a>(
+        frame: &'a [u8],
+        parse_udp: impl FnOnce(&Ipv4Header, &'a [u8]) -> Result<(UdpHeader, &'a [u8]), UdpError>,
+    ) -> Result<(Self, &'a [u8]), DatagramError> {
         let (ethernet, packet) = EthernetHeader::parse(frame)?;
         if ethernet.ethertype != EtherType::IPV4 {
             return Err(DatagramError::NotIpv4(ethernet.ethertype));
@@ -60,7 +72,7 @@ impl Route {
         if ip.protocol != PROTOCOL_UDP {
             return Err(DatagramError::NotUdp(ip.protocol));
         }
-        let (udp, payload) = UdpHeader::parse(&ip, datagram)?;
+        let (udp, payload) = parse_udp(&ip, datagram)?;
         let route = Self {
             source_mac: ethernet.source,
             destination_mac: ethernet.destination,
