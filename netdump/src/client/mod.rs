@@ -12,6 +12,7 @@
 //! The wire follows FreeBSD's `sys/netinet/netdump/netdump_client.c`, so stock servers understand it; how messages are
 //! acknowledged and resent is this client's own (`window.rs`), as the protocol leaves it to the sender.
 
+mod air;
 mod config;
 mod congestion;
 mod ignored;
@@ -124,7 +125,7 @@ impl Client {
             key: plan.key.unwrap_or_default(),
             payload_limit: config.payload_limit(),
             neighbor: Neighbor::new(&config, now),
-            window: AckWindow::new(config.payload_limit(), config.try_wait()),
+            window: AckWindow::new(config.payload_limit(), config.window_cap(), config.try_wait()),
             spans,
             searched: None,
             flow: Flow::Open,
@@ -194,7 +195,7 @@ impl Client {
         self.searched = Some(now);
         let mut train = Train::default();
         while let Some((sequence, chunk, attempt)) = self.peek_next(image) {
-            if !train.takes(chunk, attempt) {
+            if !train.takes(chunk, attempt) || train.messages == 0 && self.waits_for_room(chunk, attempt) {
                 break;
             }
             match self.add_message(sequence, chunk, image, packet) {
@@ -427,6 +428,18 @@ impl Client {
         }
         let chunk = self.peek_new(image)?;
         Some((self.window.next_sequence(), chunk, Attempt::First))
+    }
+
+    /// Whether to wait for the acks that make room for a whole train, before one is begun with this message.
+    fn waits_for_room(&self, chunk: Chunk, attempt: Attempt) -> bool {
+        if chunk.kind != MessageKind::Vmcore {
+            return false;
+        }
+        let waiting = match attempt {
+            Attempt::First => self.spans.messages_left(self.payload_limit),
+            Attempt::Again => self.window.lost_count(),
+        };
+        !self.window.is_worth_a_train(self.train_limit(chunk.len).min(waiting))
     }
 
     fn take_resend(&mut self, now: Instant) {

@@ -120,6 +120,11 @@ impl Spans {
         self.is_searching
     }
 
+    /// How many messages of `max` bytes what is left may fill at most.
+    pub(super) fn messages_left(&self, max: usize) -> usize {
+        usize::try_from((self.length - self.next).div_ceil(max as u64)).unwrap_or(usize::MAX)
+    }
+
     /// Where the next message's payload, of at most `max` bytes, lies. Asking again gives the same answer until it is
     /// [taken](Self::take).
     pub(super) fn peek<I: ReadAt + ?Sized>(&mut self, image: &I, max: usize) -> Option<(u64, usize)> {
