@@ -9,10 +9,16 @@
 //! a large guest costs nothing; pieces can be hashed in any order and by several threads; and where two cores differ
 //! is known to the MiB.
 
+mod text;
+
+use std::ops::Range;
 use std::sync::LazyLock;
 
 /// Bytes in a piece.
 pub const PIECE_LEN: u64 = 1 << 20;
+/// Longest core that has a digest, 4 TiB: more than any guest's, and its hashes take 128 MiB. A sparse file can be far
+/// longer.
+pub const MAX_LENGTH: u64 = 1 << 42;
 /// Bytes in a hash.
 pub const HASH_LEN: usize = blake3::OUT_LEN;
 
@@ -30,6 +36,12 @@ pub static ZERO_PIECE: LazyLock<Hash> = LazyLock::new(|| {
 });
 
 /// The hashes of a core.
+///
+/// In JSON runs of whole pieces of zeros are numbers, so that the untouched memory of a large guest takes no room:
+///
+/// ```json
+/// {"root": "9f86d0…", "length": 7340033, "pieces": ["2c26b4…", 5, "fcde2b…", "b4f7f3…"]}
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Digest {
     /// Bytes of the core.
@@ -39,6 +51,12 @@ pub struct Digest {
 }
 
 impl Digest {
+    /// Of bytes in memory.
+    pub fn of(bytes: &[u8]) -> Self {
+        let pieces = bytes.chunks(1 << 20).map(|piece| *blake3::hash(piece).as_bytes()).collect();
+        Self { length: bytes.len() as u64, pieces }
+    }
+
     /// The hash of the whole.
     pub fn root(&self) -> Hash {
         let mut hasher = blake3::Hasher::new();
@@ -47,12 +65,43 @@ impl Digest {
         }
         *hasher.finalize().as_bytes()
     }
+
+    /// The hash of the whole in hexadecimal.
+    pub fn root_hex(&self) -> String {
+        hex(&self.root())
+    }
+
+    /// Where two cores differ: ranges of whole pieces, as far as the cores reach, in ascending order. What only one of
+    /// them has differs.
+    pub fn differences(&self, other: &Self) -> Vec<Range<u64>> {
+        let end = self.length.max(other.length);
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for (piece, start) in (0..end).step_by(1 << 20).enumerate() {
+            if self.pieces.get(piece) == other.pieces.get(piece) {
+                continue;
+            }
+            let stop = (start + PIECE_LEN).min(end);
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = stop,
+                _ => ranges.push(start..stop),
+            }
+        }
+        ranges
+    }
+}
+
+/// A hash in hexadecimal.
+pub fn hex(hash: &Hash) -> String {
+    blake3::Hash::from_bytes(*hash).to_hex().to_string()
 }
 
 /// Hashes a core from its start to its end.
 #[derive(Debug, Default)]
 pub struct Digester {
+    /// Of this piece so far, but for `zeros`.
     piece: blake3::Hasher,
+    /// Zeros that come next in this piece: hashed when it turns out that it has other bytes too.
+    zeros: u64,
     length: u64,
     pieces: Vec<Hash>,
 }
@@ -71,7 +120,9 @@ impl Digester {
     /// The next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(self.room().min(bytes.len()));
+            self.hash_zeros();
+            let room = usize::try_from(self.room()).expect("at most a MiB");
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.piece.update(now);
             self.advance(now.len() as u64);
             bytes = later;
@@ -79,42 +130,70 @@ impl Digester {
     }
 
     /// So many zeros.
-    pub fn zeros(&mut self, mut count: u64) {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        while count > 0 {
-            if self.length.is_multiple_of(PIECE_LEN) && count >= PIECE_LEN {
-                self.pieces.push(*ZERO_PIECE);
-                self.length += PIECE_LEN;
-                count -= PIECE_LEN;
-                continue;
+    pub fn zeros(&mut self, count: u64) {
+        let now = count.min(self.room());
+        self.zeros += now;
+        self.advance(now);
+        let (whole, rest) = ((count - now) / PIECE_LEN, (count - now) % PIECE_LEN);
+        if whole > 0 {
+            self.length = self.length.saturating_add(whole * PIECE_LEN);
+            if self.length <= MAX_LENGTH {
+                self.pieces.resize(piece_count(self.length), *ZERO_PIECE);
             }
-            let now = self.room().min(ZEROS.len()).min(usize::try_from(count).unwrap_or(usize::MAX));
-            self.piece.update(&ZEROS[..now]);
-            self.advance(now as u64);
-            count -= now as u64;
         }
+        self.zeros += rest;
+        self.advance(rest);
     }
 
-    /// The core ends here.
-    pub fn finish(mut self) -> Digest {
+    /// The core ends here; `None` when it is longer than [`MAX_LENGTH`].
+    pub fn finish(mut self) -> Option<Digest> {
         if !self.length.is_multiple_of(PIECE_LEN) {
-            self.pieces.push(*self.piece.finalize().as_bytes());
+            self.end_piece();
         }
-        Digest { length: self.length, pieces: self.pieces }
+        (self.length <= MAX_LENGTH).then_some(Digest { length: self.length, pieces: self.pieces })
     }
 
     /// Bytes that the piece lacks.
-    fn room(&self) -> usize {
-        usize::try_from(PIECE_LEN - self.length % PIECE_LEN).expect("at most a MiB")
+    fn room(&self) -> u64 {
+        PIECE_LEN - self.length % PIECE_LEN
     }
 
+    /// There are so many bytes more, at most as many as the piece lacked.
     fn advance(&mut self, by: u64) {
-        self.length += by;
-        if self.length.is_multiple_of(PIECE_LEN) {
-            self.pieces.push(*self.piece.finalize().as_bytes());
-            self.piece.reset();
+        self.length = self.length.saturating_add(by);
+        if by > 0 && self.length.is_multiple_of(PIECE_LEN) {
+            self.end_piece();
         }
     }
+
+    fn end_piece(&mut self) {
+        let hash = if self.zeros == PIECE_LEN {
+            self.zeros = 0;
+            *ZERO_PIECE
+        } else {
+            self.hash_zeros();
+            *self.piece.finalize().as_bytes()
+        };
+        self.piece.reset();
+        // Memory is bounded: what is too long is gone through, but has no digest.
+        if self.length <= MAX_LENGTH {
+            self.pieces.push(hash);
+        }
+    }
+
+    fn hash_zeros(&mut self) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        while self.zeros > 0 {
+            let now = self.zeros.min(ZEROS.len() as u64);
+            self.piece.update(&ZEROS[..usize::try_from(now).expect("at most 4096")]);
+            self.zeros -= now;
+        }
+    }
+}
+
+/// Pieces of a core of at most [`MAX_LENGTH`] bytes.
+fn piece_count(length: u64) -> usize {
+    usize::try_from(length.div_ceil(PIECE_LEN)).expect("4 TiB have 2^22 pieces")
 }
 
 #[cfg(test)]
@@ -126,7 +205,7 @@ mod tests {
         let bytes: Vec<u8> = (0..2_500_000_u32).map(|i| (i % 251).to_le_bytes()[0]).collect();
         let mut digester = Digester::new();
         bytes.chunks(70_001).for_each(|part| digester.update(part));
-        let digest = digester.finish();
+        let digest = digester.finish().unwrap();
         let pieces: Vec<Hash> = bytes.chunks(1 << 20).map(|piece| *blake3::hash(piece).as_bytes()).collect();
         assert_eq!((digest.length, &digest.pieces), (2_500_000, &pieces));
         assert_eq!(digest.root(), *blake3::hash(&pieces.concat()).as_bytes());
@@ -151,7 +230,34 @@ mod tests {
     fn pieces_of_zeros_have_a_known_hash() {
         let mut digester = Digester::new();
         digester.zeros(1 << 30);
-        let digest = digester.finish();
+        let digest = digester.finish().unwrap();
         assert_eq!(digest.pieces, vec![*ZERO_PIECE; 1024]);
+    }
+
+    #[test]
+    fn what_is_too_long_costs_nothing_and_has_no_digest() {
+        for zeros in [MAX_LENGTH, MAX_LENGTH + 1, u64::MAX] {
+            let mut digester = Digester::new();
+            digester.zeros(zeros);
+            assert_eq!(digester.length(), zeros);
+            assert!(digester.pieces.len() <= 1 << 22);
+            assert_eq!(digester.finish().is_some(), zeros == MAX_LENGTH);
+        }
+    }
+
+    #[test]
+    fn differences_are_located_to_the_piece() {
+        let mut bytes = vec![7; 5 << 20];
+        let digest = Digest::of(&bytes);
+        assert_eq!(digest.differences(&digest), []);
+        for at in [0, (1 << 20) - 1, 3 << 20, (4 << 20) + 5] {
+            bytes[at] = 8;
+        }
+        let mib = |range: Range<u64>| range.start << 20..range.end << 20;
+        assert_eq!(digest.differences(&Digest::of(&bytes)), [mib(0..1), mib(3..5)]);
+        let shorter = Digest::of(&bytes[..(2 << 20) + 1]);
+        assert_eq!(digest.differences(&shorter), [mib(0..1), mib(2..5)]);
+        assert_eq!(shorter.differences(&digest), [mib(0..1), mib(2..5)]);
+        assert_eq!(Digest::of(&[]).differences(&Digest::of(&[1])).pop(), Some(0..1));
     }
 }

@@ -33,6 +33,7 @@ pub mod receiver;
 pub mod report;
 mod sparse;
 pub mod stream;
+pub mod torture;
 pub mod vmcore;
 pub mod wire;
 

@@ -197,7 +197,7 @@ mod tests {
             server: "10.0.0.9:4000".into(),
             path: None,
             length: 3 << 20,
-            blake3: None,
+            digest: None,
             packing: None,
             bytes_sent: 2 << 20,
             bytes_untouched: 1 << 20,

@@ -7,13 +7,15 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::stream::Packing;
 
-/// Most bytes of a report file that are read. One with 1,000 missing ranges and 1,000 CPUs is far smaller.
-const MAX_FILE: u64 = 16 << 20;
+/// Most bytes of a report file that are read. Of one with 1,000 missing ranges and 1,000 CPUs the digest is the most:
+/// 68 to 80 bytes for each MiB that is not all zeros.
+const MAX_FILE: u64 = 512 << 20;
 
 /// The three ways a dump ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The receiver acknowledged everything, FINISHED included: the core is on its stable storage.
@@ -21,11 +23,12 @@ pub enum Outcome {
     /// Everything but FINISHED was acknowledged: the receiver very likely has the core.
     Unconfirmed,
     /// The dump stopped early; what arrived before stays at the receiver.
+    #[default]
     Failed,
 }
 
-/// One dump as its sender saw it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// One dump as its sender saw it. The default is one of which nothing was sent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DumpReport {
     /// How it ended.
     pub outcome: Outcome,
@@ -38,8 +41,8 @@ pub struct DumpReport {
     /// Bytes of the core as it is stored. Of one that was packed on its way and failed before its end was known, the
     /// bytes packed until then.
     pub length: u64,
-    /// BLAKE3 of the core as it is stored, in hexadecimal; absent when not all of it was sent.
-    pub blake3: Option<String>,
+    /// Hashes of the core as it is stored; absent when not all of it was sent.
+    pub digest: Option<Digest>,
     /// How the core was packed on its way; absent when it is stored as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packing: Option<PackingReport>,
@@ -143,7 +146,7 @@ mod tests {
             server: "10.0.0.9:4711".into(),
             path: Some("vms".into()),
             length: 1 << 40,
-            blake3: Some("00".repeat(32)),
+            digest: Some(Digest::of(&[1; 4096])),
             packing: None,
             bytes_sent: 4096,
             bytes_untouched: (1 << 40) - 4096,

@@ -24,6 +24,7 @@ fn freebsd_session_ends_whole_and_every_message_is_acknowledged_once() {
     let start = Instant::now();
     let mut receiver = Receiver::new(ReceiverConfig::default(), MemoryStore::with_limit(1 << 30));
     let (mut session, mut stored, mut recorded, mut sent) = (None::<SessionId>, None, Vec::new(), Vec::new());
+    let mut train = Vec::new();
     for (micros, frame) in frames(&pcap) {
         let now = start + Duration::from_micros(micros);
         let Some(Udp { source, destination, payload }) = udp(frame) else { continue };
@@ -45,9 +46,9 @@ fn freebsd_session_ends_whole_and_every_message_is_acknowledged_once() {
                 _ => {}
             }
         }
-        while let Some(reply) = receiver.poll_transmit() {
+        while let Some(reply) = receiver.poll_transmit(&mut train) {
             assert_eq!(reply.to, source);
-            sent.push(u32::from_be_bytes(reply.bytes));
+            sent.extend(train.chunks(4).map(be32));
         }
     }
     let (ending, summary, dump) = stored.expect("the dump ended");

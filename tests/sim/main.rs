@@ -4,7 +4,6 @@ mod contract;
 mod freebsd_session;
 mod named_cases;
 mod stock_server;
-mod streamed;
 
 use harness::simnet::{ClientStation, Core, Rng};
 use netdump::client::{Client, Ending};

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use harness::simnet::stations::{GATEWAY_IP, ms};
+use harness::simnet::hosts::{GATEWAY_IP, ms};
 use harness::simnet::{
-    ClientStation, Core, Echo, FakeServer, Gateway, HostStation, Manner, Replay, Rng, SimNet, Station,
-    Weather,
+    ClientStation, Core, Echo, FakeServer, Gateway, HostStation, Keeper, Manner, Party, Replay, Rng, SimNet,
+    Station, Weather,
 };
 use netdump::client::{ClientConfig, ClientEvent, Ending, Ignored, NextHop};
 use netdump::wire::MessageKind;
@@ -23,9 +23,10 @@ fn net<S: Station>(name: &str, server: S) -> SimNet<S> {
 fn complete(net: &mut SimNet<HostStation>) {
     let ending = net.run().expect("an end");
     assert!(matches!(ending, Ending::Complete), "{ending:?}");
-    let (ending, dump) = &net.server.dumps[0];
-    assert!(ending.is_complete());
-    assert!(dump.core == net.client.core.bytes, "the stored core differs");
+    net.server.close(net.now());
+    let stored = net.server.stored()[0];
+    assert!(stored.is_complete);
+    assert!(stored.core == net.client.core.bytes, "the stored core differs");
 }
 
 fn failed<S: Station>(net: &mut SimNet<S>) -> String {
@@ -68,7 +69,7 @@ fn a_calm_network_needs_no_resends() {
         let server = FakeServer::new(Manner::ByTheBook);
         let mut net = SimNet::new("calm", mtu.into(), Weather::calm(), client(mtu, LEN), server);
         assert!(matches!(net.run(), Ok(Ending::Complete)));
-        assert!(net.server.core == net.client.core.bytes);
+        assert!(net.server.core() == net.client.core.bytes);
         assert_eq!(net.client.client.stats().resends, 0);
         assert_eq!(net.server.headers.len(), 1);
         let order = [MessageKind::Herald, MessageKind::Vmcore, MessageKind::Kdh, MessageKind::Finished];
@@ -89,7 +90,7 @@ fn last_ack_lost_of_a_stock_server_is_unconfirmed() {
     let mut net = net("last-ack-stock", FakeServer::new(Manner::LosesLastAck));
     let why = unconfirmed(&mut net);
     assert_eq!(why, "10.0.0.9:40000 has acknowledged the whole core but not within 60s that it is stored");
-    assert!(net.server.core == net.client.core.bytes);
+    assert!(net.server.core() == net.client.core.bytes);
     assert!(net.server.finished);
 }
 
@@ -113,7 +114,7 @@ fn late_acks_of_old_messages_are_ignored() {
     let mut net =
         net("late-acks", FakeServer::new(Manner::LateAcks { every: 7, by: Duration::from_micros(300) }));
     assert!(matches!(net.run(), Ok(Ending::Complete)));
-    assert!(net.server.core == net.client.core.bytes);
+    assert!(net.server.core() == net.client.core.bytes);
     assert!(ignored(&net.client.client, Ignored::RepeatedAck) > 0);
 }
 
@@ -168,7 +169,7 @@ fn a_host_without_a_server_is_named_with_its_port() {
 fn a_server_that_asks_for_our_address_in_the_middle_gets_it() {
     let mut net = net("forgetful", FakeServer::new(Manner::ForgetsNeighbor { every: 20 }));
     assert!(matches!(net.run(), Ok(Ending::Complete)));
-    assert!(net.server.core == net.client.core.bytes);
+    assert!(net.server.core() == net.client.core.bytes);
     assert!(net.elapsed() < ms(500), "{:?}", net.elapsed());
 }
 
@@ -277,7 +278,8 @@ fn a_receiver_that_restarts_is_missed() {
     assert!(why.starts_with("10.0.0.9:49152 stopped acknowledging while sending memory, 12s ago"), "{why}");
     let missing = net.client.client.missing();
     assert!(missing[0].0 > 0 && missing[0].0 < LEN as u64, "{missing:?}");
-    assert!(net.client.core.agrees_but_for(&net.server.dumps[0].1.core, &missing));
+    net.server.close(net.now());
+    assert!(net.client.core.agrees_but_for(net.server.stored()[0].core, &missing));
 }
 
 #[test]

@@ -14,7 +14,7 @@ fn rate(mtu: u32, weather: Weather) -> (f64, u64) {
     let mut net =
         SimNet::new("stock", mtu.into(), weather, client(mtu, len), FakeServer::new(Manner::StockBuffer));
     assert!(matches!(net.run(), Ok(Ending::Complete)));
-    assert!(net.server.core == net.client.core.bytes);
+    assert!(net.server.core() == net.client.core.bytes);
     (len as f64 / net.elapsed().as_secs_f64(), net.server.overflows)
 }
 

@@ -9,4 +9,9 @@ pub mod netns;
 pub mod pcap;
 pub mod programs;
 pub mod readers;
-pub mod simnet;
+
+/// The network simulator and everyone on its wire.
+pub mod simnet {
+    pub use netdump::torture::peers::*;
+    pub use netdump::torture::sim::*;
+}

@@ -9,6 +9,11 @@ use anyhow::{Context, bail, ensure};
 /// Frames of a capture file of Ethernet frames, oldest first. No frame may be cut.
 pub fn read(path: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     let file = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(frames(&file)?.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+/// The same, of the bytes of such a file.
+pub fn frames(file: &[u8]) -> anyhow::Result<Vec<&[u8]>> {
     ensure!(file.len() >= 24, "{} bytes are no capture file", file.len());
     let big_endian = match file[..4] {
         [0xd4, 0xc3, 0xb2, 0xa1] | [0x4d, 0x3c, 0xb2, 0xa1] => false,
@@ -28,7 +33,7 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
         ensure!(kept == whole, "a frame of {whole} bytes was cut to {kept}");
         let (start, end) = (at + 16, at + 16 + kept as usize);
         ensure!(end <= file.len(), "the last record is cut");
-        frames.push(file[start..end].to_vec());
+        frames.push(&file[start..end]);
         at = end;
     }
     Ok(frames)

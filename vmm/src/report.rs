@@ -268,8 +268,8 @@ impl PanicReport {
         let reason = dump.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
         line(f, "dump", &format!("{outcome}{reason}"))?;
         line(f, "", &amounts(dump))?;
-        if let Some(hash) = &dump.blake3 {
-            line(f, "blake3", hash)?;
+        if let Some(digest) = &dump.digest {
+            line(f, "digest", &digest.root_hex())?;
         }
         if let Some(core) = &self.core {
             line(f, "core", &core.display().to_string())?;

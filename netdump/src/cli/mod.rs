@@ -5,6 +5,7 @@ mod inspect;
 mod send;
 mod serve;
 mod signals;
+mod torture;
 mod verify;
 
 use std::io::IsTerminal;
@@ -30,6 +31,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Decrypt(decrypt::Decrypt),
+    Torture(torture::Torture),
 }
 
 /// How the program ends. Wrong usage is code 2, by clap.
@@ -63,6 +65,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Inspect(inspect) => inspect.run(),
         Command::Verify(verify) => verify.run(),
         Command::Decrypt(decrypt) => decrypt.run(),
+        Command::Torture(torture) => torture.run(),
     }
 }
 

@@ -259,7 +259,7 @@ impl<'a> Drive<'a> {
             return Ok(false);
         };
         tracing::trace!(?transmit, "send");
-        self.source.note(&mut self.client, &transmit)?;
+        self.source.note(&transmit)?;
         Ok(true)
     }
 
@@ -319,7 +319,7 @@ impl<'a> Drive<'a> {
 
     fn report(self, ending: &Ending) -> DumpReport {
         let stats = self.client.stats();
-        let (length, blake3, packing) = self.source.finish(&self.client);
+        let (length, digest, packing) = self.source.finish(&self.client);
         let mut missing = self.client.missing();
         // The padding of a stream is not stored.
         missing.retain_mut(|(start, end)| {
@@ -333,7 +333,7 @@ impl<'a> Drive<'a> {
             server: self.client.server().to_string(),
             path: self.path,
             length,
-            blake3,
+            digest,
             packing,
             bytes_sent: stats.bytes_sent,
             bytes_untouched: stats.bytes_untouched,

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::hash::CoreHash;
-use crate::client::{Client, FailReason, Flow, Transmit};
+use crate::client::{Client, FailReason, Transmit};
+use crate::digest::Digest;
 use crate::report::PackingReport;
 use crate::stream::backlog::{Backlog, StreamEnd};
 use crate::stream::{Packing, StreamError};
@@ -64,27 +65,17 @@ impl Source<'_> {
     /// Has the client know what there is, and the source what is not needed any more.
     pub(super) fn update(&mut self, client: &mut Client) {
         match self {
-            // New messages wait while a hole is hashed, but the network does not.
-            Self::Core { hash, .. } if hash.is_in_debt() => {
-                hash.pay();
-                if !hash.is_in_debt() {
-                    client.set_flow(Flow::Open);
-                }
-            }
             Self::Core { .. } => {}
             Self::Stream(stream) => stream.update(client),
         }
     }
 
     /// Takes note of what the client gives out.
-    pub(super) fn note(&mut self, client: &mut Client, transmit: &Transmit) -> Result<(), ReadError> {
+    pub(super) fn note(&mut self, transmit: &Transmit) -> Result<(), ReadError> {
         let Self::Core { image, hash } = self else { return Ok(()) };
         if let Some(fresh) = &transmit.fresh {
             let len = usize::try_from(fresh.end - fresh.start).unwrap_or(usize::MAX);
             image.read_at(fresh.start, hash.room(fresh.start, len))?;
-        }
-        if hash.is_in_debt() {
-            client.set_flow(Flow::Held);
         }
         Ok(())
     }
@@ -93,7 +84,6 @@ impl Source<'_> {
     /// ack waits here for the threads; meanwhile the link can hardly have anything.
     pub(super) fn wait(&self, client: &Client, longest: Duration) -> Duration {
         match self {
-            Self::Core { hash, .. } if hash.is_in_debt() => Duration::ZERO,
             Self::Stream(stream) if client.is_starved() => {
                 let [idle, busy] = HUNGRY_WAIT;
                 if !client.is_idle() {
@@ -106,15 +96,15 @@ impl Source<'_> {
         }
     }
 
-    /// Bytes of the core as stored, their hash if all were sent, and how they were packed.
-    pub(super) fn finish(self, client: &Client) -> (u64, Option<String>, Option<PackingReport>) {
+    /// Bytes of the core as stored, their digest if all were sent, and how they were packed.
+    pub(super) fn finish(self, client: &Client) -> (u64, Option<Digest>, Option<PackingReport>) {
         match self {
             Self::Core { image, hash } => (image.length(), hash.finish(image.length()), None),
             Self::Stream(Stream { backlog, packing, total, end, .. }) => {
                 let report = PackingReport::new(packing, total, end.as_ref().map(|end| end.stored));
                 let length = end.as_ref().map_or_else(|| backlog.length(), |end| end.stored);
                 let sent = end.filter(|end| client.stats().bytes_sent == end.sent);
-                (length, sent.map(|end| end.blake3), Some(report))
+                (length, sent.and_then(|end| end.digest), Some(report))
             }
         }
     }

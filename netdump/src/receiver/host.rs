@@ -6,10 +6,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
-use super::{DumpStore, Endpoint, Ignored, Receiver, ReceiverEvent, SessionId};
+use super::{Arrived, DumpStore, Endpoint, Ignored, Receiver, ReceiverEvent, SessionId};
+use crate::link::{Frame, Received};
 use crate::wire::arp::{ArpError, ArpOperation, ArpPacket};
 use crate::wire::datagram::{DatagramError, Route};
 use crate::wire::ethernet::{EtherType, EthernetHeader, RuntFrame};
+use crate::wire::message::ACK_LEN;
+use crate::wire::udp::UdpChecksum;
 use crate::wire::{MacAddr, SERVER_PORT};
 
 /// Ports for sessions: IANA's dynamic ones.
@@ -67,7 +70,16 @@ pub struct Host<S: DumpStore> {
     ports: BTreeMap<u16, SessionId>,
     next_port: u16,
     arp_replies: VecDeque<ArpPacket>,
+    acks: Acks,
     events: VecDeque<ReceiverEvent<S::Stored>>,
+}
+
+/// Acks to one client, some of which may have been sent.
+#[derive(Debug, Default)]
+struct Acks {
+    train: Vec<u8>,
+    sent: usize,
+    route: Option<Route>,
 }
 
 /// Where a session's frames come to and go to.
@@ -88,6 +100,7 @@ impl<S: DumpStore> Host<S> {
             ports: BTreeMap::new(),
             next_port: FIRST_PORT,
             arp_replies: VecDeque::new(),
+            acks: Acks::default(),
             events: VecDeque::new(),
         }
     }
@@ -99,13 +112,27 @@ impl<S: DumpStore> Host<S> {
 
     /// Takes a frame from the wire.
     pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) -> Result<(), FrameIgnored> {
+        self.handle(now, frame, |frame| Ok((Route::parse(frame)?, None)))
+    }
+
+    /// Takes a frame, or a train, whose UDP checksum was never made as it has not left this host.
+    pub fn handle_unchecked(&mut self, now: Instant, frame: &Frame<'_>) -> Result<(), FrameIgnored> {
+        self.handle(now, frame.bytes, |bytes| Ok((Route::parse_checked(bytes)?, frame.segment)))
+    }
+
+    fn handle<'a>(
+        &mut self,
+        now: Instant,
+        frame: &'a [u8],
+        parse: impl FnOnce(&'a [u8]) -> Result<Parsed<'a>, DatagramError>,
+    ) -> Result<(), FrameIgnored> {
         let (ethernet, payload) = EthernetHeader::parse(frame)?;
         let to_us = ethernet.destination == self.config.mac;
         let to_all = ethernet.destination == MacAddr::BROADCAST;
         match ethernet.ethertype {
             EtherType::ARP if to_us || to_all => self.handle_arp(payload),
             _ if !to_us => Err(FrameIgnored::OtherMac(ethernet.destination)),
-            _ => self.handle_ip(now, frame),
+            _ => self.handle_ip(now, parse(frame)?),
         }
     }
 
@@ -139,20 +166,48 @@ impl<S: DumpStore> Host<S> {
             reply.emit(frame);
             return true;
         }
-        while let Some(reply) = self.receiver.poll_transmit() {
+        if self.acks.sent == self.acks.train.len() {
+            self.poll_acks();
+        }
+        let Acks { train, sent, route } = &mut self.acks;
+        let ack = train.get(*sent..).and_then(<[u8]>::first_chunk::<ACK_LEN>);
+        let (Some(ack), Some(route)) = (ack, route) else { return false };
+        route.emit(ack, frame);
+        *sent += ACK_LEN;
+        true
+    }
+
+    /// As [`Self::poll_transmit`], but acks come as trains, and without a checksum.
+    pub fn poll_train(&mut self, received: &mut Received) -> bool {
+        if !self.arp_replies.is_empty() {
+            return self.poll_transmit(received.clear());
+        }
+        self.poll_acks();
+        let Acks { train, sent, route: Some(route) } = &mut self.acks else { return false };
+        let frame = received.clear();
+        frame.extend_from_slice(&route.headers(train.len(), UdpChecksum::Partial));
+        frame.extend_from_slice(train);
+        received.checked = true;
+        received.segment = (train.len() > ACK_LEN).then_some(const { ACK_LEN as u16 });
+        *sent = train.len();
+        true
+    }
+
+    /// Asks the receiver for acks to send.
+    fn poll_acks(&mut self) {
+        let Acks { train, sent, route } = &mut self.acks;
+        (*sent, *route) = (0, None);
+        while let Some(reply) = self.receiver.poll_transmit(train) {
             // A session can be closed with its last ack on the way: who wants it asks again, in vain.
             let Some(place) = self.sessions.get(&reply.session) else { continue };
-            let route = Route {
+            *route = Some(Route {
                 source_mac: self.config.mac,
                 destination_mac: place.next_hop,
                 source: SocketAddrV4::new(self.config.address, place.port),
                 destination: reply.to,
-            };
-            route.emit(&reply.bytes, frame);
-            return true;
+            });
+            return;
         }
-        self.take_events(MacAddr::BROADCAST);
-        false
     }
 
     /// As [`Receiver::shut_down`].
@@ -174,8 +229,11 @@ impl<S: DumpStore> Host<S> {
         Ok(())
     }
 
-    fn handle_ip(&mut self, now: Instant, frame: &[u8]) -> Result<(), FrameIgnored> {
-        let (route, payload) = Route::parse(frame)?;
+    fn handle_ip(
+        &mut self,
+        now: Instant,
+        ((route, payload), segment): Parsed<'_>,
+    ) -> Result<(), FrameIgnored> {
         let (local, port) = (*route.destination.ip(), route.destination.port());
         if local != self.config.address {
             return Err(FrameIgnored::OtherAddress(local));
@@ -185,7 +243,8 @@ impl<S: DumpStore> Host<S> {
             Some(&session) => Endpoint::Session(session),
             None => return Err(FrameIgnored::ClosedPort(port)),
         };
-        let taken = self.receiver.handle_datagram(now, to, route.source, payload);
+        let arrived = Arrived { to, from: route.source, bytes: payload, segment };
+        let taken = self.receiver.handle_arrived(now, &arrived);
         if let (Ok(()), Endpoint::Session(session)) = (taken, to)
             && let Some(place) = self.sessions.get_mut(&session)
         {
@@ -227,6 +286,9 @@ impl<S: DumpStore> Host<S> {
         }
     }
 }
+
+/// Where a datagram, or a train, comes from and goes to, its payload, and how long a train's datagrams are.
+type Parsed<'a> = ((Route, &'a [u8]), Option<u16>);
 
 #[cfg(test)]
 mod tests {

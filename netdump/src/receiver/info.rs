@@ -194,6 +194,8 @@ mod tests {
         DumpSummary {
             peer: SocketAddrV4::new(ADDRESS, 20024),
             local: Ipv4Addr::LOCALHOST,
+            dump_id: None,
+            resumed: 0,
             header,
             bytes: ranges.bytes(),
             end: ranges.end(),

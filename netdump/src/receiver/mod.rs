@@ -3,7 +3,7 @@
 //! It is compatible with FreeBSD's client and with netdumpd's files, and unlike netdumpd it acknowledges a message only
 //! after the store has taken its bytes, FINISHED only after the dump is on stable storage.
 //!
-//! Law: any number of `handle_*` calls, the more at a time the longer the writes to the store; then drain
+//! Law: any number of `handle_*` calls, the more datagrams in a batch the longer the writes to the store; then drain
 //! [`Receiver::poll_event`] (a new session needs its socket before its first ack can be sent) and
 //! [`Receiver::poll_transmit`] until both are empty; then wait for a datagram or [`Receiver::poll_timeout`].
 //!
@@ -19,12 +19,14 @@ mod info;
 pub mod names;
 pub mod path;
 pub mod ranges;
+mod row;
 mod session;
 pub mod store;
 pub mod summary;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,13 +35,17 @@ pub use embedded::EmbeddedLink;
 pub use host::{Host, HostConfig};
 pub use ignored::Ignored;
 pub use names::HostNames;
+pub use row::Arrived;
+use row::Row;
 use session::{Ended, HeraldAgain, News, Session};
-pub use store::{DumpStore, MemoryStore, NewDump, OpenDump, StoreError};
+pub use store::{DumpStore, MemoryStore, NewDump, OpenDump, Restored, StoreError, StoreLimits};
 pub use summary::{Cause, DumpSummary, Ending, HeaderSeen};
 
-use crate::wire::message::ACK_LEN;
-use crate::wire::{Ack, Message, MessageKind};
+use crate::wire::{Message, MessageKind};
 use path::DumpPath;
+
+/// Most acks in a train: as many segments as the kernel sends at once (`UDP_MAX_SEGMENTS`, linux/udp.h).
+pub const MAX_TRAIN: usize = 128;
 
 /// Names one session for as long as the receiver lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,15 +95,13 @@ impl Default for ReceiverConfig {
     }
 }
 
-/// An ack to send from the session's port.
+/// Which way a train of acks goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reply {
     /// Whose port to send from.
     pub session: SessionId,
     /// Where to.
     pub to: SocketAddrV4,
-    /// The UDP payload.
-    pub bytes: [u8; ACK_LEN],
 }
 
 /// What the program around may want to know, and what it must do about sockets.
@@ -152,10 +156,9 @@ pub struct Receiver<S: DumpStore> {
     store: S,
     sessions: BTreeMap<SessionId, Session<S::Dump>>,
     next_session: u64,
-    /// Sessions that may have something to store or to acknowledge.
+    /// Sessions that may have something to acknowledge.
     busy: BTreeSet<SessionId>,
     stopping: bool,
-    replies: VecDeque<Reply>,
     events: VecDeque<ReceiverEvent<S::Stored>>,
     ignored: BTreeMap<&'static str, u64>,
 }
@@ -170,13 +173,35 @@ impl<S: DumpStore> Receiver<S> {
             next_session: 0,
             busy: BTreeSet::new(),
             stopping: false,
-            replies: VecDeque::new(),
             events: VecDeque::new(),
             ignored: BTreeMap::new(),
         }
     }
 
-    /// Takes one datagram (UDP payload) that came from `from` to one of our ports.
+    /// Takes datagrams that came to our ports. What they carry is stored before this returns; data of one client that
+    /// lies in a row is stored at once. Best is a batch from one socket.
+    pub fn handle_batch(&mut self, now: Instant, batch: &[Arrived<'_>]) {
+        let mut row = Row::for_batch(batch);
+        let mut owner = None;
+        for arrived in batch {
+            if let Some(before) = owner.take_if(|owner| arrived.to != Endpoint::Session(*owner)) {
+                self.store_row(now, before, &mut row);
+            }
+            match arrived.to {
+                // What is ignored is counted.
+                Endpoint::Herald { local } => drop(self.heralds(now, local, arrived)),
+                Endpoint::Session(session) => {
+                    owner = Some(session);
+                    let _ = self.messages(now, session, arrived, &mut row);
+                }
+            }
+        }
+        if let Some(owner) = owner {
+            self.store_row(now, owner, &mut row);
+        }
+    }
+
+    /// As [`Self::handle_batch`], for one datagram; says why it was ignored.
     pub fn handle_datagram(
         &mut self,
         now: Instant,
@@ -184,15 +209,20 @@ impl<S: DumpStore> Receiver<S> {
         from: SocketAddrV4,
         bytes: &[u8],
     ) -> Result<(), Ignored> {
-        let result = match to {
-            Endpoint::Herald { local } => self.herald(now, local, from, bytes),
-            Endpoint::Session(session) => self.message(now, session, from, bytes),
-        };
-        if let Err(reason) = result {
-            tracing::trace!(%from, %reason, "ignored");
-            *self.ignored.entry(reason.name()).or_default() += 1;
+        self.handle_arrived(now, &Arrived { to, from, bytes, segment: None })
+    }
+
+    /// As [`Self::handle_batch`], for one datagram or train; says why the last datagram of it was ignored.
+    pub fn handle_arrived(&mut self, now: Instant, arrived: &Arrived<'_>) -> Result<(), Ignored> {
+        match arrived.to {
+            Endpoint::Herald { local } => self.heralds(now, local, arrived),
+            Endpoint::Session(session) => {
+                let mut row = Row::for_batch(std::slice::from_ref(arrived));
+                let taken = self.messages(now, session, arrived, &mut row);
+                self.store_row(now, session, &mut row);
+                taken
+            }
         }
-        result
     }
 
     /// Does what is due: gives up silent clients, follows commits, forgets sessions.
@@ -214,12 +244,20 @@ impl<S: DumpStore> Receiver<S> {
         self.sessions.values().map(|session| session.deadline(&self.config)).min()
     }
 
-    /// The next ack to send. Before the first one, what was received since is stored: that can end sessions.
-    pub fn poll_transmit(&mut self) -> Option<Reply> {
-        if self.replies.is_empty() {
-            self.store();
+    /// Puts the next acks to one client, [`MAX_TRAIN`] at most, into `train` in the place of what is there: 4 bytes each,
+    /// and a datagram each, as `UDP_SEGMENT` makes them of one buffer.
+    pub fn poll_transmit(&mut self, train: &mut Vec<u8>) -> Option<Reply> {
+        train.clear();
+        while let Some(&id) = self.busy.first() {
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.take_acks(MAX_TRAIN, train);
+                if !train.is_empty() {
+                    return Some(Reply { session: id, to: session.request().peer });
+                }
+            }
+            self.busy.remove(&id);
         }
-        self.replies.pop_front()
+        None
     }
 
     /// The next event.
@@ -259,6 +297,16 @@ impl<S: DumpStore> Receiver<S> {
         self.ignored.iter().map(|(&name, &count)| (name, count))
     }
 
+    /// Takes what came to the well-known port; says why the last of it was ignored.
+    fn heralds(&mut self, now: Instant, local: Ipv4Addr, arrived: &Arrived<'_>) -> Result<(), Ignored> {
+        let mut last = Ok(());
+        for datagram in arrived.datagrams() {
+            last = self.herald(now, local, arrived.from, datagram);
+            count(&mut self.ignored, arrived.from, last);
+        }
+        last
+    }
+
     fn herald(
         &mut self,
         now: Instant,
@@ -270,7 +318,12 @@ impl<S: DumpStore> Receiver<S> {
         if message.kind != MessageKind::Herald {
             return Err(Ignored::NotAHerald);
         }
-        let request = NewDump { peer: from, local, path: DumpPath::from_herald(message.payload) };
+        let request = NewDump {
+            peer: from,
+            local,
+            path: DumpPath::from_herald(message.payload),
+            dump_id: NonZeroU32::new(message.aux),
+        };
         let of_client = |session: &Session<S::Dump>| {
             let known = session.request();
             known.peer == from && known.local == local
@@ -321,49 +374,38 @@ impl<S: DumpStore> Receiver<S> {
         Ok(())
     }
 
-    fn message(
+    /// Takes what came to a session's port; says why the last of it was ignored.
+    fn messages<'a>(
         &mut self,
         now: Instant,
         id: SessionId,
-        from: SocketAddrV4,
-        bytes: &[u8],
+        arrived: &Arrived<'a>,
+        row: &mut Row<'a>,
     ) -> Result<(), Ignored> {
-        let session = self.sessions.get_mut(&id).ok_or(Ignored::NoSession)?;
-        if session.request().peer != from {
-            return Err(Ignored::Stranger);
+        let mut session = self.sessions.get_mut(&id);
+        let mut last = Ok(());
+        for datagram in arrived.datagrams() {
+            let handled = match &mut session {
+                Some(session) => session.handle_datagram(now, arrived.from, datagram, row),
+                None => Err(Ignored::NoSession),
+            };
+            last = handled.map(|news| self.events.extend(news.map(|news| event(id, news))));
+            count(&mut self.ignored, arrived.from, last);
         }
-        let parsed = Message::parse(bytes).map_err(Ignored::from);
-        let handled = parsed.and_then(|message| session.handle(now, &message));
-        let news = handled.inspect_err(|_| session.count_ignored())?;
-        self.follow(id, news);
-        Ok(())
+        self.busy.insert(id);
+        last
+    }
+
+    /// Stores what a session's client has sent in a row.
+    fn store_row(&mut self, now: Instant, id: SessionId, row: &mut Row<'_>) {
+        let failed = self.sessions.get_mut(&id).and_then(|session| session.store(now, row));
+        self.follow(id, failed);
     }
 
     /// Does what follows when a session was touched.
     fn follow(&mut self, session: SessionId, news: Option<News<S::Stored>>) {
         self.busy.insert(session);
-        match news {
-            Some(News::Header(header)) => self.events.push_back(ReceiverEvent::Header { session, header }),
-            Some(News::Ended(Ended { ending, summary, stored })) => {
-                self.events.push_back(ReceiverEvent::Ended { session, ending, summary, stored });
-            }
-            None => {}
-        }
-    }
-
-    /// Stores what was gathered and collects the acks.
-    fn store(&mut self) {
-        while let Some(id) = self.busy.pop_first() {
-            let Some(session) = self.sessions.get_mut(&id) else { continue };
-            let failed = session.flush();
-            let to = session.request().peer;
-            let acks = session.take_acks();
-            let reply = |sequence| Reply { session: id, to, bytes: Ack(sequence).to_bytes() };
-            self.replies.extend(acks.map(reply));
-            if failed.is_some() {
-                self.follow(id, failed);
-            }
-        }
+        self.events.extend(news.map(|news| event(session, news)));
     }
 
     /// Closes a session for another dump. Of one to which nothing came nothing is kept or told: a flood of HERALDs must
@@ -384,6 +426,23 @@ impl<S: DumpStore> Receiver<S> {
     fn due(&self, now: Instant) -> impl Iterator<Item = SessionId> {
         let due = self.sessions.iter().filter(move |(_, session)| session.deadline(&self.config) <= now);
         due.map(|(&id, _)| id)
+    }
+}
+
+fn event<T>(session: SessionId, news: News<T>) -> ReceiverEvent<T> {
+    match news {
+        News::Header(header) => ReceiverEvent::Header { session, header },
+        News::Ended(Ended { ending, summary, stored }) => {
+            ReceiverEvent::Ended { session, ending, summary, stored }
+        }
+    }
+}
+
+/// Counts what is ignored.
+fn count(ignored: &mut BTreeMap<&'static str, u64>, from: SocketAddrV4, taken: Result<(), Ignored>) {
+    if let Err(reason) = taken {
+        tracing::trace!(%from, %reason, "ignored");
+        *ignored.entry(reason.name()).or_default() += 1;
     }
 }
 

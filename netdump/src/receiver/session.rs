@@ -1,22 +1,22 @@
 //! One dump from one client: what its messages do, and when they are acknowledged.
 //!
 //! Every message may come late, repeatedly and in any order. An ack goes out only when the store has taken what the
-//! message carries; data that lies in a row is gathered into one write, and its acks wait for that. A session outlives
-//! its dump for a while, so that messages repeated because an ack was lost are acknowledged again; they change nothing
-//! then.
+//! message carries; data that lies in a row is one write, and its acks wait for that. A session outlives its dump for a
+//! while, so that messages repeated because an ack was lost are acknowledged again; they change nothing then.
 
-use std::io::IoSlice;
-use std::ops::Range;
+use std::collections::VecDeque;
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ranges::RangeSet;
+use super::row::Row;
 use super::store::{Commit, NewDump, OpenDump, StoreError};
 use super::summary::{Cause, DumpSummary, Ending, HeaderSeen};
 use super::{Ignored, ReceiverConfig};
 use crate::ekcd::MAX_KEY_FILE;
 use crate::vmcore::kdh::KDH_LEN;
-use crate::wire::{Message, MessageKind};
+use crate::wire::{Ack, Message, MessageKind};
 
 /// A HERALD is taken for a new dump only when the session has heard nothing else for this long ...
 ///
@@ -33,8 +33,6 @@ const RESTART_REPEAT: Duration = Duration::from_millis(250);
 const UNUSED: Duration = Duration::from_secs(3);
 /// How often the store is asked whether a commit is done.
 const COMMIT_POLL: Duration = Duration::from_millis(5);
-/// Most bytes gathered for one write.
-const MAX_GATHERED: u64 = 256 * 1024;
 /// Most separate parts of a key block; it comes in a few messages, in order or nearly so.
 const MAX_KEY_RANGES: usize = 32;
 
@@ -51,11 +49,10 @@ pub(super) struct Session<D> {
     header: HeaderSeen,
     /// What the store has taken.
     received: RangeSet,
-    gathered: Gathered,
     /// What came of the key block.
     key: RangeSet,
     /// Messages to acknowledge.
-    acks: Vec<u32>,
+    acks: VecDeque<u32>,
     messages: u64,
     repeated: u64,
     ignored: u64,
@@ -73,22 +70,6 @@ enum State<D> {
     },
     Committed,
     Abandoned,
-}
-
-/// Data in a row that the store has not taken yet.
-#[derive(Debug, Default)]
-struct Gathered {
-    offset: u64,
-    bytes: Vec<u8>,
-    /// The messages that it came in.
-    sequences: Vec<u32>,
-}
-
-impl Gathered {
-    /// Whether these bytes can be added: they follow what is there, and the write does not become too long.
-    fn takes(&self, range: &Range<u64>) -> bool {
-        range.start == self.offset + self.bytes.len() as u64 && range.end - self.offset <= MAX_GATHERED
-    }
 }
 
 /// What is worth telling the program around.
@@ -128,9 +109,8 @@ impl<D: OpenDump> Session<D> {
             herald_again: None,
             header: HeaderSeen::Missing,
             received: RangeSet::with_cap(config.max_ranges),
-            gathered: Gathered::default(),
             key: RangeSet::with_cap(MAX_KEY_RANGES),
-            acks: vec![herald],
+            acks: VecDeque::from([herald]),
             messages: 0,
             repeated: 0,
             ignored: 0,
@@ -169,9 +149,26 @@ impl<D: OpenDump> Session<D> {
         self.ignored += 1;
     }
 
-    /// The messages to acknowledge now.
-    pub(super) fn take_acks(&mut self) -> impl Iterator<Item = u32> {
-        self.acks.drain(..)
+    /// Takes a datagram that came to the session's own port.
+    pub(super) fn handle_datagram<'a>(
+        &mut self,
+        now: Instant,
+        from: SocketAddrV4,
+        bytes: &'a [u8],
+        row: &mut Row<'a>,
+    ) -> Handled<D::Stored> {
+        if self.request.peer != from {
+            return Err(Ignored::Stranger);
+        }
+        let parsed = Message::parse(bytes).map_err(Ignored::from);
+        let handled = parsed.and_then(|message| self.handle(now, &message, row));
+        handled.inspect_err(|_| self.count_ignored())
+    }
+
+    /// Appends the acks of at most `most` messages to `train`.
+    pub(super) fn take_acks(&mut self, most: usize, train: &mut Vec<u8>) {
+        let most = most.min(self.acks.len());
+        train.extend(self.acks.drain(..most).flat_map(|sequence| Ack(sequence).to_bytes()));
     }
 
     /// Judges another HERALD from the same client, and acknowledges a repeated one. Before data that is any for the same
@@ -179,7 +176,7 @@ impl<D: OpenDump> Session<D> {
     pub(super) fn herald_again(&mut self, now: Instant, sequence: u32, request: &NewDump) -> HeraldAgain {
         if self.is_unused() && *request == self.request {
             self.heard = now;
-            self.acks.push(sequence);
+            self.acks.push_back(sequence);
             return HeraldAgain::Repeated;
         }
         let since = |then: Instant| now.saturating_duration_since(then);
@@ -192,14 +189,14 @@ impl<D: OpenDump> Session<D> {
         }
     }
 
-    /// Takes a message that came to the session's own port.
-    pub(super) fn handle(&mut self, now: Instant, message: &Message<'_>) -> Handled<D> {
+    /// Takes a message. Its data goes to the row, which is [stored](Self::store) when it does not fit there.
+    fn handle<'a>(&mut self, now: Instant, message: &Message<'a>, row: &mut Row<'a>) -> Handled<D::Stored> {
         let news = match message.kind {
             MessageKind::Herald => Err(Ignored::LateHerald),
-            MessageKind::Vmcore => self.data(message),
+            MessageKind::Vmcore => self.data(now, message, row),
             MessageKind::Kdh => self.kdh(now, message),
             MessageKind::EkcdKey => self.key(now, message),
-            MessageKind::Finished => self.finished(now, message.sequence),
+            MessageKind::Finished => self.finished(now, message.sequence, row),
         }?;
         self.heard = now;
         self.herald_again = None;
@@ -227,31 +224,26 @@ impl<D: OpenDump> Session<D> {
         }
     }
 
-    /// Stores what was gathered; then it is to be acknowledged.
-    pub(super) fn flush(&mut self) -> Option<News<D::Stored>> {
-        let State::Receiving(dump) = &mut self.state else { return None };
-        let Gathered { offset, bytes, sequences } = &mut self.gathered;
-        if sequences.is_empty() {
+    /// Stores a row; then its messages are to be acknowledged.
+    pub(super) fn store(&mut self, now: Instant, row: &mut Row<'_>) -> Option<News<D::Stored>> {
+        let State::Receiving(dump) = &mut self.state else {
+            row.clear();
+            return None;
+        };
+        if row.is_empty() {
             return None;
         }
-        let written = dump.write_at(*offset, &[IoSlice::new(bytes)]);
+        let written = dump.write_at(row.range().start, row.pieces());
         if written.is_ok() {
-            self.received.insert(*offset..*offset + bytes.len() as u64);
-            self.acks.append(sequences);
+            self.received.insert(row.range());
+            self.acks.extend(row.sequences());
         }
-        bytes.clear();
-        sequences.clear();
-        match written {
-            Ok(()) => None,
-            Err(error) => self.fail(self.heard, error),
-        }
+        row.clear();
+        written.err().and_then(|error| self.fail(now, error))
     }
 
     /// Ends the dump before its time. Does nothing when it has ended, or is being committed: that cannot be stopped.
     pub(super) fn abandon(&mut self, now: Instant, cause: Cause) -> Option<News<D::Stored>> {
-        if let Some(failed) = self.flush() {
-            return Some(failed);
-        }
         match std::mem::replace(&mut self.state, State::Abandoned) {
             State::Receiving(dump) => {
                 let summary = self.summary(now);
@@ -272,39 +264,34 @@ impl<D: OpenDump> Session<D> {
         }
     }
 
-    fn data(&mut self, message: &Message<'_>) -> Handled<D> {
+    fn data<'a>(&mut self, now: Instant, message: &Message<'a>, row: &mut Row<'a>) -> Handled<D::Stored> {
         let range = message.offset..message.offset.saturating_add(message.payload.len() as u64);
         if i64::try_from(range.end).is_err() {
             return Err(Ignored::OffsetTooLarge);
         }
+        let is_known = self.received.contains(&range);
         match self.state {
-            State::Receiving(_) => {}
-            State::Committing { .. } | State::Committed if self.received.contains(&range) => {
-                self.acks.push(message.sequence);
+            State::Receiving(_) if !message.payload.is_empty() => {}
+            State::Receiving(_) | State::Committing { .. } | State::Committed if is_known => {
+                self.acks.push_back(message.sequence);
                 return Ok(None);
             }
             _ => return Err(Ignored::AfterTheEnd),
         }
-        if !self.gathered.takes(&range)
-            && let Some(failed) = self.flush()
-        {
-            return Ok(Some(failed));
-        }
-        if self.gathered.sequences.is_empty() {
+        if !row.takes(range.start) {
+            if let Some(failed) = self.store(now, row) {
+                return Ok(Some(failed));
+            }
             if !self.received.admits(&range) {
                 return Err(Ignored::TooManyRanges);
             }
-            self.gathered.offset = range.start;
         }
-        if self.received.contains(&range) {
-            self.repeated += 1;
-        }
-        self.gathered.bytes.extend_from_slice(message.payload);
-        self.gathered.sequences.push(message.sequence);
+        self.repeated += u64::from(is_known);
+        row.push(message);
         Ok(None)
     }
 
-    fn kdh(&mut self, now: Instant, message: &Message<'_>) -> Handled<D> {
+    fn kdh(&mut self, now: Instant, message: &Message<'_>) -> Handled<D::Stored> {
         let bytes = message.payload.first_chunk::<KDH_LEN>().filter(|_| message.offset == 0);
         let header = HeaderSeen::judge(bytes.ok_or(Ignored::HeaderInParts)?);
         let news = match &mut self.state {
@@ -320,11 +307,11 @@ impl<D: OpenDump> Session<D> {
             },
             _ => return Err(Ignored::AfterTheEnd),
         };
-        self.acks.push(message.sequence);
+        self.acks.push_back(message.sequence);
         Ok(news)
     }
 
-    fn key(&mut self, now: Instant, message: &Message<'_>) -> Handled<D> {
+    fn key(&mut self, now: Instant, message: &Message<'_>) -> Handled<D::Stored> {
         let range = message.offset..message.offset.saturating_add(message.payload.len() as u64);
         if range.end > MAX_KEY_FILE {
             return Err(Ignored::OffsetTooLarge);
@@ -340,12 +327,12 @@ impl<D: OpenDump> Session<D> {
             State::Committing { .. } | State::Committed if self.key.contains(&range) => {}
             _ => return Err(Ignored::AfterTheEnd),
         }
-        self.acks.push(message.sequence);
+        self.acks.push_back(message.sequence);
         Ok(None)
     }
 
-    fn finished(&mut self, now: Instant, sequence: u32) -> Handled<D> {
-        if let Some(failed) = self.flush() {
+    fn finished(&mut self, now: Instant, sequence: u32, row: &mut Row<'_>) -> Handled<D::Stored> {
+        if let Some(failed) = self.store(now, row) {
             return Ok(Some(failed));
         }
         match std::mem::replace(&mut self.state, State::Abandoned) {
@@ -363,7 +350,7 @@ impl<D: OpenDump> Session<D> {
             }
             State::Committed => {
                 self.state = State::Committed;
-                self.acks.push(sequence);
+                self.acks.push_back(sequence);
                 Ok(None)
             }
             State::Abandoned => Err(Ignored::AfterTheEnd),
@@ -395,7 +382,7 @@ impl<D: OpenDump> Session<D> {
                 None
             }
             Ok(Commit::Done(stored)) => {
-                self.acks.push(*finished);
+                self.acks.push_back(*finished);
                 let summary = summary.clone();
                 self.state = State::Committed;
                 self.heard = now;
@@ -424,6 +411,8 @@ impl<D: OpenDump> Session<D> {
         Box::new(DumpSummary {
             peer: self.request.peer,
             local: self.request.local,
+            dump_id: self.request.dump_id,
+            resumed: 0,
             header: self.header.clone(),
             bytes: self.received.bytes(),
             end,
@@ -438,7 +427,7 @@ impl<D: OpenDump> Session<D> {
 }
 
 /// News of a message that was taken, or why it was not.
-type Handled<D> = Result<Option<News<<D as OpenDump>::Stored>>, Ignored>;
+type Handled<T> = Result<Option<News<T>>, Ignored>;
 
 fn keep_incomplete<D: OpenDump>(mut dump: D, summary: Box<DumpSummary>, cause: Cause) -> News<D::Stored> {
     let ending = Ending::Incomplete(cause);

@@ -2,7 +2,10 @@
 
 use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::path::{DumpPath, PathRefusal};
 use super::summary::{DumpSummary, Ending, HeaderSeen};
@@ -16,6 +19,39 @@ pub struct NewDump {
     pub local: Ipv4Addr,
     /// The directory it asks for. When it is refused, the dump goes to the default directory.
     pub path: Result<Option<DumpPath>, PathRefusal>,
+    /// The client's own name for the dump (its HERALD's `aux` word), from clients that can go on with a dump after the
+    /// receiver has died. Stock clients have none; they also leave nothing out of a core.
+    pub dump_id: Option<NonZeroU32>,
+}
+
+/// What a store allows itself; nothing is limited by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StoreLimits {
+    /// Most bytes of one dump.
+    pub max_bytes_per_dump: Option<u64>,
+    /// Most bytes of all dumps in the directory, those of earlier runs included.
+    pub max_bytes_total: Option<u64>,
+    /// Bytes that must stay free on the file system.
+    pub min_free: Option<u64>,
+}
+
+/// An unfinished dump of an earlier life of the receiver, ready to take what is missing.
+#[derive(Debug)]
+pub struct Restored<D> {
+    /// What its HERALD asked for, with its [`NewDump::dump_id`]: no other dump can go on. `peer` is where the client was
+    /// heard of last.
+    pub request: NewDump,
+    /// The dump itself.
+    pub dump: D,
+    /// Core bytes that are stored, ascending, neither overlapping nor touching. Everything that was acknowledged must be
+    /// here, and nothing that is not in the file: the client will not send it again.
+    pub received: Vec<Range<u64>>,
+    /// Bytes of the key block that are stored, in the same way.
+    pub key: Vec<Range<u64>>,
+    /// The header, if it has come.
+    pub header: HeaderSeen,
+    /// From the HERALD to the last that was stored.
+    pub elapsed: Duration,
 }
 
 /// Keeps dumps.
@@ -27,12 +63,19 @@ pub trait DumpStore {
 
     /// Makes room for a new dump. Where its path cannot be used, a default is, and the dump says so.
     fn create(&mut self, request: &NewDump) -> Result<Self::Dump, StoreError>;
+
+    /// The dumps that were neither committed nor abandoned when the last receiver ended and that can go on: they have a
+    /// dump id, and what was acknowledged of them is there. Asked once, at the start.
+    fn unfinished(&mut self) -> Vec<Restored<Self::Dump>> {
+        Vec::new()
+    }
 }
 
 /// One dump being written. What a call has taken survives the death of this program, as far as the storage is capable
 /// of that: the client is told so as soon as the call returns.
 ///
-/// After [`Self::abandon`], [`Self::discard`], or [`Self::commit`] with [`Commit::Done`], nothing else is called.
+/// After [`Self::abandon`], [`Self::discard`], [`Self::suspend`], or [`Self::commit`] with [`Commit::Done`], nothing else
+/// is called.
 pub trait OpenDump {
     /// As in [`DumpStore`].
     type Stored;
@@ -53,6 +96,9 @@ pub trait OpenDump {
 
     /// Keeps what came under a name that says that it is not whole.
     fn abandon(&mut self, summary: &DumpSummary, ending: &Ending) -> Result<Self::Stored, StoreError>;
+
+    /// Leaves the dump as it is, for [`DumpStore::unfinished`] of the next life: the receiver ends in order.
+    fn suspend(&mut self, _summary: &DumpSummary) {}
 
     /// Removes what was made for a dump of which nothing came.
     fn discard(&mut self) {}
@@ -108,6 +154,13 @@ pub enum StoreError {
         doing: &'static str,
         /// The file.
         path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No socket could be had for the dump.
+    #[error("no socket for the dump")]
+    Socket {
         /// What the operating system said.
         #[source]
         source: std::io::Error,

@@ -1,6 +1,7 @@
 //! What is known of a dump when it ends, and how it ended: for the info file, the console and the program around.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,6 +104,10 @@ pub struct DumpSummary {
     pub peer: SocketAddrV4,
     /// Which of our addresses it was sent to.
     pub local: Ipv4Addr,
+    /// As in [`NewDump`](super::store::NewDump).
+    pub dump_id: Option<NonZeroU32>,
+    /// How often the client took the dump up again after it had lost the receiver.
+    pub resumed: u64,
     /// Its KDH.
     pub header: HeaderSeen,
     /// Core bytes received, each counted once.
@@ -162,8 +167,9 @@ pub enum Cause {
     Stopped,
     /// The receiver could not open a socket for the dump.
     NoSocket,
-    /// The client said FINISHED, but of a compressed or encrypted core parts never came. Of any other core that means
-    /// zeros; here nothing is left out, and what follows a gap cannot be read.
+    /// The client said FINISHED, but parts of the core never came. A compressed or encrypted core cannot be read behind a
+    /// gap. Of any other core a gap means zeros if the client names its dumps ([`DumpSummary::dump_id`]); a stock client
+    /// sends everything, so what did not come was lost.
     Gap {
         /// The first part that is missing.
         first: Range<u64>,

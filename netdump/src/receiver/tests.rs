@@ -51,11 +51,13 @@ impl<S: DumpStore> Bench<S> {
     }
 
     fn drain(&mut self) -> Vec<u32> {
-        let mut acks = Vec::new();
+        let (mut acks, mut train) = (Vec::new(), Vec::new());
         loop {
             self.events.extend(std::iter::from_fn(|| self.receiver.poll_event()));
-            let Some(reply) = self.receiver.poll_transmit() else { break };
-            acks.push(u32::from_be_bytes(reply.bytes));
+            if self.receiver.poll_transmit(&mut train).is_none() {
+                break;
+            }
+            acks.extend(train.chunks(4).map(|ack| u32::from_be_bytes(ack.try_into().unwrap())));
         }
         self.events.extend(std::iter::from_fn(|| self.receiver.poll_event()));
         acks
@@ -152,8 +154,11 @@ fn acks_go_to_the_client_from_its_session() {
     bench.receiver.handle_datagram(bench.now, HERALD, odd_port, &herald).unwrap();
     let Some(ReceiverEvent::Opened { session, local, peer }) = bench.receiver.poll_event() else { panic!() };
     assert_eq!((local, peer), (LOCAL, odd_port));
-    let reply = bench.receiver.poll_transmit().unwrap();
-    assert_eq!(reply, Reply { session, to: odd_port, bytes: [0, 0, 0, 1] });
+    let mut train = vec![9];
+    let reply = bench.receiver.poll_transmit(&mut train);
+    assert_eq!(reply, Some(Reply { session, to: odd_port }));
+    assert_eq!(train, [0, 0, 0, 1]);
+    assert_eq!(bench.receiver.poll_transmit(&mut train), None);
 }
 
 #[test]

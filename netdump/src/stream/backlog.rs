@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::StreamError;
+use crate::digest::Digest;
 use crate::{ReadAt, ReadError};
 
 /// Bytes kept at most. The client has at most 64 messages of 4096 bytes on their way, a sixteenth of it.
@@ -42,8 +43,8 @@ pub(crate) struct StreamEnd {
     pub(crate) stored: u64,
     /// Bytes to send: the same with the padding of the last block.
     pub(crate) sent: u64,
-    /// BLAKE3 of the bytes to store.
-    pub(crate) blake3: String,
+    /// Of the bytes to store.
+    pub(crate) digest: Option<Digest>,
 }
 
 /// The driver has left: packing is of no use any more.
@@ -204,7 +205,7 @@ mod tests {
         assert!(started.elapsed() >= Duration::from_millis(5));
         backlog.push(b"abc", 3).unwrap();
         backlog.end(Err(StreamError::Panicked));
-        backlog.end(Ok(StreamEnd { stored: 3, sent: 3, blake3: String::new() }));
+        backlog.end(Ok(StreamEnd { stored: 3, sent: 3, digest: None }));
         backlog.wait_for_news(3, Duration::from_secs(100));
         assert!(matches!(backlog.take_end(), Some(Err(StreamError::Panicked))), "the first word counts");
     }

@@ -3,6 +3,7 @@
 
 use super::BLOCK_SIZE;
 use super::backlog::{Abandoned, Backlog, StreamEnd};
+use crate::digest::Digester;
 use crate::ekcd::StreamCipher;
 
 /// What is handed over at a time: as much as FreeBSD's dumper writes at once (`maxiosize` of netdump). Whole blocks.
@@ -18,14 +19,14 @@ pub(super) struct Sealer<'b> {
     position: u64,
     /// Bytes of the core that are packed in the stream so far.
     packed: u64,
-    hasher: blake3::Hasher,
+    digester: Digester,
 }
 
 impl<'b> Sealer<'b> {
     /// At the beginning of a stream.
     pub(super) fn new(backlog: &'b Backlog, cipher: Option<StreamCipher>) -> Self {
         let piece = Vec::with_capacity(PIECE);
-        Self { backlog, cipher, piece, position: 0, packed: 0, hasher: blake3::Hasher::new() }
+        Self { backlog, cipher, piece, position: 0, packed: 0, digester: Digester::new() }
     }
 
     /// Appends bytes, by which `packed` bytes of the core are packed. Waits when nobody takes them.
@@ -52,7 +53,7 @@ impl<'b> Sealer<'b> {
         let stored = self.position + kept as u64;
         self.packed = u64::MAX;
         self.hand_over(kept)?;
-        Ok(StreamEnd { stored, sent: self.position, blake3: self.hasher.finalize().to_hex().to_string() })
+        Ok(StreamEnd { stored, sent: self.position, digest: self.digester.finish() })
     }
 
     /// Encrypts the piece and hands it over; the first `stored` bytes of it will be stored.
@@ -60,7 +61,7 @@ impl<'b> Sealer<'b> {
         if let Some(cipher) = &mut self.cipher {
             cipher.apply(&mut self.piece).expect("a piece consists of whole blocks");
         }
-        self.hasher.update(&self.piece[..stored]);
+        self.digester.update(&self.piece[..stored]);
         self.backlog.push(&self.piece, self.packed)?;
         self.position += self.piece.len() as u64;
         self.piece.clear();

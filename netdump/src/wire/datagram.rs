@@ -55,15 +55,15 @@ impl Route {
         Self::parse_with(frame, UdpHeader::parse)
     }
 
-    /// The same without a look at the UDP checksum, which another has checked or will make.
+    /// As [`Self::parse`], of a frame or train whose UDP checksum was checked already or never made.
     pub fn parse_checked(frame: &[u8]) -> Result<(Self, &[u8]), DatagramError> {
         Self::parse_with(frame, |_, datagram| UdpHeader::parse_checked(datagram))
     }
 
-    fn parse_with(
-        frame: &[u8],
-        parse_udp: impl for<'a> FnOnce(&Ipv4Header, &'a [u8]) -> Result<(UdpHeader, &'a [u8]), UdpError>,
-    ) -> Result<(Self, &[u8]), DatagramError> {
+    fn parse_with<'a>(
+        frame: &'a [u8],
+        parse_udp: impl FnOnce(&Ipv4Header, &'a [u8]) -> Result<(UdpHeader, &'a [u8]), UdpError>,
+    ) -> Result<(Self, &'a [u8]), DatagramError> {
         let (ethernet, packet) = EthernetHeader::parse(frame)?;
         if ethernet.ethertype != EtherType::IPV4 {
             return Err(DatagramError::NotIpv4(ethernet.ethertype));

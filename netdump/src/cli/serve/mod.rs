@@ -80,6 +80,7 @@ impl Serve {
             teller,
             once: self.once,
             buffer: vec![0; BUFFER],
+            train: Vec::new(),
             last_words: None,
             stopped: false,
             all_complete: true,
@@ -96,6 +97,7 @@ struct Server {
     teller: Teller,
     once: bool,
     buffer: Vec<u8>,
+    train: Vec<u8>,
     /// With --once, when the program ends: the dump has ended.
     last_words: Option<Instant>,
     /// A signal has come.
@@ -179,10 +181,10 @@ impl Server {
                 self.teller.tell(now, &event);
                 self.act(now, event);
             }
-            while let Some(reply) = self.receiver.poll_transmit() {
+            while let Some(reply) = self.receiver.poll_transmit(&mut self.train) {
                 idle = false;
                 if let Some(socket) = self.sessions.get(&reply.session) {
-                    socket.send(&reply.bytes);
+                    self.train.chunks(4).for_each(|ack| socket.send(ack));
                 }
             }
         }

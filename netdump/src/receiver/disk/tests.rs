@@ -28,7 +28,7 @@ fn store(directory: &Path) -> DiskStore {
 }
 
 fn request(path: &[u8]) -> NewDump {
-    NewDump { peer: PEER, local: Ipv4Addr::LOCALHOST, path: DumpPath::from_herald(path) }
+    NewDump { peer: PEER, local: Ipv4Addr::LOCALHOST, path: DumpPath::from_herald(path), dump_id: None }
 }
 
 fn summary(header: HeaderSeen, end: u64) -> DumpSummary {
@@ -38,6 +38,8 @@ fn summary(header: HeaderSeen, end: u64) -> DumpSummary {
     DumpSummary {
         peer: PEER,
         local: Ipv4Addr::LOCALHOST,
+        dump_id: None,
+        resumed: 0,
         bytes: end,
         end,
         length,
@@ -350,13 +352,18 @@ fn full_disk_ends_the_dump_and_keeps_what_came_and_why() {
     let directory = disk.0.path();
     let mut receiver = Receiver::new(ReceiverConfig::default(), store(directory));
     let now = Instant::now();
+    let mut train = Vec::new();
     let mut send = |to: Endpoint, kind, sequence: u32, payload: &[u8]| {
         let mut bytes = Vec::new();
         let offset = u64::from(sequence.saturating_sub(2)) * 4096;
         Message { kind, sequence, offset, payload, aux: 0 }.emit(&mut bytes);
         let _ = receiver.handle_datagram(now, to, PEER, &bytes);
         let events: Vec<_> = std::iter::from_fn(|| receiver.poll_event()).collect();
-        (std::iter::from_fn(|| receiver.poll_transmit()).count(), events)
+        let mut acks = 0;
+        while receiver.poll_transmit(&mut train).is_some() {
+            acks += train.len() / 4;
+        }
+        (acks, events)
     };
     let (_, events) = send(Endpoint::Herald { local: Ipv4Addr::LOCALHOST }, MessageKind::Herald, 1, b"");
     let [ReceiverEvent::Opened { session, .. }] = events[..] else { panic!("{events:?}") };

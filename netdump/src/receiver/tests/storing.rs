@@ -123,54 +123,118 @@ impl OpenDump for Recorder {
     }
 }
 
+fn recorder(fails_at: usize) -> (Bench<Recorder>, Arc<Mutex<Vec<(u64, usize)>>>) {
+    let store = Recorder { writes: Arc::default(), fails_at };
+    let writes = Arc::clone(&store.writes);
+    (bench_with(ReceiverConfig::default(), store), writes)
+}
+
+impl<S: DumpStore> Bench<S> {
+    /// Delivers VMCORE messages of `len` bytes at these offsets in one batch, numbered by their offsets. As many as
+    /// `trains` says are in one train.
+    fn deliver(&mut self, to: Endpoint, offsets: &[u64], len: usize, trains: usize) {
+        let trains: Vec<Vec<u8>> = offsets.chunks(trains).map(|offsets| data(offsets, len)).collect();
+        let segment = u16::try_from(24 + len).ok();
+        let arrived = |bytes| Arrived { to, from: PEER, bytes, segment };
+        let batch: Vec<Arrived<'_>> = trains.iter().map(|train| arrived(train)).collect();
+        self.receiver.handle_batch(self.now, &batch);
+    }
+}
+
+fn data(offsets: &[u64], len: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for &offset in offsets {
+        let (sequence, payload) = (u32::try_from(offset).unwrap(), vec![offset.to_be_bytes()[7]; len]);
+        Message { kind: MessageKind::Vmcore, sequence, offset, payload: &payload, aux: 0 }.emit(&mut bytes);
+    }
+    bytes
+}
+
 #[test]
 fn data_in_a_row_is_one_write_and_acknowledged_after_it() {
-    let store = Recorder { writes: Arc::default(), fails_at: 3 };
-    let writes = Arc::clone(&store.writes);
-    let mut bench = bench_with(ReceiverConfig::default(), store);
-    let to = bench.open();
-    let send = |bench: &mut Bench<Recorder>, offset: u64| {
-        let mut bytes = Vec::new();
-        let sequence = u32::try_from(offset).unwrap();
-        Message { kind: MessageKind::Vmcore, sequence, offset, payload: &[0; 10], aux: 0 }.emit(&mut bytes);
-        bench.receiver.handle_datagram(bench.now, to, PEER, &bytes).unwrap();
-    };
-    [0, 10, 20].into_iter().for_each(|offset| send(&mut bench, offset));
-    assert_eq!(*writes.lock().unwrap(), []);
-    assert_eq!(bench.drain(), [0, 10, 20]);
-    assert_eq!(*writes.lock().unwrap(), [(0, 30)]);
-    // A jump ends the row; what follows the failure of its write was not stored and is not acknowledged.
-    [40, 50, 70, 90].into_iter().for_each(|offset| send(&mut bench, offset));
-    assert_eq!(*writes.lock().unwrap(), [(0, 30), (40, 20), (70, 10)]);
-    assert_eq!(bench.drain(), [40, 50, 70]);
-    let [(ending, summary, _)] = bench.ends()[..] else { panic!() };
-    assert_eq!((ending.is_complete(), summary.bytes, summary.end), (false, 60, 80));
-}
-
-#[test]
-fn rows_are_cut_where_a_write_becomes_too_long() {
-    let store = Recorder { writes: Arc::default(), fails_at: usize::MAX };
-    let writes = Arc::clone(&store.writes);
-    let mut bench = bench_with(ReceiverConfig::default(), store);
-    let to = bench.open();
-    for sequence in 0..100 {
-        let mut bytes = Vec::new();
-        let offset = u64::from(sequence) * 4096;
-        Message { kind: MessageKind::Vmcore, sequence, offset, payload: &[0; 4096], aux: 0 }.emit(&mut bytes);
-        bench.receiver.handle_datagram(bench.now, to, PEER, &bytes).unwrap();
+    for trains in [1, 2, 4] {
+        let (mut bench, writes) = recorder(3);
+        let to = bench.open();
+        bench.deliver(to, &[0, 10, 20], 10, trains);
+        assert_eq!(*writes.lock().unwrap(), [(0, 30)], "a batch is stored when the call returns");
+        assert_eq!(bench.drain(), [0, 10, 20]);
+        // A jump ends the row; what follows the failure of its write was not stored and is not acknowledged.
+        bench.deliver(to, &[40, 50, 70, 90], 10, trains);
+        assert_eq!(*writes.lock().unwrap(), [(0, 30), (40, 20), (70, 10)]);
+        assert_eq!(bench.drain(), [40, 50, 70]);
+        let [(ending, summary, _)] = bench.ends()[..] else { panic!() };
+        assert_eq!((ending.is_complete(), summary.bytes, summary.end), (false, 60, 80));
     }
-    assert_eq!(bench.drain().len(), 100);
-    assert_eq!(*writes.lock().unwrap(), [(0, 256 * 1024), (256 * 1024, 144 * 1024)]);
 }
 
 #[test]
-fn what_was_gathered_is_stored_before_the_dump_ends() {
+fn rows_are_cut_where_a_write_has_too_many_pieces() {
+    let (mut bench, writes) = recorder(usize::MAX);
+    let to = bench.open();
+    let offsets: Vec<u64> = (0..1500).map(|i| i * 100).collect();
+    bench.deliver(to, &offsets, 100, 44);
+    assert_eq!(*writes.lock().unwrap(), [(0, 102_400), (102_400, 47_600)]);
+    assert_eq!(bench.drain().len(), 1500);
+}
+
+#[test]
+fn acks_come_in_trains_and_each_goes_to_its_own_client() {
+    let mut bench = bench();
+    let other = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), 20024);
+    bench.open();
+    bench.herald(other).unwrap();
+    let (first, second) = (bench.session(0), bench.session(1));
+    let offsets: Vec<u64> = (0..150).map(|i| i * 10).collect();
+    let (long, short) = (data(&offsets, 10), data(&[0], 10));
+    let batch = [
+        Arrived { to: first, from: PEER, bytes: &long, segment: Some(34) },
+        Arrived { to: second, from: other, bytes: &short, segment: None },
+        Arrived { to: first, from: PEER, bytes: &short, segment: None },
+    ];
+    bench.receiver.handle_batch(bench.now, &batch);
+    let (mut train, mut trains) = (Vec::new(), Vec::new());
+    while let Some(reply) = bench.receiver.poll_transmit(&mut train) {
+        trains.push((reply.to, train.len() / 4));
+    }
+    assert_eq!(trains, [(PEER, MAX_TRAIN), (PEER, 151 - MAX_TRAIN), (other, 1)]);
+}
+
+#[test]
+fn what_came_before_the_end_in_a_batch_is_stored_before_it() {
     let mut bench = bench();
     let to = bench.open();
-    let mut bytes = Vec::new();
-    Message { kind: MessageKind::Vmcore, sequence: 2, offset: 0, payload: b"abc", aux: 0 }.emit(&mut bytes);
-    bench.receiver.handle_datagram(bench.now, to, PEER, &bytes).unwrap();
-    bench.receiver.shut_down(bench.now);
-    assert_eq!(bench.drain(), [2]);
-    assert_eq!(bench.only_end().1.core, b"abc");
+    let mut bytes = data(&[0, 3], 3);
+    Message { kind: MessageKind::Finished, sequence: 9, offset: 0, payload: b"", aux: 0 }.emit(&mut bytes);
+    let train = Arrived { to, from: PEER, bytes: &bytes, segment: Some(27) };
+    bench.receiver.handle_batch(bench.now, &[train]);
+    assert_eq!(bench.drain(), [0, 3, 9]);
+    assert_eq!(bench.only_end().1.core, [0, 0, 0, 3, 3, 3]);
+}
+
+#[test]
+fn message_in_a_batch_is_ignored_for_itself_only() {
+    let mut bench = bench();
+    let to = bench.open();
+    let (good, junk, wild) = (data(&[0], 10), vec![7; 34], data(&[10], 10));
+    let train = [&good[..], &junk, &wild].concat();
+    bench.receiver.handle_batch(
+        bench.now,
+        &[
+            Arrived { to, from: PEER, bytes: &train, segment: Some(34) },
+            Arrived { to, from: SocketAddrV4::new(*PEER.ip(), 1), bytes: &good, segment: None },
+            Arrived { to: Endpoint::Session(SessionId(7)), from: PEER, bytes: &good, segment: None },
+            Arrived { to, from: PEER, bytes: b"", segment: None },
+        ],
+    );
+    assert_eq!(bench.drain(), [0, 10]);
+    let ignored: Vec<_> = bench.receiver.ignored().collect();
+    assert_eq!(ignored, [("malformed", 2), ("no_session", 1), ("stranger", 1)]);
+}
+
+#[test]
+fn message_without_data_is_acknowledged_and_stores_nothing() {
+    let (mut bench, writes) = recorder(usize::MAX);
+    let to = bench.open();
+    assert_eq!(bench.data(to, 2, 77, b""), Ok(vec![2]));
+    assert_eq!(*writes.lock().unwrap(), []);
 }

@@ -4,15 +4,15 @@ use std::io;
 use std::ops::Range;
 
 use super::super::core_file::CoreFile;
+use crate::digest::{Digest, Digester};
 
 /// Bytes that are hashed in one go.
 const CHUNK: usize = 1 << 20;
 
-/// BLAKE3 of the whole file. Holes are hashed as zeros without being read.
-pub(super) fn hash(file: &CoreFile, progress: &mut dyn FnMut(u64, u64)) -> io::Result<blake3::Hash> {
-    let mut hasher = blake3::Hasher::new();
+/// The digest of the whole file. Holes are hashed as zeros without being read.
+pub(super) fn hash(file: &CoreFile, progress: &mut dyn FnMut(u64, u64)) -> io::Result<Option<Digest>> {
+    let mut digester = Digester::new();
     let mut buf = vec![0; CHUNK];
-    let zeros = vec![0; CHUNK];
     let mut at = 0;
     let mut data = file.next_data(0);
     while at < file.length() {
@@ -21,20 +21,20 @@ pub(super) fn hash(file: &CoreFile, progress: &mut dyn FnMut(u64, u64)) -> io::R
             Some(run) => (run.start, false),
             None => (file.length(), false),
         };
-        let len = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
         if is_data {
+            let len = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
             file.read(at, &mut buf[..len])?;
-            hasher.update(&buf[..len]);
+            digester.update(&buf[..len]);
         } else {
-            hasher.update(&zeros[..len]);
+            digester.zeros(end - at);
         }
-        at += len as u64;
+        at = digester.length();
         if at == end {
             data = file.next_data(at);
         }
         progress(at, file.length());
     }
-    Ok(hasher.finalize())
+    Ok(digester.finish())
 }
 
 /// The parts of a file that were never written.

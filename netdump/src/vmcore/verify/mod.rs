@@ -359,7 +359,7 @@ fn check_report(
         verdict.add(CONTENT, Finding::NotApplicable, text);
         return;
     }
-    let Some(sent) = &report.blake3 else {
+    let Some(sent) = &report.digest else {
         let text = "the report holds no hash of the content, as not all of it was sent";
         verdict.add(CONTENT, Finding::NotApplicable, text);
         return;
@@ -367,10 +367,14 @@ fn check_report(
     verdict.judge(
         CONTENT,
         match content::hash(file, progress) {
-            Ok(found) if found.to_hex().as_str().eq_ignore_ascii_case(sent) => {
-                Ok(format!("BLAKE3 {} is that of the bytes sent", found.to_hex()))
+            Ok(Some(found)) if found == *sent => {
+                Ok(format!("digest {} is that of the bytes sent", found.root_hex()))
             }
-            Ok(found) => Err(format!("BLAKE3 {} is not that of the bytes sent, {sent}", found.to_hex())),
+            Ok(found) => {
+                let differences = found.map(|found| found.differences(sent)).unwrap_or_default();
+                let ranges = ranges_text(": ", &differences, differences.len());
+                Err(format!("the digest is not that of the bytes sent, {}{ranges}", sent.root_hex()))
+            }
             Err(error) => Err(format!("the file cannot be read to its end: {error}")),
         },
     );

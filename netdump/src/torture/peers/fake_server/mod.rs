@@ -2,51 +2,25 @@
 //! the product's receiver.
 //!
 //! As netdumpd: each HERALD after data begins a new dump at a new port and forgets the old one, a dump's port closes
-//! with the first FINISHED, messages are told apart by nothing but their offsets.
+//! with the first FINISHED, messages are told apart by nothing but their offsets. With [`Writes::Behind`] it also
+//! acknowledges data before it writes it, and loses what it had not written when a dump ends otherwise than by FINISHED:
+//! because its client begins anew, because it is told to stop, because the disk is full.
+
+mod disk;
+mod manner;
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use netdump::wire::arp::{ArpOperation, ArpPacket};
-use netdump::wire::{Ack, MacAddr, Message, MessageKind, Route};
-
-use super::Station;
-use super::stations::{CLIENT_IP, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp, question_for};
-
-/// What is odd about a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
-    /// Nothing.
-    ByTheBook,
-    /// It has no netdump service: ARP is answered, nothing else.
-    Deaf,
-    /// It does not acknowledge FINISHED.
-    NeverAcksFinished,
-    /// The ack of FINISHED is lost, and the port closed by then.
-    LosesLastAck,
-    /// After so many data messages acks come from another port.
-    MovesPort {
-        /// Data messages before that.
-        after: u64,
-    },
-    /// Acks of data come from another host.
-    AcksFromAnotherHost,
-    /// Some acks come late, when their message has been sent again and acknowledged long ago.
-    LateAcks {
-        /// Of so many acks, the last.
-        every: u64,
-        /// How late.
-        by: Duration,
-    },
-    /// It forgets the client's hardware address and sends nothing until it has asked for it.
-    ForgetsNeighbor {
-        /// After so many acks.
-        every: u64,
-    },
-    /// It has netdumpd's socket buffer and speed: what does not fit is lost.
-    StockBuffer,
-}
+use self::disk::Disk;
+pub use self::disk::Writes;
+pub use self::manner::Manner;
+use crate::torture::judge::Stored;
+use crate::torture::sim::hosts::{CLIENT_IP, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp, question_for};
+use crate::torture::sim::{Keeper, Station};
+use crate::wire::arp::{ArpOperation, ArpPacket};
+use crate::wire::{Ack, MacAddr, Message, MessageKind, Route};
 
 /// Memory that Linux charges a socket of 128 KiB (doubled, as it does): about 113 datagrams of 1440 bytes or 31 of 4096.
 const BUFFER: usize = 2 * 128 * 1024;
@@ -54,12 +28,22 @@ const BUFFER: usize = 2 * 128 * 1024;
 /// Port of the first dump; each further one has the next.
 const FIRST_PORT: u16 = 40_000;
 
+/// How long [`Manner::ReversedAcks`] holds an ack back at most.
+const HELD_BACK: Duration = Duration::from_millis(2);
+/// What is added to a number for an ack of what was not sent, however large the window.
+const FUTURE: u32 = 1 << 24;
+
 /// A server on the wire, for one client at a time.
 #[derive(Debug)]
 pub struct FakeServer {
     manner: Manner,
+    writes: Writes,
+    room: usize,
+    /// Data messages before it is told to stop.
+    stops_after: u64,
+    is_stopped: bool,
     /// The core as it was written.
-    pub core: Vec<u8>,
+    disk: Disk,
     /// Cores of dumps that were given up for a new HERALD, or followed by one, and whether they were finished.
     pub earlier: Vec<(Vec<u8>, bool)>,
     /// The key block.
@@ -83,6 +67,10 @@ pub struct FakeServer {
     neighbor: Option<MacAddr>,
     unaddressed: VecDeque<Vec<u8>>,
     asks_again: Option<Instant>,
+    /// Of one that goes silent, or has gone: until when.
+    silent_until: Option<Instant>,
+    /// Acks for [`Manner::ReversedAcks`], and when they are sent at the latest.
+    held_back: Vec<(Instant, Vec<u8>)>,
     /// Frames to send, each from its time on.
     out: VecDeque<(Instant, Vec<u8>)>,
 }
@@ -92,7 +80,11 @@ impl FakeServer {
     pub fn new(manner: Manner) -> Self {
         Self {
             manner,
-            core: Vec::new(),
+            writes: Writes::BeforeAck,
+            room: usize::MAX,
+            stops_after: u64::MAX,
+            is_stopped: false,
+            disk: Disk::new(Writes::BeforeAck, usize::MAX),
             earlier: Vec::new(),
             key: Vec::new(),
             headers: Vec::new(),
@@ -109,14 +101,25 @@ impl FakeServer {
             neighbor: None,
             unaddressed: VecDeque::new(),
             asks_again: None,
+            silent_until: None,
+            held_back: Vec::new(),
             out: VecDeque::new(),
         }
     }
 
-    /// Every core that it has written, and whether it was finished.
-    pub fn dumps(&self) -> Vec<(Vec<u8>, bool)> {
-        let last = (self.core.clone(), self.finished);
-        self.earlier.iter().cloned().chain([last]).collect()
+    /// When it writes, and on how large a disk.
+    pub fn writing(self, writes: Writes, room: usize) -> Self {
+        Self { writes, room, disk: Disk::new(writes, room), ..self }
+    }
+
+    /// It is told to stop when so many data messages of a dump have come.
+    pub fn stopping_after(self, messages: u64) -> Self {
+        Self { stops_after: messages, ..self }
+    }
+
+    /// The core as it was written.
+    pub fn core(&self) -> &[u8] {
+        &self.disk.file
     }
 
     fn take_datagram(&mut self, now: Instant, frame: &[u8]) {
@@ -136,7 +139,7 @@ impl FakeServer {
     fn take_herald(&mut self, now: Instant, route: Route, message: &Message<'_>) {
         if self.port.is_none() || self.data_messages > 0 {
             if self.next_port > FIRST_PORT {
-                self.earlier.push((std::mem::take(&mut self.core), self.finished));
+                self.end_dump();
             }
             self.port = Some(self.next_port);
             self.next_port += 1;
@@ -154,11 +157,17 @@ impl FakeServer {
             MessageKind::Herald => return,
             MessageKind::Vmcore => {
                 self.data_messages += 1;
-                put(&mut self.core, message);
+                if self.disk.put(message).is_err() {
+                    return self.drop_client();
+                }
+                self.act_on_count(now);
             }
             MessageKind::EkcdKey => put(&mut self.key, message),
             MessageKind::Kdh => self.headers.push(message.payload.to_vec()),
             MessageKind::Finished => {
+                if self.disk.flush().is_err() {
+                    return self.drop_client();
+                }
                 self.finished = true;
                 if self.manner != Manner::NeverAcksFinished {
                     self.port = None;
@@ -169,6 +178,33 @@ impl FakeServer {
             }
         }
         self.acknowledge(now, route, message.sequence);
+    }
+
+    /// What it does when so much data has come.
+    fn act_on_count(&mut self, now: Instant) {
+        match self.manner {
+            Manner::GoesSilent { after, time } if self.data_messages == after => {
+                self.silent_until.get_or_insert(now + time);
+            }
+            Manner::Restarts { after } if self.data_messages == after => self.drop_client(),
+            _ => {}
+        }
+        if self.data_messages >= self.stops_after {
+            self.is_stopped = true;
+            self.drop_client();
+        }
+    }
+
+    /// The client's port is closed, whatever came of its dump.
+    fn drop_client(&mut self) {
+        self.port = None;
+        self.data_messages = 0;
+    }
+
+    /// What is not on disk now is lost.
+    fn end_dump(&mut self) {
+        let disk = std::mem::replace(&mut self.disk, Disk::new(self.writes, self.room));
+        self.earlier.push((disk.file, self.finished));
     }
 
     fn note(&mut self, kind: MessageKind) {
@@ -198,13 +234,35 @@ impl FakeServer {
             Manner::LateAcks { every, by } if self.acks.is_multiple_of(every) => by,
             _ => Duration::ZERO,
         };
+        self.answer(now + late, back, &Ack(sequence).to_bytes());
+        match self.manner {
+            Manner::AcksTheFuture => self.answer(now, back, &Ack(sequence.wrapping_add(FUTURE)).to_bytes()),
+            Manner::OddAcks => {
+                self.answer(now, back, &Ack(sequence.wrapping_add(FUTURE)).to_bytes()[..3]);
+                self.answer(now, back, &[Ack(sequence.wrapping_add(FUTURE)).to_bytes(), [0; 4]].concat());
+            }
+            _ => {}
+        }
+    }
+
+    fn answer(&mut self, at: Instant, route: Route, payload: &[u8]) {
         let mut frame = Vec::new();
-        back.emit(&Ack(sequence).to_bytes(), &mut frame);
+        route.emit(payload, &mut frame);
         if self.neighbor.is_none() {
             self.unaddressed.push_back(frame);
+        } else if let Manner::ReversedAcks { of } = self.manner {
+            self.held_back.push((at + HELD_BACK, frame));
+            if self.held_back.len() >= of {
+                self.release(at);
+            }
         } else {
-            self.out.push_back((now + late, frame));
+            self.out.push_back((at, frame));
         }
+    }
+
+    /// Sends what was held back, the last first.
+    fn release(&mut self, now: Instant) {
+        self.out.extend(self.held_back.drain(..).rev().map(|(_, frame)| (now, frame)));
     }
 
     /// Into the socket's buffer, or lost.
@@ -259,9 +317,10 @@ impl FakeServer {
 impl Station for FakeServer {
     fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
         let for_us = frame[..6] == SERVER_MAC.0;
+        let is_deaf = self.is_stopped || self.manner == Manner::Deaf;
         if frame[12..14] == [8, 6] && (for_us || frame[..6] == MacAddr::BROADCAST.0) {
             self.take_arp(now, frame);
-        } else if for_us && self.manner != Manner::Deaf {
+        } else if for_us && !is_deaf && self.silent_until.is_none_or(|until| until <= now) {
             match self.manner {
                 Manner::StockBuffer => self.buffer(now, frame),
                 _ => self.take_datagram(now, frame),
@@ -271,6 +330,9 @@ impl Station for FakeServer {
 
     fn handle_timeout(&mut self, now: Instant) {
         self.serve_buffered(now);
+        if self.held_back.first().is_some_and(|(at, _)| *at <= now) {
+            self.release(now);
+        }
         if self.asks_again.is_some_and(|at| at <= now) {
             self.ask(now);
         }
@@ -283,7 +345,18 @@ impl Station for FakeServer {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let out = self.out.iter().map(|(at, _)| *at).min();
-        [out, self.served_at, self.asks_again].into_iter().flatten().min()
+        let held_back = self.held_back.first().map(|(at, _)| *at);
+        [out, held_back, self.served_at, self.asks_again].into_iter().flatten().min()
+    }
+}
+
+impl Keeper for FakeServer {
+    fn close(&mut self, _now: Instant) {}
+
+    fn stored(&self) -> Vec<Stored<'_>> {
+        let earlier =
+            self.earlier.iter().map(|(core, is_complete)| Stored { core, is_complete: *is_complete });
+        earlier.chain([Stored { core: &self.disk.file, is_complete: self.finished }]).collect()
     }
 }
 

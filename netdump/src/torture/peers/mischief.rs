@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
-use netdump::wire::arp::{ArpOperation, ArpPacket};
-use netdump::wire::{Ack, MacAddr, Route};
+use crate::wire::arp::{ArpOperation, ArpPacket};
+use crate::wire::{Ack, MacAddr, Route};
 
-use super::Station;
-use super::rng::Rng;
-use super::stations::{CLIENT_IP, CLIENT_MAC, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp};
+use crate::torture::sim::Rng;
+use crate::torture::sim::Station;
+use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp};
 
 /// A vandal's hardware address.
 const VANDAL_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0x66]);

@@ -1,0 +1,249 @@
+//! What a client may do, judged from its datagrams and from the acks that reached it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::Fault;
+use crate::wire::{Ack, Message, MessageKind, SERVER_PORT};
+
+/// Messages that a client may have unacknowledged: far more than any server has room for, and few enough that a client
+/// which does not look at acks is told from one with a large window.
+const MAX_IN_FLIGHT: usize = 1 << 16;
+
+/// Which acks count for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcksFrom {
+    /// Those from the port that acknowledged the HERALD.
+    LearnedPort,
+    /// Those from any port of the server: FreeBSD's client looks at the address only.
+    AnyPort,
+}
+
+/// Watches one client.
+#[derive(Debug)]
+pub struct ClientJudge {
+    server: Ipv4Addr,
+    acks_from: AcksFrom,
+    /// Every message of the present attempt, by number.
+    sent: HashMap<u32, Sent>,
+    /// Its data messages that are not acknowledged.
+    in_flight: usize,
+    /// Data that was acknowledged, as start and end, in any order.
+    acked: Vec<(u64, u64)>,
+    /// Data of attempts before that was not.
+    left_over: Vec<(u64, u64)>,
+    /// Ports of the server from which something came in this attempt.
+    ports: BTreeSet<u16>,
+    /// The one that acknowledged the HERALD.
+    learned: Option<u16>,
+    /// The HERALD's last word, by which our client names a dump that goes on.
+    dump: u32,
+    header: Option<u32>,
+    /// Whether FINISHED was sent.
+    finished: bool,
+    faults: Vec<Fault>,
+}
+
+/// A message that was sent, and what of it must stay the same when it is sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sent {
+    kind: MessageKind,
+    offset: u64,
+    len: usize,
+    checksum: u32,
+    is_acked: bool,
+}
+
+impl ClientJudge {
+    /// A judge of a client of this server.
+    pub fn new(server: Ipv4Addr, acks_from: AcksFrom) -> Self {
+        Self {
+            server,
+            acks_from,
+            sent: HashMap::new(),
+            in_flight: 0,
+            acked: Vec::new(),
+            left_over: Vec::new(),
+            ports: BTreeSet::new(),
+            learned: None,
+            dump: 0,
+            header: None,
+            finished: false,
+            faults: Vec::new(),
+        }
+    }
+
+    /// The client sent this to the server.
+    pub fn sent(&mut self, port: u16, payload: &[u8]) {
+        let message = match Message::parse(payload) {
+            Ok(message) => message,
+            Err(error) => return self.accuse(Fault::Malformed(error)),
+        };
+        if message.kind == MessageKind::Herald {
+            return self.herald(port, &message);
+        }
+        if !self.ports.contains(&port) {
+            return self.accuse(Fault::UnlearnedPort { port, kind: message.kind });
+        }
+        let sent = Sent {
+            kind: message.kind,
+            offset: message.offset,
+            len: message.payload.len(),
+            checksum: crc32fast::hash(message.payload),
+            is_acked: false,
+        };
+        match self.sent.get(&message.sequence) {
+            Some(before) => {
+                if let Some(fault) = again(message.sequence, before, &sent) {
+                    self.accuse(fault);
+                }
+            }
+            None => self.first(message.sequence, sent),
+        }
+    }
+
+    /// This reached the client.
+    pub fn arrived(&mut self, source: SocketAddrV4, payload: &[u8]) {
+        if *source.ip() != self.server {
+            return;
+        }
+        self.ports.insert(source.port());
+        let Ok(Ack(number)) = Ack::parse(payload) else { return };
+        let other = self.learned.is_some_and(|learned| learned != source.port());
+        if other && self.acks_from == AcksFrom::LearnedPort {
+            return;
+        }
+        let Some(sent) = self.sent.get_mut(&number).filter(|sent| !sent.is_acked) else { return };
+        sent.is_acked = true;
+        match sent.kind {
+            MessageKind::Herald => self.learned = Some(source.port()),
+            MessageKind::Vmcore => {
+                let (start, end) = (sent.offset, sent.offset.saturating_add(sent.len as u64));
+                match self.acked.last_mut().filter(|last| last.1 == start) {
+                    Some(last) => last.1 = end,
+                    None => self.acked.push((start, end)),
+                }
+                self.in_flight -= 1;
+            }
+            MessageKind::Kdh | MessageKind::EkcdKey | MessageKind::Finished => {}
+        }
+    }
+
+    /// What the client has done so far that it must not, but the repetitions of it.
+    pub fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+
+    /// Whether it has sent FINISHED.
+    pub fn has_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// The first HERALD, its repetition, or a new attempt at the dump.
+    fn herald(&mut self, port: u16, message: &Message<'_>) {
+        if port != SERVER_PORT {
+            self.accuse(Fault::HeraldTo(port));
+        }
+        let is_repetition = self.sent.len() == 1 && self.sent.contains_key(&message.sequence);
+        if is_repetition && message.aux == self.dump {
+            return;
+        }
+        if message.aux != 0 && message.aux == self.dump {
+            // Our client goes on with a dump: what was acknowledged is.
+            let unacked: Vec<_> = self.unacked().collect();
+            self.left_over.extend(unacked);
+        } else {
+            self.acked.clear();
+            self.left_over.clear();
+        }
+        self.sent.clear();
+        self.ports.clear();
+        (self.in_flight, self.learned, self.header, self.finished) = (0, None, None, false);
+        self.dump = message.aux;
+        let herald = Sent { kind: MessageKind::Herald, offset: 0, len: 0, checksum: 0, is_acked: false };
+        self.sent.insert(message.sequence, herald);
+    }
+
+    /// A message that was not sent before.
+    fn first(&mut self, sequence: u32, sent: Sent) {
+        match sent.kind {
+            MessageKind::Vmcore => {
+                if self.header.is_some() {
+                    self.accuse(Fault::DataBehindHeader);
+                }
+                self.in_flight += 1;
+                if self.in_flight > MAX_IN_FLIGHT {
+                    self.accuse(Fault::AheadOfAcks(self.in_flight));
+                }
+            }
+            MessageKind::Kdh => {
+                if self.header.is_some() {
+                    self.accuse(Fault::SecondHeader);
+                }
+                if let Some(hole) = self.first_hole() {
+                    self.accuse(Fault::HeaderBeforeAcks(hole));
+                }
+                self.header = Some(sequence);
+            }
+            MessageKind::Finished => {
+                self.finished = true;
+                if let Some(hole) = self.first_hole() {
+                    self.accuse(Fault::FinishedWithHole(hole));
+                }
+                for kind in [MessageKind::Kdh, MessageKind::EkcdKey] {
+                    if self.sent.values().any(|sent| sent.kind == kind && !sent.is_acked) {
+                        self.accuse(Fault::FinishedBefore(kind));
+                    }
+                }
+            }
+            MessageKind::EkcdKey | MessageKind::Herald => {}
+        }
+        self.sent.insert(sequence, sent);
+    }
+
+    /// Data that was sent and never acknowledged.
+    fn first_hole(&mut self) -> Option<(u64, u64)> {
+        if self.in_flight == 0 && self.left_over.is_empty() {
+            return None;
+        }
+        let mut open: Vec<_> = self.unacked().chain(self.left_over.iter().copied()).collect();
+        open.sort_unstable();
+        self.acked.sort_unstable();
+        // What one attempt had cut into messages one way, the next may have acknowledged cut another way.
+        let mut acked = self.acked.iter().peekable();
+        let mut covered = 0;
+        for (start, end) in open {
+            covered = start.max(covered);
+            while let Some((_, reach)) = acked.next_if(|(from, _)| *from <= covered) {
+                covered = covered.max(*reach);
+            }
+            if covered < end {
+                return Some((covered, end));
+            }
+        }
+        None
+    }
+
+    fn unacked(&self) -> impl Iterator<Item = (u64, u64)> {
+        let data = self.sent.values().filter(|sent| sent.kind == MessageKind::Vmcore && !sent.is_acked);
+        data.map(|sent| (sent.offset, sent.offset.saturating_add(sent.len as u64)))
+    }
+
+    fn accuse(&mut self, fault: Fault) {
+        Fault::note(&mut self.faults, fault);
+    }
+}
+
+/// What is wrong with a message that has the number of one before.
+fn again(sequence: u32, before: &Sent, now: &Sent) -> Option<Fault> {
+    let place = |sent: &Sent| (sent.kind, sent.offset, sent.len);
+    if place(before) != place(now) {
+        Some(Fault::NumberReused(sequence))
+    } else if before.checksum != now.checksum {
+        Some(Fault::ResendDiffers { sequence, offset: now.offset })
+    } else if before.is_acked && now.kind == MessageKind::Kdh {
+        Some(Fault::SecondHeader)
+    } else {
+        None
+    }
+}

@@ -1,0 +1,289 @@
+//! What a server may do, judged from the datagrams that were sent to it, from its acks, and from what it has stored.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddrV4;
+
+use thiserror::Error;
+
+use super::Fault;
+use crate::vmcore::KernelDumpHeader;
+use crate::vmcore::kdh::{Compression, KDH_LEN};
+use crate::wire::message::MessageError;
+use crate::wire::{Ack, Message, MessageKind, SERVER_PORT};
+
+/// The longest file there is.
+const MAX_FILE: u64 = i64::MAX as u64;
+/// No key block is longer (FreeBSD's `KERNELDUMP_ENCKEY_MAX_SIZE` and its head), so no offset in one is larger.
+const MAX_KEY: u64 = 1 << 20;
+
+/// A message that no server can take for what it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Strange {
+    /// Its header and its length do not fit.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// No HERALD, to the well-known port.
+    #[error("{0:?} at the port for HERALDs")]
+    NotAHerald(MessageKind),
+    /// Data where no file has any.
+    #[error("data at offset {0:#x}")]
+    DataBeyondFiles(u64),
+    /// A key where no key block has any.
+    #[error("part of a key at offset {0:#x}")]
+    KeyBeyondFiles(u64),
+    /// A header that is not one.
+    #[error("a dump header of {len} bytes at offset {offset:#x}")]
+    HeaderInParts {
+        /// Its length.
+        len: usize,
+        /// Its offset.
+        offset: u64,
+    },
+}
+
+/// A dump as the server has stored it.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored<'a> {
+    /// The core.
+    pub core: &'a [u8],
+    /// Whether it is stored as whole.
+    pub is_complete: bool,
+}
+
+/// Watches a server.
+#[derive(Debug, Default)]
+pub struct ServerJudge {
+    clients: BTreeMap<SocketAddrV4, Client>,
+    faults: Vec<Fault>,
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    /// Numbers of HERALDs.
+    heralds: BTreeSet<u32>,
+    /// Dumps by the server's port.
+    sessions: BTreeMap<u16, Session>,
+    /// Dumps of which a server that was restarted knows nothing.
+    earlier: Vec<Session>,
+    /// Numbers in messages to the well-known port that are no HERALDs.
+    strange: HashMap<u32, Strange>,
+}
+
+#[derive(Debug, Default)]
+struct Session {
+    sent: HashMap<u32, Sent>,
+    strange: HashMap<u32, Strange>,
+    /// Data and key bytes sent, as start and end, in any order.
+    data: Vec<(u64, u64)>,
+    key: Vec<(u64, u64)>,
+    /// Data that was acknowledged.
+    acked: Vec<(u64, u64)>,
+    header: Option<KernelDumpHeader>,
+    is_finished: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    kind: MessageKind,
+    offset: u64,
+    len: usize,
+}
+
+impl ServerJudge {
+    /// A datagram was sent to the server.
+    pub fn takes(&mut self, client: SocketAddrV4, port: u16, payload: &[u8]) {
+        let client = self.clients.entry(client).or_default();
+        let judged = judge(port, payload);
+        if port == SERVER_PORT {
+            match judged {
+                Ok(herald) => drop(client.heralds.insert(herald.sequence)),
+                Err(strange) => remember(&mut client.strange, payload, strange),
+            }
+            return;
+        }
+        // To a port that is none of this client's nothing is acknowledged.
+        let Some(session) = client.sessions.get_mut(&port) else { return };
+        match judged {
+            Ok(message) => session.take(&message),
+            Err(strange) => remember(&mut session.strange, payload, strange),
+        }
+    }
+
+    /// The server has sent a datagram.
+    pub fn sends(&mut self, port: u16, client: SocketAddrV4, payload: &[u8]) {
+        if let Some(fault) = self.judge_ack(port, client, payload) {
+            Fault::note(&mut self.faults, fault);
+        }
+    }
+
+    /// The server was started again and gives the clients that it had ports anew.
+    pub fn restarted(&mut self) {
+        for client in self.clients.values_mut() {
+            client.earlier.extend(std::mem::take(&mut client.sessions).into_values());
+        }
+    }
+
+    /// What the server has done so far that it must not, but the repetitions of it.
+    pub fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+
+    /// Compares what was acknowledged to `client`, whose core this is, with all that the server has stored.
+    pub fn compare(&mut self, client: SocketAddrV4, core: &[u8], stored: &[Stored<'_>]) {
+        let Some(known) = self.clients.get(&client) else { return };
+        for session in known.sessions.values().chain(&known.earlier) {
+            if let Some(fault) = session.compare(client, core, stored) {
+                Fault::note(&mut self.faults, fault);
+            }
+        }
+    }
+
+    fn judge_ack(&mut self, port: u16, client: SocketAddrV4, payload: &[u8]) -> Option<Fault> {
+        let Ok(Ack(sequence)) = Ack::parse(payload) else { return Some(Fault::OddAck(payload.len())) };
+        let nothing = Fault::AckOfNothing { client, port, sequence };
+        let Some(known) = self.clients.get_mut(&client) else { return Some(nothing) };
+        let Some(session) = known.sessions.get_mut(&port) else {
+            return known.open(client, port, sequence);
+        };
+        match session.sent.get(&sequence) {
+            Some(&sent) => session.acknowledge(sent),
+            None if known.heralds.contains(&sequence) => None,
+            None => {
+                Some(session.strange.get(&sequence).map_or(nothing, |strange| Fault::AckOfStrange(*strange)))
+            }
+        }
+    }
+}
+
+impl Client {
+    /// The first ack from this port.
+    fn open(&mut self, client: SocketAddrV4, port: u16, sequence: u32) -> Option<Fault> {
+        if let Some(strange) = self.strange.get(&sequence) {
+            return Some(Fault::AckOfStrange(*strange));
+        }
+        if !self.heralds.contains(&sequence) {
+            return Some(Fault::OtherPort { client, port });
+        }
+        // One that got data may begin another dump.
+        let unused = self.sessions.iter().find(|(_, session)| session.sent.is_empty());
+        let fault = unused.map(|(&first, _)| Fault::TwoPorts { client, first, second: port });
+        self.sessions.insert(port, Session::default());
+        fault
+    }
+}
+
+impl Session {
+    fn take(&mut self, message: &Message<'_>) {
+        let &Message { kind, sequence, offset, payload, .. } = message;
+        let range = (offset, offset + payload.len() as u64);
+        match kind {
+            MessageKind::Vmcore => add(&mut self.data, range),
+            MessageKind::EkcdKey => add(&mut self.key, range),
+            MessageKind::Kdh => {
+                let header = payload.first_chunk::<KDH_LEN>();
+                self.header = header.and_then(|bytes| KernelDumpHeader::parse(bytes).ok());
+            }
+            MessageKind::Herald | MessageKind::Finished => {}
+        }
+        self.sent.insert(sequence, Sent { kind, offset, len: payload.len() });
+    }
+
+    fn acknowledge(&mut self, sent: Sent) -> Option<Fault> {
+        match sent.kind {
+            MessageKind::Vmcore => add(&mut self.acked, (sent.offset, sent.offset + sent.len as u64)),
+            MessageKind::Finished => {
+                self.is_finished = true;
+                return self.lack();
+            }
+            _ => {}
+        }
+        None
+    }
+
+    /// What a packed dump lacks to be read, by its header.
+    fn lack(&self) -> Option<Fault> {
+        let header = self.header.as_ref()?;
+        if header.compression == Compression::None && header.key_size == 0 {
+            return None;
+        }
+        let (announced, sent) = (header.dump_length, bytes_of(&self.data, header.dump_length));
+        if sent < announced {
+            return Some(Fault::FinishedShort { announced, sent });
+        }
+        let announced = u64::from(header.key_size);
+        let sent = bytes_of(&self.key, announced);
+        (sent < announced).then_some(Fault::FinishedWithoutKey { announced, sent })
+    }
+
+    /// What of its acked data is in none of the stored dumps. All of it must be in one.
+    fn compare(&self, client: SocketAddrV4, core: &[u8], stored: &[Stored<'_>]) -> Option<Fault> {
+        // What the header of a packed core cuts off is padding.
+        let packed = self.header.as_ref().filter(|header| header.compression != Compression::None);
+        let length = packed.map_or(u64::MAX, |header| header.dump_length);
+        let lost = |stored: &Stored<'_>| {
+            let same = |&(start, end): &(u64, u64)| {
+                let range = index(start)..index(end.min(length));
+                range.is_empty()
+                    || stored.core.get(range.clone()).is_some_and(|bytes| core.get(range) == Some(bytes))
+            };
+            self.acked.iter().find(|range| !same(range)).copied()
+        };
+        let candidates = stored.iter().filter(|stored| stored.is_complete || !self.is_finished);
+        let mut best = None;
+        for candidate in candidates {
+            best = Some(lost(candidate)?);
+        }
+        match best {
+            Some(range) => Some(Fault::AckedAndLost { client, range }),
+            None if self.is_finished => Some(Fault::FinishedAndLost { client }),
+            None => self.acked.first().map(|&range| Fault::AckedAndLost { client, range }),
+        }
+    }
+}
+
+/// Whether a server can take a datagram for what it says.
+fn judge(port: u16, payload: &[u8]) -> Result<Message<'_>, Strange> {
+    let message = Message::parse(payload)?;
+    let len = message.payload.len() as u64;
+    let ends_by = |limit: u64| message.offset.checked_add(len).is_some_and(|end| end <= limit);
+    match message.kind {
+        kind if port == SERVER_PORT && kind != MessageKind::Herald => Err(Strange::NotAHerald(kind)),
+        MessageKind::Vmcore if !ends_by(MAX_FILE) => Err(Strange::DataBeyondFiles(message.offset)),
+        MessageKind::EkcdKey if !ends_by(MAX_KEY) => Err(Strange::KeyBeyondFiles(message.offset)),
+        MessageKind::Kdh if message.payload.len() < KDH_LEN || message.offset != 0 => {
+            Err(Strange::HeaderInParts { len: message.payload.len(), offset: message.offset })
+        }
+        _ => Ok(message),
+    }
+}
+
+/// The number that an ack of this would have, were there one.
+fn remember(strange: &mut HashMap<u32, Strange>, payload: &[u8], what: Strange) {
+    if let Some(number) = payload.get(4..8).and_then(|bytes| bytes.first_chunk()) {
+        strange.insert(u32::from_be_bytes(*number), what);
+    }
+}
+
+fn add(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {
+    match ranges.last_mut().filter(|last| last.1 == range.0) {
+        Some(last) => last.1 = range.1,
+        None => ranges.push(range),
+    }
+}
+
+/// How many bytes below `limit` lie in these ranges, each counted once.
+fn bytes_of(ranges: &[(u64, u64)], limit: u64) -> u64 {
+    let mut ranges = ranges.to_vec();
+    ranges.sort_unstable();
+    let (mut bytes, mut covered) = (0, 0);
+    for (start, end) in ranges {
+        let (start, end) = (start.max(covered), end.min(limit));
+        bytes += end.saturating_sub(start);
+        covered = covered.max(end);
+    }
+    bytes
+}
+
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
