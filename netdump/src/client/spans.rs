@@ -17,6 +17,7 @@ pub(super) struct Spans {
     /// Of the core, or of what there is of it so far.
     length: u64,
     is_growing: bool,
+    has_holes: bool,
     next: u64,
     /// End of the run of bytes to send that holds `next`, as far as it was looked up.
     run_end: u64,
@@ -26,12 +27,12 @@ pub(super) struct Spans {
 impl Spans {
     /// At the beginning of a core of `length` bytes.
     pub(super) fn new(length: u64) -> Self {
-        Self { length, is_growing: false, next: 0, run_end: 0, skipped: 0 }
+        Self { length, is_growing: false, has_holes: true, next: 0, run_end: 0, skipped: 0 }
     }
 
     /// At the beginning of a core of which there is nothing yet.
     pub(super) fn growing() -> Self {
-        Self { is_growing: true, ..Self::new(0) }
+        Self { is_growing: true, has_holes: false, ..Self::new(0) }
     }
 
     /// There are `length` bytes of a growing core.
@@ -45,6 +46,13 @@ impl Spans {
     pub(super) fn end(&mut self) {
         self.is_growing = false;
         self.run_end = self.length;
+    }
+
+    /// Goes back to the beginning.
+    pub(super) fn restart(&mut self) {
+        self.next = 0;
+        self.skipped = 0;
+        self.run_end = if self.has_holes || self.is_growing { 0 } else { self.length };
     }
 
     /// Whether the end is not known.

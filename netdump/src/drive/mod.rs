@@ -291,6 +291,10 @@ impl<'a> Drive<'a> {
                 ClientEvent::Accepted { port } => {
                     tracing::info!(port, bytes = self.source.total(), "dump accepted")
                 }
+                ClientEvent::Resumed { port } => tracing::warn!(port, "the server was silent and goes on"),
+                ClientEvent::Restarted { port } => {
+                    tracing::warn!(port, "the server was started anew; everything is sent again");
+                }
                 ClientEvent::Reached(phase) => {
                     tracing::debug!(%phase);
                     self.tell(now);
