@@ -67,6 +67,8 @@ pub struct ClientStats {
     pub bytes_sent: u64,
     /// Core bytes left out, as they are untouched zeros.
     pub bytes_untouched: u64,
+    /// Core bytes left out, as they are zeros all the same.
+    pub bytes_zero: u64,
     /// Core bytes acknowledged.
     pub bytes_acked: u64,
     /// How often a server that had fallen silent was found again and had kept what it had.
@@ -104,6 +106,8 @@ pub struct Client {
     core_grows: bool,
     /// The core before this offset was sent at least once, or left out.
     sent_to: u64,
+    /// When data to send was looked for last.
+    searched: Option<Instant>,
     flow: Flow,
     phase: Phase,
     /// Of the present phase's object: bytes of the key, or messages, that were sent at least once.
@@ -143,6 +147,7 @@ impl Client {
             spans,
             core_grows,
             sent_to: 0,
+            searched: None,
             flow: Flow::Open,
             phase: Phase::Resolve,
             queued: 0,
@@ -225,6 +230,7 @@ impl Client {
         packet: &mut Packet,
     ) -> Result<Option<Transmit>, ReadError> {
         let sent_to = self.sent_to;
+        self.searched = Some(now);
         let mut train = Train::default();
         Self::begin(packet);
         while let Some((sequence, chunk, attempt)) = self.peek_next(image) {
@@ -265,6 +271,7 @@ impl Client {
             self.ready_at,
             self.asks_at(),
             self.gives_up_at(),
+            self.searches_on_at(),
         ];
         times.into_iter().flatten().min()
     }
@@ -292,6 +299,11 @@ impl Client {
     /// Whether nothing is on its way.
     pub fn is_idle(&self) -> bool {
         self.window.is_empty()
+    }
+
+    /// When [`Self::poll_transmit`] gave nothing only because it had looked at enough zeros for once.
+    fn searches_on_at(&self) -> Option<Instant> {
+        self.searched.filter(|_| self.spans.is_searching() && self.window.has_room())
     }
 
     /// The core before this offset is acknowledged or was left out.
@@ -329,9 +341,9 @@ impl Client {
         &self.stats
     }
 
-    /// Core bytes that need no more care: acknowledged, or left out as untouched zeros.
+    /// Core bytes that need no more care: acknowledged, or left out as zeros.
     pub fn bytes_settled(&self) -> u64 {
-        self.stats.bytes_acked + self.stats.bytes_untouched
+        self.stats.bytes_acked + self.stats.bytes_untouched + self.stats.bytes_zero
     }
 
     /// The parts of the core that were not acknowledged, in ascending order: on their way, lost, or not sent yet. Of a
@@ -532,7 +544,8 @@ impl Client {
             Phase::Data => {
                 self.spans.take(chunk.len);
                 self.stats.bytes_sent += end.saturating_sub(self.sent_to.max(chunk.offset));
-                self.stats.bytes_untouched = self.spans.skipped();
+                let skipped = self.spans.skipped();
+                (self.stats.bytes_untouched, self.stats.bytes_zero) = (skipped.untouched, skipped.zero);
                 self.sent_to = self.sent_to.max(end);
             }
             Phase::Key => self.queued += chunk.len,

@@ -46,6 +46,7 @@ struct Question {
     sequence: Sequence,
     since: Instant,
     is_unsent: bool,
+    was_sent: bool,
 }
 
 /// What an ack says that answers a HERALD.
@@ -86,6 +87,7 @@ impl Resume {
     pub(super) fn take_herald(&mut self, now: Instant) -> Option<Sequence> {
         let question = self.question.as_mut().filter(|question| question.is_unsent)?;
         question.is_unsent = false;
+        question.was_sent = true;
         self.sent_at = Some(now);
         Some(question.sequence)
     }
@@ -120,7 +122,8 @@ impl Client {
         if self.asks_at().is_none_or(|at| at > now) {
             return;
         }
-        let new = Question { sequence: self.question_number(), since: now, is_unsent: true };
+        let sequence = self.question_number();
+        let new = Question { sequence, since: now, is_unsent: true, was_sent: false };
         match &mut self.resume.question {
             Some(question) => question.is_unsent = true,
             None => {
@@ -183,7 +186,7 @@ impl Client {
     }
 
     fn answer(&self, port: u16, Sequence(number): Sequence) -> Option<Answer> {
-        if let Some(Question { sequence: Sequence(asked), is_unsent: false, .. }) = self.resume.question {
+        if let Some(Question { sequence: Sequence(asked), was_sent: true, .. }) = self.resume.question {
             return match number {
                 n if n == asked => Some(Answer::Anew { is_able: false }),
                 n if n == asked ^ ABLE => Some(Answer::Anew { is_able: true }),
@@ -232,7 +235,7 @@ impl Client {
         self.window.restart();
         self.spans.restart();
         self.stats.bytes_acked = 0;
-        self.stats.bytes_untouched = 0;
+        (self.stats.bytes_untouched, self.stats.bytes_zero) = (0, 0);
         self.stats.restarts += 1;
         if is_growing && kept_from > 0 {
             return self.end(FailReason::Forgotten { server: self.server(), phase, missing: self.lacking() });
