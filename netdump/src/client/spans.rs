@@ -35,6 +35,7 @@ pub(super) struct Spans {
     /// Of the core, or of what there is of it so far.
     length: u64,
     is_growing: bool,
+    has_holes: bool,
     next: u64,
     /// The bytes from `next` up to here are sent.
     run_end: u64,
@@ -56,6 +57,7 @@ impl Spans {
         Self {
             length,
             is_growing: false,
+            has_holes: true,
             next: 0,
             run_end: 0,
             gap_end: 0,
@@ -69,7 +71,7 @@ impl Spans {
 
     /// At the beginning of a core of which there is nothing yet.
     pub(super) fn growing() -> Self {
-        Self { is_growing: true, ..Self::new(0) }
+        Self { is_growing: true, has_holes: false, ..Self::new(0) }
     }
 
     /// There are `length` bytes of a growing core.
@@ -83,6 +85,20 @@ impl Spans {
     pub(super) fn end(&mut self) {
         self.is_growing = false;
         self.send_up_to(self.length);
+    }
+
+    /// Goes back to the beginning.
+    pub(super) fn restart(&mut self) {
+        let fresh = Self {
+            length: self.length,
+            is_growing: self.is_growing,
+            has_holes: self.has_holes,
+            ..Self::new(0)
+        };
+        *self = fresh;
+        if !self.is_growing && !self.has_holes {
+            self.send_up_to(self.length);
+        }
     }
 
     /// Whether the end is not known.

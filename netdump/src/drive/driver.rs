@@ -174,6 +174,10 @@ impl<'a> Driver<'a> {
                 ClientEvent::Accepted { port } => {
                     tracing::info!(port, bytes = self.source.total(), "dump accepted")
                 }
+                ClientEvent::Resumed { port } => tracing::warn!(port, "the server was silent and goes on"),
+                ClientEvent::Restarted { port } => {
+                    tracing::warn!(port, "the server was started anew; everything is sent again");
+                }
                 ClientEvent::Reached(phase) => {
                     tracing::debug!(%phase);
                     self.tell(now);
