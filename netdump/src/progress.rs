@@ -201,6 +201,7 @@ mod tests {
             packing: None,
             bytes_sent: 2 << 20,
             bytes_untouched: 1 << 20,
+            bytes_zero: 0,
             missing: vec![],
             messages: 1452,
             resends: 1,

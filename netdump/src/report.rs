@@ -50,6 +50,9 @@ pub struct DumpReport {
     pub bytes_sent: u64,
     /// Core bytes not sent because the guest never touched them and they read as zeros anyway.
     pub bytes_untouched: u64,
+    /// Core bytes not sent because they are zeros, though the guest has touched them.
+    #[serde(default)]
+    pub bytes_zero: u64,
     /// Ranges of the core that were not acknowledged, as `[start, end)`; at most 1,000 are listed.
     pub missing: Vec<(u64, u64)>,
     /// Messages sent for the first time.
@@ -149,7 +152,8 @@ mod tests {
             digest: Some(Digest::of(&[1; 4096])),
             packing: None,
             bytes_sent: 4096,
-            bytes_untouched: (1 << 40) - 4096,
+            bytes_untouched: (1 << 40) - 8192,
+            bytes_zero: 4096,
             missing: vec![(0, 4096)],
             messages: 3,
             resends: 1,

@@ -32,7 +32,7 @@ const VARIABLES: [(&str, u64, u64); 11] = [
     ("static_block", 0x600, 256),
 ];
 
-fn kernel() -> FakeKernel {
+pub(super) fn kernel() -> FakeKernel {
     let kernel = FakeKernel::default().segment(BASE + DATA, DATA, 0x20_0000);
     VARIABLES
         .iter()

@@ -11,7 +11,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
-use netdump::receiver::{Endpoint, Receiver, ReceiverConfig, ReceiverEvent, Reply, SessionId};
+use netdump::receiver::{
+    Arrived, Endpoint, MAX_TRAIN, Receiver, ReceiverConfig, ReceiverEvent, Reply, SessionId,
+};
 use netdump::vmcore::KernelDumpHeader;
 use netdump::vmcore::kdh::Compression;
 use netdump::wire::message::MAX_PAYLOAD;
@@ -59,9 +61,30 @@ struct World {
     receiver: Receiver<Watched>,
     store: Watched,
     now: Instant,
+    /// What has arrived and was not handed over yet.
+    arrived: Vec<Datagrams>,
     sessions: BTreeMap<u64, Told>,
-    /// HERALDs that were taken: from whom, to which address, and their numbers.
+    /// HERALDs that came: from whom, to which address, and their numbers.
     heralds: BTreeMap<(SocketAddrV4, Ipv4Addr), Vec<u32>>,
+}
+
+/// One datagram or a train, on its way to a port.
+struct Datagrams {
+    to: Endpoint,
+    from: SocketAddrV4,
+    bytes: Vec<u8>,
+    segment: Option<u16>,
+}
+
+impl Datagrams {
+    fn arrived(&self) -> Arrived<'_> {
+        Arrived { to: self.to, from: self.from, bytes: &self.bytes, segment: self.segment }
+    }
+
+    fn messages(&self) -> impl Iterator<Item = Message<'_>> {
+        let segment = self.segment.filter(|segment| *segment > 0).map_or(self.bytes.len(), usize::from);
+        self.bytes.chunks(segment.max(1)).filter_map(|datagram| Message::parse(datagram).ok())
+    }
 }
 
 /// What the receiver has told of a session.
@@ -81,24 +104,33 @@ impl World {
             receiver: Receiver::new(config, store.clone()),
             store,
             now: Instant::now(),
+            arrived: Vec::new(),
             sessions: BTreeMap::new(),
             heralds: BTreeMap::new(),
         }
     }
 
-    /// One thing happens. What the receiver has to say is asked for only now and then, so that it can gather.
+    /// One thing happens. Datagrams are handed over together, as they wait at a socket, before anything else happens.
     fn step(&mut self, script: &mut Script<'_>) {
-        match script.byte() % 8 {
-            0..=2 => {
+        let what = script.byte() % 8;
+        if what > 3 {
+            self.hand_over();
+        }
+        match what {
+            0 | 1 => {
                 let (to, from) = (self.endpoint(script), script.one_of(&PEERS));
-                let datagram = message(script);
-                self.deliver(to, from, &datagram);
+                self.arrived.push(Datagrams { to, from, bytes: message(script), segment: None });
+            }
+            2 => {
+                let (to, from) = (self.endpoint(script), script.one_of(&PEERS));
+                let (bytes, segment) = train(script);
+                self.arrived.push(Datagrams { to, from, bytes, segment: Some(segment) });
             }
             3 => {
                 let (to, from) = (self.endpoint(script), script.one_of(&PEERS));
                 let len = usize::from(script.byte());
-                let datagram = script.bytes(len).to_vec();
-                self.deliver(to, from, &datagram);
+                let segment = Some(u16::from(script.byte())).filter(|segment| *segment != 0xff);
+                self.arrived.push(Datagrams { to, from, bytes: script.bytes(len).to_vec(), segment });
             }
             4 => {
                 self.now += script.one_of(&WAITS);
@@ -131,39 +163,52 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, to: Endpoint, from: SocketAddrV4, datagram: &[u8]) {
-        let message = Message::parse(datagram).ok();
-        let own = match to {
-            Endpoint::Session(id) => {
-                let number = id.number() as usize;
-                Some(number).filter(|number| self.store.records.borrow()[*number].request.peer == from)
-            }
-            Endpoint::Herald { .. } => None,
-        };
-        // It may be stored while it is handled.
-        if let (Some(number), Some(message)) = (own, message) {
-            self.store.records.borrow_mut()[number].deliveries.push(Delivery {
-                kind: message.kind,
-                sequence: message.sequence,
-                offset: message.offset,
-                payload: message.payload.to_vec(),
-            });
+    /// Hands over what has arrived: one by its own call, which says what became of it, several as a batch.
+    fn hand_over(&mut self) {
+        let arrived = std::mem::take(&mut self.arrived);
+        // What they carry may be stored while they are handled.
+        for datagrams in &arrived {
+            self.note(datagrams);
         }
-        let taken = self.receiver.handle_datagram(self.now, to, from, datagram);
-        match (to, taken) {
-            (Endpoint::Herald { local }, Ok(())) => {
-                let message = message.expect("it was taken");
-                assert_eq!(message.kind, MessageKind::Herald);
-                self.heralds.entry((from, local)).or_default().push(message.sequence);
+        match &arrived[..] {
+            [] => {}
+            [one] => {
+                let taken = self.receiver.handle_arrived(self.now, &one.arrived());
+                let is_own = match one.to {
+                    Endpoint::Session(session) => self.is_own(session, one.from),
+                    Endpoint::Herald { .. } => true,
+                };
+                assert!(is_own || taken.is_err() || one.bytes.is_empty(), "a stranger's words count");
             }
-            (Endpoint::Herald { .. }, Err(_)) => {}
-            (Endpoint::Session(_), Ok(())) => assert!(own.is_some() && message.is_some()),
-            (Endpoint::Session(_), Err(_)) => {
-                if let (Some(number), Some(_)) = (own, message) {
-                    self.store.records.borrow_mut()[number].deliveries.pop();
+            many => {
+                let batch: Vec<_> = many.iter().map(Datagrams::arrived).collect();
+                self.receiver.handle_batch(self.now, &batch);
+            }
+        }
+    }
+
+    /// Enters what a dump's own client says.
+    fn note(&mut self, datagrams: &Datagrams) {
+        for message in datagrams.messages() {
+            match datagrams.to {
+                Endpoint::Herald { local } if message.kind == MessageKind::Herald => {
+                    self.heralds.entry((datagrams.from, local)).or_default().push(message.sequence);
                 }
+                Endpoint::Session(session) if self.is_own(session, datagrams.from) => {
+                    self.store.records.borrow_mut()[session.number() as usize].deliveries.push(Delivery {
+                        kind: message.kind,
+                        sequence: message.sequence,
+                        offset: message.offset,
+                        payload: message.payload.to_vec(),
+                    });
+                }
+                Endpoint::Herald { .. } | Endpoint::Session(_) => {}
             }
         }
+    }
+
+    fn is_own(&self, session: SessionId, from: SocketAddrV4) -> bool {
+        self.store.records.borrow()[session.number() as usize].request.peer == from
     }
 
     /// Afterwards nothing is due.
@@ -179,19 +224,20 @@ impl World {
         panic!("busy at {:?}", self.receiver.poll_timeout());
     }
 
+    /// Hears what the receiver has to tell, events before acks, as a new session needs its port first.
     fn settle(&mut self) {
-        // What is stored while acks are asked for can end dumps.
+        self.hand_over();
+        let mut train = Vec::new();
         loop {
             if let Some(event) = self.receiver.poll_event() {
                 self.hear(event);
-            } else if let Some(reply) = self.receiver.poll_transmit() {
-                self.check_reply(reply);
-            } else if let Some(event) = self.receiver.poll_event() {
-                self.hear(event);
+            } else if let Some(reply) = self.receiver.poll_transmit(&mut train) {
+                self.check_reply(reply, &train);
             } else {
                 break;
             }
         }
+        assert!(self.receiver.poll_event().is_none(), "to ask for acks is no news");
         for (id, peer, bytes) in self.receiver.progress() {
             let record = &self.store.records.borrow()[id.number() as usize];
             assert_eq!((peer, record.fate), (record.request.peer, Fate::Open));
@@ -228,22 +274,23 @@ impl World {
         }
     }
 
-    /// An ack goes to the dump's own client, as often at most as it has sent that number, and only for what is stored.
-    fn check_reply(&mut self, Reply { session, to, bytes, .. }: Reply) {
-        let number = Ack::parse(&bytes).expect("an ack").0;
+    /// Acks go to the dump's own client, each number as often at most as it was sent, and only for what is stored.
+    fn check_reply(&mut self, Reply { session, to }: Reply, train: &[u8]) {
+        assert!(!train.is_empty() && train.len().is_multiple_of(4) && train.len() <= 4 * MAX_TRAIN);
         let told = self.sessions.get_mut(&session.number()).expect("it was opened");
         let record = &self.store.records.borrow()[session.number() as usize];
         assert_eq!(to, record.request.peer);
-        told.acks.push(number);
-        let count = |numbers: &[u32]| numbers.iter().filter(|known| **known == number).count();
-        let heralds = self.heralds.get(&(to, record.request.local)).map_or(0, |numbers| count(numbers));
-        let messages = record.deliveries.iter().filter(|delivery| delivery.sequence == number);
-        assert!(
-            count(&told.acks) <= heralds + messages.clone().count(),
-            "{number} is acknowledged too often"
-        );
-        let is_stored = messages.clone().any(|message| record.has_stored(message));
-        assert!(is_stored || count(&told.acks) <= heralds, "{number} is not stored");
+        for ack in train.chunks(4) {
+            let number = Ack::parse(ack).expect("an ack").0;
+            told.acks.push(number);
+            let count = |numbers: &[u32]| numbers.iter().filter(|known| **known == number).count();
+            let heralds = self.heralds.get(&(to, record.request.local)).map_or(0, |numbers| count(numbers));
+            let messages = record.deliveries.iter().filter(|delivery| delivery.sequence == number);
+            let acks = count(&told.acks);
+            assert!(acks <= heralds + messages.clone().count(), "{number} is acknowledged too often");
+            let is_stored = messages.clone().any(|message| record.has_stored(message));
+            assert!(is_stored || acks <= heralds, "{number} is not stored");
+        }
     }
 
     /// Everyone falls silent.
@@ -290,6 +337,22 @@ fn message(script: &mut Script<'_>) -> Vec<u8> {
     let mut datagram = Vec::new();
     Message { kind, sequence, offset, payload: &payload, aux }.emit(&mut datagram);
     datagram
+}
+
+/// Data in a row, and how long each datagram is but perhaps the last.
+fn train(script: &mut Script<'_>) -> (Vec<u8>, u16) {
+    let (count, len) = (u32::from(script.byte() % 8) + 1, script.word() % 2000);
+    let (sequence, start, first) = (u32::from(script.byte()), u64::from(script.byte()) * 1024, script.byte());
+    let mut bytes = Vec::new();
+    for index in 0..count {
+        let payload = vec![first.wrapping_add(index as u8); len.into()];
+        let offset = start + u64::from(index) * u64::from(len);
+        let sequence = sequence + index;
+        Message { kind: MessageKind::Vmcore, sequence, offset, payload: &payload, aux: 0 }.emit(&mut bytes);
+    }
+    let cut = usize::from(script.byte());
+    bytes.truncate(bytes.len() - cut.min(bytes.len()));
+    (bytes, 24 + len)
 }
 
 /// A dump header, perhaps cut or damaged.

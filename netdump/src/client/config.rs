@@ -201,6 +201,14 @@ impl ClientConfig {
         self.patience().saturating_mul(FINISH_PATIENCE).min(LONGEST)
     }
 
+    /// Most messages on their way.
+    pub(super) fn window_cap(&self) -> u32 {
+        match self.window {
+            WindowChoice::Adaptive { cap } => cap.clamp(1, MAX_WINDOW),
+            WindowChoice::Classic => MAX_WINDOW,
+        }
+    }
+
     /// The whole dump's limit.
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.deadline.map(|limit| limit.min(LONGEST))

@@ -12,6 +12,7 @@
 //! The wire follows FreeBSD's `sys/netinet/netdump/netdump_client.c`, so stock servers understand it; how messages are
 //! acknowledged and resent is this client's own (`window.rs`), as the protocol leaves it to the sender.
 
+mod air;
 mod config;
 mod congestion;
 mod ignored;
@@ -61,6 +62,8 @@ pub struct ClientStats {
     pub bytes_sent: u64,
     /// Core bytes left out, as they are untouched zeros.
     pub bytes_untouched: u64,
+    /// Core bytes left out, as they are zeros all the same.
+    pub bytes_zero: u64,
     /// Core bytes acknowledged.
     pub bytes_acked: u64,
     /// Frames received and ignored.
@@ -89,6 +92,8 @@ pub struct Client {
     neighbor: Neighbor,
     window: AckWindow,
     spans: Spans,
+    /// When data to send was looked for last.
+    searched: Option<Instant>,
     flow: Flow,
     phase: Phase,
     /// Of the present phase's object: bytes of the key, or messages, that were sent at least once.
@@ -120,8 +125,9 @@ impl Client {
             key: plan.key.unwrap_or_default(),
             payload_limit: config.payload_limit(),
             neighbor: Neighbor::new(&config, now),
-            window: AckWindow::new(config.payload_limit(), config.try_wait()),
+            window: AckWindow::new(config.payload_limit(), config.window_cap(), config.try_wait()),
             spans,
+            searched: None,
             flow: Flow::Open,
             phase: Phase::Resolve,
             queued: 0,
@@ -186,9 +192,10 @@ impl Client {
         }
         let Some(next_hop) = self.neighbor.next_hop() else { return Ok(None) };
         Self::begin(packet);
+        self.searched = Some(now);
         let mut train = Train::default();
         while let Some((sequence, chunk, attempt)) = self.peek_next(image) {
-            if !train.takes(chunk, attempt) {
+            if !train.takes(chunk, attempt) || train.messages == 0 && self.waits_for_room(chunk, attempt) {
                 break;
             }
             match self.add_message(sequence, chunk, image, packet) {
@@ -217,8 +224,13 @@ impl Client {
         if self.phase == Phase::Closed {
             return None;
         }
-        let times =
-            [self.deadline, self.neighbor.poll_timeout(), self.window.next_expiry(), self.gives_up_at()];
+        let times = [
+            self.deadline,
+            self.neighbor.poll_timeout(),
+            self.window.next_expiry(),
+            self.gives_up_at(),
+            self.searches_on_at(),
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -245,6 +257,11 @@ impl Client {
     /// Whether nothing is on its way.
     pub fn is_idle(&self) -> bool {
         self.window.is_empty()
+    }
+
+    /// When [`Self::poll_transmit`] gave nothing only because it had looked at enough zeros for once.
+    fn searches_on_at(&self) -> Option<Instant> {
+        self.searched.filter(|_| self.spans.is_searching() && self.window.has_room())
     }
 
     /// The core before this offset is acknowledged or was left out.
@@ -282,9 +299,9 @@ impl Client {
         &self.stats
     }
 
-    /// Core bytes that need no more care: acknowledged, or left out as untouched zeros.
+    /// Core bytes that need no more care: acknowledged, or left out as zeros.
     pub fn bytes_settled(&self) -> u64 {
-        self.stats.bytes_acked + self.stats.bytes_untouched
+        self.stats.bytes_acked + self.stats.bytes_untouched + self.stats.bytes_zero
     }
 
     /// The parts of the core that were not acknowledged, in ascending order: on their way, lost, or not sent yet. Of a
@@ -413,6 +430,18 @@ impl Client {
         Some((self.window.next_sequence(), chunk, Attempt::First))
     }
 
+    /// Whether to wait for the acks that make room for a whole train, before one is begun with this message.
+    fn waits_for_room(&self, chunk: Chunk, attempt: Attempt) -> bool {
+        if chunk.kind != MessageKind::Vmcore {
+            return false;
+        }
+        let waiting = match attempt {
+            Attempt::First => self.spans.messages_left(self.payload_limit),
+            Attempt::Again => self.window.lost_count(),
+        };
+        !self.window.is_worth_a_train(self.train_limit(chunk.len).min(waiting))
+    }
+
     fn take_resend(&mut self, now: Instant) {
         self.window.resent(now);
         self.stats.resends += 1;
@@ -448,7 +477,8 @@ impl Client {
             Phase::Data => {
                 self.spans.take(chunk.len);
                 self.stats.bytes_sent += chunk.len as u64;
-                self.stats.bytes_untouched = self.spans.skipped();
+                let skipped = self.spans.skipped();
+                (self.stats.bytes_untouched, self.stats.bytes_zero) = (skipped.untouched, skipped.zero);
             }
             Phase::Key => self.queued += chunk.len,
             Phase::Herald | Phase::Header | Phase::Finish => self.queued = 1,

@@ -29,9 +29,9 @@ impl fmt::Display for Suspicion {
 }
 
 impl Client {
-    /// When the oldest unacknowledged message has been waited for long enough.
+    /// When acks have been waited for long enough.
     pub(super) fn gives_up_at(&self) -> Option<Instant> {
-        Some(self.window.oldest()? + self.patience())
+        Some(self.window.silent_since()? + self.patience())
     }
 
     /// The reason of a dump that ends because nothing is acknowledged any more.

@@ -337,6 +337,7 @@ impl<'a> Drive<'a> {
             packing,
             bytes_sent: stats.bytes_sent,
             bytes_untouched: stats.bytes_untouched,
+            bytes_zero: stats.bytes_zero,
             missing,
             messages: stats.messages,
             resends: stats.resends,

@@ -1,6 +1,6 @@
 //! A whole frame that carries one UDP datagram: the Ethernet, IPv4 and UDP headers together.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
 
 use thiserror::Error;
@@ -122,6 +122,36 @@ impl Route {
 /// Where the UDP checksum lies in such a frame.
 const CHECKSUM_AT: Range<usize> = HEADERS_LEN - 2..HEADERS_LEN;
 
+/// The headers of datagram number `index` of a train, with `payload_len` bytes behind them: those of the whole train
+/// with lengths and checksums of their own. The IP identification counts up from the train's, as Linux has it
+/// (`inet_gso_segment`); with don't-fragment set it means nothing (RFC 6864).
+pub fn segment_headers(
+    train: &[u8; HEADERS_LEN],
+    index: u16,
+    payload_len: usize,
+    checksum: UdpChecksum,
+) -> [u8; HEADERS_LEN] {
+    let mut headers = *train;
+    let (_, packet) = headers.split_at_mut(ethernet::HEADER_LEN);
+    let (ip, udp) = packet.split_at_mut(ipv4::HEADER_LEN);
+    let total = ipv4::HEADER_LEN + udp::HEADER_LEN + payload_len;
+    ip[2..4].copy_from_slice(&u16::try_from(total).unwrap_or(u16::MAX).to_be_bytes());
+    let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(index);
+    ip[4..6].copy_from_slice(&id.to_be_bytes());
+    ip[10..12].fill(0);
+    let sum = Checksum::of(ip).complete();
+    ip[10..12].copy_from_slice(&sum);
+    let source = Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]);
+    let destination = Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]);
+    let ip = Ipv4Header { source, destination, protocol: PROTOCOL_UDP };
+    let ports = UdpHeader {
+        source: u16::from_be_bytes([udp[0], udp[1]]),
+        destination: u16::from_be_bytes([udp[2], udp[3]]),
+    };
+    udp.copy_from_slice(&ports.to_bytes(&ip, payload_len, checksum));
+    headers
+}
+
 /// Puts the sum of the pseudo header into the checksum field of a frame that carries a UDP datagram, for a device to
 /// complete; other frames are left alone.
 pub fn leave_checksum(frame: &mut [u8]) {
@@ -139,8 +169,6 @@ pub fn leave_checksum(frame: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     /// A whole FINISHED from a FreeBSD guest at 10.0.9.2 to a server at 10.0.9.1.
@@ -170,7 +198,16 @@ mod tests {
     fn every_truncation_is_refused() {
         for len in 0..FRAME.len() {
             assert!(Route::parse(&FRAME[..len]).is_err(), "{len} bytes");
+            assert!(Route::parse_checked(&FRAME[..len]).is_err(), "{len} bytes");
         }
+    }
+
+    #[test]
+    fn a_checksum_that_was_checked_is_not_looked_at() {
+        let mut frame = FRAME;
+        frame[40] ^= 1;
+        assert_eq!(Route::parse(&frame), Err(DatagramError::Udp(UdpError::Checksum)));
+        assert_eq!(Route::parse_checked(&frame), Ok((ROUTE, &FRAME[42..])));
     }
 
     #[test]
@@ -185,6 +222,22 @@ mod tests {
         let before = arp;
         leave_checksum(&mut arp);
         assert_eq!(arp, before);
+    }
+
+    #[test]
+    fn datagrams_of_a_train_have_lengths_and_checksums_of_their_own() {
+        let payload = &FRAME[42..];
+        let train = ROUTE.headers(3 * payload.len(), UdpChecksum::Partial);
+        let complete = UdpChecksum::Complete(Checksum::of(payload));
+        assert_eq!(segment_headers(&train, 0, payload.len(), complete), FRAME[..42]);
+        let mut third = segment_headers(&train, 2, payload.len(), complete);
+        assert_eq!(third[18..20], [0, 2]);
+        assert_eq!(Route::parse(&[&third[..], payload].concat()), Ok((ROUTE, payload)));
+        third[18..20].fill(0);
+        third[24..26].copy_from_slice(&FRAME[24..26]);
+        assert_eq!(third, FRAME[..42], "nothing else differs");
+        let left = segment_headers(&train, 0, payload.len(), UdpChecksum::Partial);
+        assert_eq!(left, ROUTE.headers(payload.len(), UdpChecksum::Partial));
     }
 
     #[test]

@@ -116,7 +116,7 @@ pub(crate) fn measure_many(lab: &mut Lab, clients: u8) -> anyhow::Result<Sample>
 
 /// A way over a wire.
 pub(crate) fn link(way: Way, wire: &Wire, guest: &Guest) -> anyhow::Result<Box<dyn Link>> {
-    let tap = || TapLink::new(Arc::clone(&wire.tap), wire.mac);
+    let tap = || TapLink::new(Arc::clone(&wire.tap), guest.memory.clone(), wire.mac);
     Ok(match way {
         Way::Tap => Box::new(tap()),
         Way::PlainTap => Box::new(NoTrains(tap())),

@@ -3,6 +3,7 @@
 
 mod open;
 mod tap;
+mod train;
 mod virtqueue;
 
 use std::fmt;
@@ -125,7 +126,7 @@ impl TapRoute {
             net.stop();
         }
         Ok(match self.through {
-            Through::Tap => Box::new(TapLink::new(Arc::clone(&self.tap), mac)),
+            Through::Tap => Box::new(TapLink::new(Arc::clone(&self.tap), memory.clone(), mac)),
             Through::Card => {
                 let net = net.as_mut().ok_or_else(|| no_card(&LinkSpec::Virtio))?;
                 Box::new(VirtqueueLink::new(net, memory)?)

@@ -1,7 +1,8 @@
 //! Host taps: an Ethernet interface of the host whose other end is a file descriptor.
 //!
 //! Each frame read or written starts with a virtio-net header of 12 bytes, little-endian on x86-64, and then the
-//! Ethernet header. Frames that we read are plain: whole checksums, no segments left to cut (`TUNSETOFFLOAD` 0).
+//! Ethernet header. Frames that we read are plain, with whole checksums and no segments left to cut, unless a reader
+//! asks for what [`Reading`] names. Frames that we write may leave both to the kernel in any case.
 //! Reference: Linux `Documentation/networking/tuntap.rst`, `drivers/net/tun.c`.
 
 use std::fs::{File, OpenOptions};
@@ -20,6 +21,15 @@ pub const VNET_HEADER_LEN: usize = 12;
 
 /// Most frames that [`Tap::drain`] discards: more than any interface queues (1000 by default).
 const DRAIN_LIMIT: usize = 16_384;
+
+/// Work on frames that the kernel leaves to their reader (`TUNSETOFFLOAD`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// None.
+    Plain,
+    /// UDP checksums of what the host itself sends, and cutting its trains of UDP datagrams. Linux 6.2 or newer.
+    Trains,
+}
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
@@ -153,6 +163,13 @@ impl Tap {
         }
     }
 
+    /// How frames that arrive from now on are read; those that wait already stay as they are.
+    ///
+    /// `EINVAL`: this kernel knows no trains, neither for reading nor for writing.
+    pub fn set_reading(&self, reading: Reading) -> io::Result<()> {
+        set_reading(&self.file, reading)
+    }
+
     /// Throws away the frames that are waiting.
     pub fn drain(&self) {
         let mut junk = [0; VNET_HEADER_LEN];
@@ -181,7 +198,15 @@ fn attach(file: &File, name: &InterfaceName) -> io::Result<()> {
     let header_len = c_int::try_from(VNET_HEADER_LEN).expect("12 fits");
     // SAFETY: TUNSETVNETHDRSZ reads one int through the pointer.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &header_len) })?;
-    let offloads: c_ulong = 0;
+    set_reading(file, Reading::Plain)
+}
+
+fn set_reading(file: &File, reading: Reading) -> io::Result<()> {
+    let offloads = c_ulong::from(match reading {
+        Reading::Plain => 0,
+        // The two USO bits go together only.
+        Reading::Trains => libc::TUN_F_CSUM | libc::TUN_F_USO4 | libc::TUN_F_USO6,
+    });
     // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
 }

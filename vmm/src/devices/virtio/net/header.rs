@@ -6,7 +6,10 @@
 //!
 //! The host's tap uses the same header, so what a driver wrote is checked and rebuilt before the host sees it.
 
-use virtio_bindings::virtio_net::{VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
+};
 
 use crate::sys::tap::VNET_HEADER_LEN;
 
@@ -16,6 +19,8 @@ pub type NetHeader = [u8; VNET_HEADER_LEN];
 /// The header of a frame that is whole as it stands.
 pub const PLAIN: NetHeader = [0; VNET_HEADER_LEN];
 
+const UDP_HEADER_LEN: u16 = 8;
+
 /// The header of a received frame: whole, and in one buffer as there are no mergeable ones.
 pub const RECEIVED: NetHeader = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
@@ -24,6 +29,26 @@ pub fn needs_checksum(start: u16, offset: u16) -> NetHeader {
     let [s0, s1] = start.to_le_bytes();
     let [o0, o1] = offset.to_le_bytes();
     [flag(VIRTIO_NET_HDR_F_NEEDS_CSUM), 0, 0, 0, 0, 0, s0, s1, o0, o1, 0, 0]
+}
+
+/// The header of a train: datagrams of `segment` bytes of UDP payload behind one set of headers, each to be summed up
+/// like a frame of [`needs_checksum`]. The UDP header begins at byte `start` and ends the headers.
+pub fn segmented(start: u16, offset: u16, segment: u16) -> NetHeader {
+    let mut header = needs_checksum(start, offset);
+    header[1] = flag(VIRTIO_NET_HDR_GSO_UDP_L4);
+    header[2..4].copy_from_slice(&start.saturating_add(UDP_HEADER_LEN).to_le_bytes());
+    header[4..6].copy_from_slice(&segment.to_le_bytes());
+    header
+}
+
+/// What the header of a received frame says: the UDP payload of each datagram if it is a train, and whether the UDP
+/// checksum needs no check, as it was checked or is yet to be made.
+pub fn arrival(header: NetHeader) -> (Option<u16>, bool) {
+    let [flags, gso_type, _, _, s0, s1, ..] = header;
+    let is_train = u32::from(gso_type) == VIRTIO_NET_HDR_GSO_UDP_L4;
+    let segment = u16::from_le_bytes([s0, s1]);
+    let unchecked = flag(VIRTIO_NET_HDR_F_NEEDS_CSUM) | flag(VIRTIO_NET_HDR_F_DATA_VALID);
+    (is_train.then_some(segment), flags & unchecked != 0)
 }
 
 /// Whether the driver may leave checksums to the device (VIRTIO_NET_F_CSUM).

@@ -4,6 +4,8 @@
 //! tests. Tests that need what the machine lacks print `SKIPPED <need>: <why>`; a need that this machine does meet must
 //! not have been skipped, and that is checked here by looking for it once more.
 
+mod fuzz;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -35,7 +37,7 @@ const STEPS: [Step; 8] = [
     Step { name: "format", run: format },
     Step { name: "readme", run: readme },
     Step { name: "lint", run: lint },
-    Step { name: "fuzz", run: fuzz },
+    Step { name: "fuzz", run: fuzz::fuzz },
     Step { name: "doc", run: doc },
     Step { name: "build", run: build },
     Step { name: "test", run: test },
@@ -75,7 +77,12 @@ fn run(wanted: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn install(_root: &Path) -> anyhow::Result<()> {
+fn install(root: &Path) -> anyhow::Result<()> {
+    install_packages()?;
+    fuzz::install(root)
+}
+
+fn install_packages() -> anyhow::Result<()> {
     let missing: Vec<_> = PACKAGES
         .iter()
         .filter(|(_, program)| !harness::needs::has_program(program))
@@ -118,16 +125,6 @@ fn lint(root: &Path) -> anyhow::Result<()> {
         root,
         &["clippy", "--quiet", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"],
     )
-}
-
-/// Fuzz targets are outside the workspace; that they still build is checked here, running them is a person's choice.
-fn fuzz(root: &Path) -> anyhow::Result<()> {
-    for manifest in ["netdump/fuzz/Cargo.toml", "vmm/fuzz/Cargo.toml"] {
-        cargo(root, &["fmt", "--check", "--manifest-path", manifest])?;
-        let check = ["check", "--quiet", "--release", "--locked", "--target-dir", "target"];
-        cargo(root, &[&check[..], &["--manifest-path", manifest]].concat())?;
-    }
-    Ok(())
 }
 
 fn doc(root: &Path) -> anyhow::Result<()> {
