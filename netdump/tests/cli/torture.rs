@@ -1,7 +1,6 @@
 //! `netdump torture`: what it says of us, and that it says so by its exit code.
 
-use std::process::Stdio;
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
@@ -77,26 +76,18 @@ fn our_client_survives() {
     let mut said = BufReader::new(torture.stderr.take().unwrap());
     said.read_line(&mut line).unwrap();
     let port = line.split(' ').nth(1).expect("port N waits").to_owned();
+    let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let is_over = std::sync::atomic::AtomicBool::new(false);
-        let over = &is_over;
-        scope.spawn(move || {
-            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
                 let server = format!("127.0.0.1:{port}");
                 let mut send = netdump();
-                send.arg("send").arg(&file).args([
-                    "--client-port",
-                    "0",
-                    "--server",
-                    &server,
-                    "--polls",
-                    "400",
-                ]);
+                send.arg("send").arg(&file).args(["--client-port", "0", "--server", &server, "--polls", "400"]);
                 send.output().expect("the program can be started");
             }
         });
         let output = torture.wait_with_output().unwrap();
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        is_over.store(true, Ordering::Relaxed);
         let report = json(&output);
         assert_eq!((&report["runs"], &report["faulty"]), (&2.into(), &0.into()));
     });
