@@ -258,11 +258,11 @@ impl<S: DumpStore> Host<S> {
     fn take_events(&mut self, next_hop: MacAddr) {
         while let Some(event) = self.receiver.poll_event() {
             match event {
-                ReceiverEvent::Opened { session, .. } => {
-                    let port = self.free_port();
-                    self.ports.insert(port, session);
-                    self.sessions.insert(session, Place { port, next_hop });
-                }
+                ReceiverEvent::Opened { session, .. } => self.give_port(session, next_hop),
+                ReceiverEvent::Resumed { session, .. } => match self.sessions.get_mut(&session) {
+                    Some(place) => place.next_hop = next_hop,
+                    None => self.give_port(session, next_hop),
+                },
                 ReceiverEvent::Closed { session } => {
                     if let Some(place) = self.sessions.remove(&session) {
                         self.ports.remove(&place.port);
@@ -272,6 +272,12 @@ impl<S: DumpStore> Host<S> {
             }
             self.events.push_back(event);
         }
+    }
+
+    fn give_port(&mut self, session: SessionId, next_hop: MacAddr) {
+        let port = self.free_port();
+        self.ports.insert(port, session);
+        self.sessions.insert(session, Place { port, next_hop });
     }
 
     /// The port longest unused, so that stragglers of an old session do not come to a new one.

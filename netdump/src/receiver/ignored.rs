@@ -8,6 +8,9 @@ pub enum Ignored {
     /// Not a message.
     #[error(transparent)]
     Malformed(#[from] MessageError),
+    /// See [`super::ReceiverConfig::allow`].
+    #[error("from an address that is not allowed")]
+    NotAllowed,
     /// Something else than a HERALD at the well-known port.
     #[error("a message other than a HERALD at the herald port")]
     NotAHerald,
@@ -49,6 +52,7 @@ impl Ignored {
     pub fn name(self) -> &'static str {
         match self {
             Self::Malformed(_) => "malformed",
+            Self::NotAllowed => "not_allowed",
             Self::NotAHerald => "not_a_herald",
             Self::NoSession => "no_session",
             Self::Stranger => "stranger",

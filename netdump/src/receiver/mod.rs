@@ -13,6 +13,7 @@
 
 pub mod disk;
 pub mod embedded;
+mod heralds;
 pub mod host;
 mod ignored;
 mod info;
@@ -20,13 +21,13 @@ pub mod names;
 pub mod path;
 pub mod ranges;
 mod row;
+pub mod server;
 mod session;
 pub mod store;
 pub mod summary;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,15 +35,14 @@ pub use disk::{DiskStore, StoredDump};
 pub use embedded::EmbeddedLink;
 pub use host::{Host, HostConfig};
 pub use ignored::Ignored;
+pub use ipnet::Ipv4Net;
 pub use names::HostNames;
 pub use row::Arrived;
 use row::Row;
-use session::{Ended, HeraldAgain, News, Session};
+pub use server::Server;
+use session::{Ended, News, Session};
 pub use store::{DumpStore, MemoryStore, NewDump, OpenDump, Restored, StoreError, StoreLimits};
 pub use summary::{Cause, DumpSummary, Ending, HeaderSeen};
-
-use crate::wire::{Message, MessageKind};
-use path::DumpPath;
 
 /// Most acks in a train: as many segments as the kernel sends at once (`UDP_MAX_SEGMENTS`, linux/udp.h).
 pub const MAX_TRAIN: usize = 128;
@@ -75,10 +75,16 @@ pub enum Endpoint {
 pub struct ReceiverConfig {
     /// A client that is silent for this long is given up.
     pub timeout: Duration,
-    /// How long after a dump's end repeated messages are acknowledged again. A stock client repeats for 12 seconds.
+    /// How long after a dump's end repeated messages are acknowledged again. A stock client repeats for 12 seconds. One that
+    /// names its dumps may come back much later: it is waited for as long as `timeout`.
     pub linger: Duration,
     /// Most sessions at a time. When all are taken, one that has ended makes room, or one to which nothing came.
     pub max_sessions: usize,
+    /// Whose HERALDs are taken; everyone's when there are none.
+    pub allow: Vec<Ipv4Net>,
+    /// When the receiver is stopped, dumps that can go on are left so that the next one can
+    /// [take them up](Receiver::restore_unfinished).
+    pub resume: bool,
     /// Most separate ranges of received bytes in one session, at about 32 bytes of memory each: a bound on the holes
     /// of a sparse core. A message that would exceed it is not acknowledged.
     pub max_ranges: usize,
@@ -90,8 +96,16 @@ impl Default for ReceiverConfig {
             timeout: Duration::from_secs(600),
             linger: Duration::from_secs(15),
             max_sessions: 64,
+            allow: Vec::new(),
+            resume: false,
             max_ranges: 1 << 20,
         }
+    }
+}
+
+impl ReceiverConfig {
+    fn allows(&self, client: Ipv4Addr) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|network| network.contains(&client))
     }
 }
 
@@ -116,7 +130,24 @@ pub enum ReceiverEvent<T> {
         /// The client.
         peer: SocketAddrV4,
     },
-    /// A HERALD asked for a dump that could not be stored; it was not acknowledged.
+    /// A client goes on with a dump: one of an earlier receiver, or from another port. The dump needs a port on `local` if
+    /// it has none, and sends to `peer` from now on.
+    Resumed {
+        /// The session.
+        session: SessionId,
+        /// The address that its first HERALD was sent to.
+        local: Ipv4Addr,
+        /// The client.
+        peer: SocketAddrV4,
+        /// Core bytes received so far.
+        bytes: u64,
+    },
+    /// The receiver is being stopped, and the dump can go on when there is one again ([`ReceiverConfig::resume`]).
+    Suspended {
+        /// Its session.
+        session: SessionId,
+    },
+    /// A HERALD asked for a dump that could not be stored, or had no socket; it was not acknowledged.
     Refused {
         /// The client.
         peer: SocketAddrV4,
@@ -265,19 +296,17 @@ impl<S: DumpStore> Receiver<S> {
         self.events.pop_front()
     }
 
-    /// Ends one dump before its time, such as when no socket can be had for it.
-    pub fn abandon(&mut self, now: Instant, session: SessionId, cause: Cause) {
-        let Some(known) = self.sessions.get_mut(&session) else { return };
-        let news = known.abandon(now, cause);
-        self.follow(session, news);
-    }
-
     /// Ends all dumps and opens no more. Commits under way go on: see [`Self::is_settled`].
     pub fn shut_down(&mut self, now: Instant) {
         self.stopping = true;
         let all: Vec<SessionId> = self.sessions.keys().copied().collect();
-        for session in all {
-            self.abandon(now, session, Cause::Stopped);
+        for id in all {
+            let Some(session) = self.sessions.get_mut(&id) else { continue };
+            let news = match self.config.resume && session.request().dump_id.is_some() {
+                true => session.suspend(now),
+                false => session.abandon(now, Cause::Stopped),
+            };
+            self.follow(id, news);
         }
     }
 
@@ -295,83 +324,6 @@ impl<S: DumpStore> Receiver<S> {
     /// How many datagrams were ignored, by [`Ignored::name`].
     pub fn ignored(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.ignored.iter().map(|(&name, &count)| (name, count))
-    }
-
-    /// Takes what came to the well-known port; says why the last of it was ignored.
-    fn heralds(&mut self, now: Instant, local: Ipv4Addr, arrived: &Arrived<'_>) -> Result<(), Ignored> {
-        let mut last = Ok(());
-        for datagram in arrived.datagrams() {
-            last = self.herald(now, local, arrived.from, datagram);
-            count(&mut self.ignored, arrived.from, last);
-        }
-        last
-    }
-
-    fn herald(
-        &mut self,
-        now: Instant,
-        local: Ipv4Addr,
-        from: SocketAddrV4,
-        bytes: &[u8],
-    ) -> Result<(), Ignored> {
-        let message = Message::parse(bytes)?;
-        if message.kind != MessageKind::Herald {
-            return Err(Ignored::NotAHerald);
-        }
-        let request = NewDump {
-            peer: from,
-            local,
-            path: DumpPath::from_herald(message.payload),
-            dump_id: NonZeroU32::new(message.aux),
-        };
-        let of_client = |session: &Session<S::Dump>| {
-            let known = session.request();
-            known.peer == from && known.local == local
-        };
-        let Some((&id, session)) = self.sessions.iter_mut().find(|(_, session)| of_client(session)) else {
-            return self.open(now, message.sequence, request);
-        };
-        match session.herald_again(now, message.sequence, &request) {
-            HeraldAgain::Repeated => {
-                self.follow(id, None);
-                Ok(())
-            }
-            HeraldAgain::Doubtful => {
-                session.count_ignored();
-                Err(Ignored::LateHerald)
-            }
-            HeraldAgain::NewDump => {
-                self.make_way(now, id);
-                self.open(now, message.sequence, request)
-            }
-        }
-    }
-
-    fn open(&mut self, now: Instant, sequence: u32, request: NewDump) -> Result<(), Ignored> {
-        if self.stopping {
-            return Err(Ignored::Stopping);
-        }
-        if self.sessions.len() >= self.config.max_sessions {
-            let known = self.sessions.iter().filter(|(_, session)| session.is_dispensable(now));
-            let oldest = known.min_by_key(|(_, session)| (session.is_open(), session.heard()));
-            let oldest = oldest.map(|(&id, _)| id).ok_or(Ignored::TooManySessions)?;
-            self.make_way(now, oldest);
-        }
-        let dump = match self.store.create(&request) {
-            Ok(dump) => dump,
-            Err(error) => {
-                let error = Arc::new(error);
-                self.events.push_back(ReceiverEvent::Refused { peer: request.peer, error });
-                return Err(Ignored::NotStored);
-            }
-        };
-        let id = SessionId(self.next_session);
-        self.next_session += 1;
-        let (local, peer) = (request.local, request.peer);
-        self.sessions.insert(id, Session::new(now, request, sequence, dump, &self.config));
-        self.events.push_back(ReceiverEvent::Opened { session: id, local, peer });
-        self.follow(id, None);
-        Ok(())
     }
 
     /// Takes what came to a session's port; says why the last of it was ignored.
@@ -408,14 +360,11 @@ impl<S: DumpStore> Receiver<S> {
         self.events.extend(news.map(|news| event(session, news)));
     }
 
-    /// Closes a session for another dump. Of one to which nothing came nothing is kept or told: a flood of HERALDs must
-    /// not fill the disk with empty dumps.
-    fn make_way(&mut self, now: Instant, id: SessionId) {
-        match self.sessions.get_mut(&id) {
-            Some(session) if session.is_unused() => session.discard(),
-            _ => self.abandon(now, id, Cause::Restarted),
-        }
-        self.close(id);
+    /// Ends one dump before its time.
+    fn abandon(&mut self, now: Instant, session: SessionId, cause: Cause) {
+        let Some(known) = self.sessions.get_mut(&session) else { return };
+        let news = known.abandon(now, cause);
+        self.follow(session, news);
     }
 
     fn close(&mut self, session: SessionId) {
@@ -432,6 +381,7 @@ impl<S: DumpStore> Receiver<S> {
 fn event<T>(session: SessionId, news: News<T>) -> ReceiverEvent<T> {
     match news {
         News::Header(header) => ReceiverEvent::Header { session, header },
+        News::Suspended => ReceiverEvent::Suspended { session },
         News::Ended(Ended { ending, summary, stored }) => {
             ReceiverEvent::Ended { session, ending, summary, stored }
         }

@@ -8,7 +8,7 @@ pub const LISTED_GAPS: usize = 1000;
 
 /// The set of bytes received. Memory is bounded by the cap: about 32 bytes per range. What comes in order is taken in
 /// constant time, anything else in the logarithm of the number of ranges.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RangeSet {
     /// The ranges below the highest one, start to end; neither overlapping nor touching.
     lower: BTreeMap<u64, u64>,
@@ -34,6 +34,16 @@ impl RangeSet {
         self.highest.end
     }
 
+    /// How many ranges there are.
+    pub fn len(&self) -> usize {
+        self.lower.len() + usize::from(!self.highest.is_empty())
+    }
+
+    /// Whether nothing is in the set.
+    pub fn is_empty(&self) -> bool {
+        self.highest.is_empty()
+    }
+
     /// The ranges, ascending, neither overlapping nor touching.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> {
         let highest = (!self.highest.is_empty()).then(|| self.highest.clone());
@@ -56,7 +66,7 @@ impl RangeSet {
         let touches_highest = self.highest.start <= range.end && range.start <= self.highest.end;
         range.is_empty()
             || (touches_highest && !self.highest.is_empty())
-            || self.count() < self.cap
+            || self.len() < self.cap
             || self.ending_from(range.start).is_some()
             || self.lower.range(range.start..=range.end).next().is_some()
     }
@@ -94,10 +104,6 @@ impl RangeSet {
         }
         gaps.push(from..length);
         gaps
-    }
-
-    fn count(&self) -> usize {
-        self.lower.len() + usize::from(!self.highest.is_empty())
     }
 
     /// Lets the highest range reach to `end` at least.
@@ -189,7 +195,7 @@ mod tests {
     #[test]
     fn touching_ranges_become_one() {
         let set = set([(0, 10), (20, 30), (10, 20)]);
-        assert_eq!((set.count(), set.bytes(), set.end()), (1, 30, 30));
+        assert_eq!((set.len(), set.bytes(), set.end()), (1, 30, 30));
     }
 
     #[test]
@@ -257,7 +263,7 @@ mod tests {
                 let touching = set.iter().zip(set.iter().skip(1)).any(|(a, b)| a.end >= b.start);
                 prop_assert!(!touching && set.iter().all(|range| !range.is_empty()));
                 prop_assert_eq!(set.iter().map(|range| range.end - range.start).sum::<u64>(), set.bytes());
-                prop_assert_eq!(set.iter().count(), set.count());
+                prop_assert_eq!(set.iter().count(), set.len());
             }
         }
     }

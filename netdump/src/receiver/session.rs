@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::ranges::RangeSet;
 use super::row::Row;
-use super::store::{Commit, NewDump, OpenDump, StoreError};
+use super::store::{Commit, NewDump, OpenDump, Restored, StoreError};
 use super::summary::{Cause, DumpSummary, Ending, HeaderSeen};
 use super::{Ignored, ReceiverConfig};
 use crate::ekcd::MAX_KEY_FILE;
@@ -33,6 +33,8 @@ const RESTART_REPEAT: Duration = Duration::from_millis(250);
 const UNUSED: Duration = Duration::from_secs(3);
 /// How often the store is asked whether a commit is done.
 const COMMIT_POLL: Duration = Duration::from_millis(5);
+/// Makes of a HERALD's number the ack that says that dump ids are known here.
+pub(super) const ABLE: u32 = 0x8000_0000;
 /// Most separate parts of a key block; it comes in a few messages, in order or nearly so.
 const MAX_KEY_RANGES: usize = 32;
 
@@ -41,6 +43,13 @@ const MAX_KEY_RANGES: usize = 32;
 pub(super) struct Session<D> {
     request: NewDump,
     state: State<D>,
+    /// Number of the HERALD that opened the session; none did when the dump was begun in an earlier receiver.
+    herald: Option<u32>,
+    /// Whether the client was given a port to send to.
+    has_port: bool,
+    /// How often the client went on with the dump, and the number of the HERALD by which it did last.
+    resumed: u64,
+    resumed_by: Option<u32>,
     opened: Instant,
     /// When the last message was taken, HERALDs that were acknowledged included.
     heard: Instant,
@@ -76,6 +85,7 @@ enum State<D> {
 #[derive(Debug)]
 pub(super) enum News<T> {
     Header(HeaderSeen),
+    Suspended,
     Ended(Ended<T>),
 }
 
@@ -101,16 +111,43 @@ pub(super) enum HeraldAgain {
 impl<D: OpenDump> Session<D> {
     /// A session whose HERALD is to be acknowledged.
     pub(super) fn new(now: Instant, request: NewDump, herald: u32, dump: D, config: &ReceiverConfig) -> Self {
+        let mut session = Self::with_dump(now, request, dump, config);
+        session.herald = Some(herald);
+        session.has_port = true;
+        session.acknowledge_opening(herald);
+        session
+    }
+
+    /// A dump of an earlier receiver, whose client has not asked for it yet.
+    pub(super) fn restored(now: Instant, restored: Restored<D>, config: &ReceiverConfig) -> Self {
+        let Restored { request, dump, received, key, header, elapsed } = restored;
+        let mut session = Self::with_dump(now, request, dump, config);
+        session.opened = now.checked_sub(elapsed).unwrap_or(now);
+        session.header = header;
+        for range in received {
+            session.received.insert(range);
+        }
+        for range in key {
+            session.key.insert(range);
+        }
+        session
+    }
+
+    fn with_dump(now: Instant, request: NewDump, dump: D, config: &ReceiverConfig) -> Self {
         Self {
             request,
             state: State::Receiving(dump),
+            herald: None,
+            has_port: false,
+            resumed: 0,
+            resumed_by: None,
             opened: now,
             heard: now,
             herald_again: None,
             header: HeaderSeen::Missing,
             received: RangeSet::with_cap(config.max_ranges),
             key: RangeSet::with_cap(MAX_KEY_RANGES),
-            acks: VecDeque::from([herald]),
+            acks: VecDeque::new(),
             messages: 0,
             repeated: 0,
             ignored: 0,
@@ -135,9 +172,20 @@ impl<D: OpenDump> Session<D> {
         self.received.bytes()
     }
 
-    /// Whether nothing came but HERALDs.
+    /// Whether nothing came but HERALDs, in this receiver or an earlier one.
     pub(super) fn is_unused(&self) -> bool {
-        self.messages == 0 && matches!(self.state, State::Receiving(_))
+        self.messages == 0 && self.herald.is_some() && matches!(self.state, State::Receiving(_))
+    }
+
+    /// Whether the client was given a port to send to.
+    pub(super) fn has_port(&self) -> bool {
+        self.has_port
+    }
+
+    /// The port could not be had.
+    pub(super) fn lose_port(&mut self) {
+        self.has_port = false;
+        self.acks.clear();
     }
 
     /// Whether another client may have its place.
@@ -173,7 +221,12 @@ impl<D: OpenDump> Session<D> {
 
     /// Judges another HERALD from the same client, and acknowledges a repeated one. Before data that is any for the same
     /// directory, as netdumpd sees it: whether the client has begun anew makes no difference then.
+    ///
+    /// Another dump by its name is another dump.
     pub(super) fn herald_again(&mut self, now: Instant, sequence: u32, request: &NewDump) -> HeraldAgain {
+        if request.dump_id.is_some() {
+            return HeraldAgain::NewDump;
+        }
         if self.is_unused() && *request == self.request {
             self.heard = now;
             self.acks.push_back(sequence);
@@ -186,6 +239,36 @@ impl<D: OpenDump> Session<D> {
             HeraldAgain::NewDump
         } else {
             HeraldAgain::Doubtful
+        }
+    }
+
+    /// Answers a HERALD of this very dump: the client, which is at `peer` now, shall go on. `true`: it needs a port, or the
+    /// port must know of the new `peer`.
+    pub(super) fn go_on(&mut self, now: Instant, sequence: u32, peer: SocketAddrV4) -> Result<bool, Ignored> {
+        // Also of a dump that has failed: as long as its client asks for it, it is remembered, and nothing is begun anew.
+        self.heard = now;
+        self.herald_again = None;
+        if matches!(self.state, State::Abandoned) {
+            return Err(Ignored::AfterTheEnd);
+        }
+        let needs_port = !self.has_port || peer != self.request.peer;
+        self.has_port = true;
+        self.request.peer = peer;
+        if self.is_unused() && self.herald == Some(sequence) {
+            self.acknowledge_opening(sequence);
+            return Ok(needs_port);
+        }
+        if self.resumed_by.replace(sequence) != Some(sequence) {
+            self.resumed += 1;
+        }
+        self.acks.push_back(!sequence);
+        Ok(needs_port)
+    }
+
+    fn acknowledge_opening(&mut self, herald: u32) {
+        self.acks.push_back(herald);
+        if self.request.dump_id.is_some() {
+            self.acks.push_back(herald ^ ABLE);
         }
     }
 
@@ -220,6 +303,9 @@ impl<D: OpenDump> Session<D> {
         match self.state {
             State::Receiving(_) => self.heard + config.timeout,
             State::Committing { ask, .. } => ask,
+            State::Committed if self.request.dump_id.is_some() => {
+                self.heard + config.linger.max(config.timeout)
+            }
             State::Committed | State::Abandoned => self.heard + config.linger,
         }
     }
@@ -248,6 +334,24 @@ impl<D: OpenDump> Session<D> {
             State::Receiving(dump) => {
                 let summary = self.summary(now);
                 Some(keep_incomplete(dump, summary, cause))
+            }
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    /// Leaves the dump to the next receiver, unless it has ended or is being committed.
+    pub(super) fn suspend(&mut self, now: Instant) -> Option<News<D::Stored>> {
+        if self.is_unused() {
+            self.discard();
+            return None;
+        }
+        match std::mem::replace(&mut self.state, State::Abandoned) {
+            State::Receiving(mut dump) => {
+                dump.suspend(&self.summary(now));
+                Some(News::Suspended)
             }
             other => {
                 self.state = other;
@@ -359,16 +463,23 @@ impl<D: OpenDump> Session<D> {
 
     /// What a dump lacks although its client says that it has sent all. Then FINISHED is not acknowledged: the client
     /// must not believe that its core can be read.
+    ///
+    /// A stock client leaves nothing out, but it may believe that all was acknowledged when it was not: its mask of acks
+    /// confuses messages that are 32 apart.
     fn lack(&self, summary: &DumpSummary) -> Option<Cause> {
-        let header = self.header.valid().filter(|_| self.header.is_stream())?;
+        if self.request.dump_id.is_some() && !self.header.is_stream() {
+            return None;
+        }
+        let header = self.header.valid();
+        let announced = header.map_or(summary.length, |header| header.dump_length);
         // A length that no file has is not in the summary's.
-        let beyond = summary.length..header.dump_length;
+        let beyond = summary.length..announced;
         let first = summary.gaps.listed.first().or_else(|| (!beyond.is_empty()).then_some(&beyond));
         if let Some(first) = first.cloned() {
-            let bytes = summary.gaps.bytes.saturating_add(header.dump_length.saturating_sub(summary.length));
+            let bytes = summary.gaps.bytes.saturating_add(announced.saturating_sub(summary.length));
             return Some(Cause::Gap { first, bytes });
         }
-        let announced = u64::from(header.key_size);
+        let announced = u64::from(header?.key_size);
         let came = announced - self.key.gaps(announced).bytes;
         (came < announced).then_some(Cause::Key { came, announced })
     }
@@ -412,7 +523,7 @@ impl<D: OpenDump> Session<D> {
             peer: self.request.peer,
             local: self.request.local,
             dump_id: self.request.dump_id,
-            resumed: 0,
+            resumed: self.resumed,
             header: self.header.clone(),
             bytes: self.received.bytes(),
             end,

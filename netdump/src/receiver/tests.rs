@@ -9,6 +9,7 @@ use super::store::{Commit, MemoryDump};
 use super::*;
 use crate::vmcore::KernelDumpHeader;
 use crate::vmcore::kdh::Compression;
+use crate::wire::{Message, MessageKind};
 
 const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 20024);

@@ -116,7 +116,7 @@ pub(crate) fn measure_many(lab: &mut Lab, clients: u8) -> anyhow::Result<Sample>
 
 /// A way over a wire.
 pub(crate) fn link(way: Way, wire: &Wire, guest: &Guest) -> anyhow::Result<Box<dyn Link>> {
-    let tap = || TapLink::new(Arc::clone(&wire.tap), wire.mac);
+    let tap = || TapLink::new(Arc::clone(&wire.tap), guest.memory.clone(), wire.mac);
     Ok(match way {
         Way::Tap => Box::new(tap()),
         Way::PlainTap => Box::new(NoTrains(tap())),
@@ -158,9 +158,8 @@ pub(crate) fn send(guest: &Guest, link: &mut dyn Link, to: SendTo) -> anyhow::Re
     };
     let packing = Packing::default();
     let dump = Dump { path: None, header: &header, image: &image, packing: &packing };
-    let started = Instant::now();
     let report = drive::run(config, &dump, link, &mut |_| ControlFlow::Continue(()))?;
-    let took = started.elapsed();
+    let took = Duration::from_secs_f64(report.seconds);
     ensure!(report.outcome == Outcome::Complete, "{:?}: {:?}", report.outcome, report.reason);
     Ok((report, took))
 }

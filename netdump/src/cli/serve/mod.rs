@@ -1,31 +1,22 @@
 //! `netdump serve`: the receiver on real sockets.
 
-mod sockets;
 mod telling;
 
-use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
-use std::os::fd::AsFd;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use netdump::receiver::server::RECEIVE_BUFFER;
 use netdump::receiver::{
-    Cause, DiskStore, Endpoint, HostNames, Receiver, ReceiverConfig, ReceiverEvent, SessionId, StoredDump,
+    DiskStore, HostNames, Ipv4Net, Receiver, ReceiverConfig, ReceiverEvent, Server, StoredDump,
 };
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use self::sockets::{HeraldSocket, SessionSocket};
 use self::telling::Teller;
 use super::Exit;
 use super::signals::Signals;
 
-/// Longest message, and enough more that a longer one is seen to be too long.
-const BUFFER: usize = 8192;
-/// Datagrams taken from one socket before the others have their turn.
-const BATCH: usize = 256;
 /// With --once: how long after the dump's end a FINISHED is acknowledged again. A stock client repeats it each second.
 const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// The names of clients.
@@ -55,49 +46,61 @@ pub(super) struct Serve {
     /// Give up a client that is silent for this long.
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
+    /// Go on with dumps that an earlier run in this directory left unfinished, and leave them so when stopped. Only clients
+    /// that name their dumps can go on, as vmm and netdump send do; others begin anew.
+    #[arg(long, conflicts_with = "once")]
+    resume: bool,
+    /// Most dumps at a time.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
+    max_sessions: u16,
+    /// Receive from these addresses only; may be given more than once.
+    #[arg(long, value_name = "IP[/BITS]", value_parser = network)]
+    allow: Vec<Ipv4Net>,
 }
 
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
         let store = DiskStore::open(&self.dir, HostNames::from_hosts_file(HOSTS_FILE))?;
         let signals = Signals::take().context("preparing to be interrupted")?;
-        let herald =
-            HeraldSocket::bind(self.listen).with_context(|| format!("listening on {}", self.listen))?;
+        let receiver = Receiver::new(self.config(), store);
+        let mut server = Server::bind(self.listen, RECEIVE_BUFFER, receiver)
+            .with_context(|| format!("listening on {}", self.listen))?;
+        server.wake_by(&signals).context("waiting for signals")?;
         let teller = Teller::new(self.json);
-        teller.listening(herald.address().context("asking for the address of the socket")?, &self.dir);
+        let address = server.address().context("asking for the address of the socket")?;
+        teller.listening(address, &self.dir, server.receive_buffer());
+        if self.resume {
+            let count = server.restore_unfinished();
+            tracing::info!(count, "unfinished dumps may go on");
+        }
+        let (once, last_words) = (self.once, None);
+        Service { server, signals, teller, once, last_words, stopped: false, all_complete: true }.run()
+    }
 
-        let defaults = ReceiverConfig::default();
-        let config = ReceiverConfig {
+    fn config(&self) -> ReceiverConfig {
+        ReceiverConfig {
             timeout: Duration::from_secs(self.timeout.into()),
-            max_sessions: if self.once { 1 } else { defaults.max_sessions },
-            ..defaults
-        };
-        let mut server = Server {
-            receiver: Receiver::new(config, store),
-            herald,
-            sessions: BTreeMap::new(),
-            signals,
-            teller,
-            once: self.once,
-            buffer: vec![0; BUFFER],
-            train: Vec::new(),
-            last_words: None,
-            stopped: false,
-            all_complete: true,
-        };
-        server.serve()
+            max_sessions: if self.once { 1 } else { self.max_sessions.into() },
+            allow: self.allow.clone(),
+            resume: self.resume,
+            ..ReceiverConfig::default()
+        }
     }
 }
 
-struct Server {
-    receiver: Receiver<DiskStore>,
-    herald: HeraldSocket,
-    sessions: BTreeMap<SessionId, SessionSocket>,
+/// An address alone is a network of one.
+fn network(text: &str) -> Result<Ipv4Net, String> {
+    let alone = |address: Ipv4Addr| Ipv4Net::from(address);
+    let parsed = text.parse().or_else(|error| text.parse().map(alone).map_err(|_| error));
+    parsed.map_err(|_| "an address such as 10.0.0.2, or a network such as 10.0.0.0/24, is wanted".into())
+}
+
+/// The server and what is around it.
+struct Service {
+    server: Server<DiskStore>,
     signals: Signals,
     teller: Teller,
     once: bool,
-    buffer: Vec<u8>,
-    train: Vec<u8>,
     /// With --once, when the program ends: the dump has ended.
     last_words: Option<Instant>,
     /// A signal has come.
@@ -106,123 +109,60 @@ struct Server {
     all_complete: bool,
 }
 
-impl Server {
-    fn serve(&mut self) -> anyhow::Result<Exit> {
+impl Service {
+    fn run(mut self) -> anyhow::Result<Exit> {
         loop {
             let now = Instant::now();
-            self.receiver.handle_timeout(now);
             self.follow(now);
-            self.teller.progress(now, &self.receiver);
             let over = self.stopped || self.last_words.is_some_and(|end| end <= now);
-            if over && self.receiver.is_settled() {
+            if over && self.server.receiver().is_settled() {
                 break;
             }
-            if self.wait(now)? {
+            let due = self.last_words.into_iter().chain(self.teller.due(self.server.receiver())).min();
+            let woken = self.server.turn(due).context("waiting for datagrams")?;
+            if woken && self.signals.received().is_some() {
                 if self.stopped {
                     tracing::warn!("stopped again: a dump is left unfinished");
                     return Ok(Exit::Failed);
                 }
-                self.stop(Instant::now());
+                self.stopped = true;
+                self.server.shut_down();
             }
-            self.receive();
         }
-        self.teller.ending(&self.receiver);
+        self.teller.ending(self.server.receiver());
         let nothing_came = self.once && self.last_words.is_none();
         Ok(Exit::when(self.all_complete && !nothing_came))
     }
 
-    /// Waits for datagrams, a signal or the next due time. `true`: a signal.
-    fn wait(&self, now: Instant) -> anyhow::Result<bool> {
-        let due = [self.receiver.poll_timeout(), self.last_words, self.teller.due(&self.receiver)];
-        let wait = due.into_iter().flatten().min().map(|due| due.saturating_duration_since(now));
-        // Rounded up: a wait of less than a millisecond must not become a busy loop.
-        let timeout = wait.map_or(PollTimeout::NONE, |wait| {
-            let millis = wait.as_millis().saturating_add(1);
-            PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
-        });
-        let sockets = self.sessions.values().map(AsFd::as_fd);
-        let mut waited: Vec<PollFd<'_>> = [self.signals.as_fd(), self.herald.as_fd()]
-            .into_iter()
-            .chain(sockets)
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
-            .collect();
-        match poll(&mut waited, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(self.signals.received().is_some()),
-            Err(error) => Err(error).context("waiting for datagrams"),
-        }
-    }
-
-    /// Takes what waits at the sockets, from each so much at most; the rest is there the next time.
-    fn receive(&mut self) {
-        let now = Instant::now();
-        let Self { receiver, herald, sessions, buffer, .. } = self;
-        // What is ignored, the receiver counts.
-        for (&session, socket) in &*sessions {
-            for _ in 0..BATCH {
-                let Some((len, from)) = socket.receive(buffer) else { break };
-                let _ = receiver.handle_datagram(now, Endpoint::Session(session), from, &buffer[..len]);
-            }
-        }
-        for _ in 0..BATCH {
-            let Some(arrived) = herald.receive(buffer) else { break };
-            let to = Endpoint::Herald { local: arrived.local };
-            let _ = receiver.handle_datagram(now, to, arrived.from, &buffer[..arrived.len]);
-        }
-        self.follow(now);
-    }
-
-    /// Does what the receiver asks for, until it asks for nothing more.
+    /// Tells what has happened and does what follows, until nothing does.
     fn follow(&mut self, now: Instant) {
-        let mut idle = false;
-        while !idle {
-            idle = true;
-            while let Some(event) = self.receiver.poll_event() {
-                idle = false;
-                self.teller.tell(now, &event);
-                self.act(now, event);
-            }
-            while let Some(reply) = self.receiver.poll_transmit(&mut self.train) {
-                idle = false;
-                if let Some(socket) = self.sessions.get(&reply.session) {
-                    self.train.chunks(4).for_each(|ack| socket.send(ack));
-                }
-            }
+        while let Some(event) = self.server.poll_event() {
+            self.teller.tell(now, &event);
+            self.act(now, &event);
         }
+        self.teller.progress(now, self.server.receiver());
     }
 
-    fn act(&mut self, now: Instant, event: ReceiverEvent<StoredDump>) {
+    fn act(&mut self, now: Instant, event: &ReceiverEvent<StoredDump>) {
         match event {
-            ReceiverEvent::Opened { session, local, peer } => match SessionSocket::open(local, peer) {
-                Ok(socket) => {
-                    self.sessions.insert(session, socket);
-                }
-                Err(error) => {
-                    tracing::error!(%peer, %error, "no socket for the dump");
-                    self.receiver.abandon(now, session, Cause::NoSocket);
-                }
-            },
-            ReceiverEvent::Closed { session } => {
-                self.sessions.remove(&session);
-            }
             ReceiverEvent::Ended { ending, .. } if self.once => self.end_of_once(now, ending.is_complete()),
+            ReceiverEvent::Refused { .. } if self.once => self.end_of_once(now, false),
             ReceiverEvent::Ended { ending, .. } => {
                 let cut_short = self.stopped && !ending.is_complete();
                 self.all_complete &= !cut_short;
             }
-            ReceiverEvent::Refused { .. } if self.once => self.end_of_once(now, false),
-            ReceiverEvent::Refused { .. } | ReceiverEvent::Header { .. } => {}
+            ReceiverEvent::Opened { .. }
+            | ReceiverEvent::Resumed { .. }
+            | ReceiverEvent::Suspended { .. }
+            | ReceiverEvent::Refused { .. }
+            | ReceiverEvent::Header { .. }
+            | ReceiverEvent::Closed { .. } => {}
         }
     }
 
     fn end_of_once(&mut self, now: Instant, complete: bool) {
         self.all_complete &= complete;
         self.last_words = Some(if complete { now + LAST_WORDS } else { now });
-        self.receiver.shut_down(now);
-    }
-
-    fn stop(&mut self, now: Instant) {
-        self.stopped = true;
-        self.receiver.shut_down(now);
-        self.follow(now);
+        self.server.shut_down();
     }
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use netdump::receiver::server::RECEIVE_BUFFER;
 use netdump::receiver::{
     DumpStore, DumpSummary, Ending, HeaderSeen, Receiver, ReceiverEvent, SessionId, StoreError, StoredDump,
 };
@@ -32,9 +33,17 @@ impl Teller {
         Self { json, next_progress: None, refused: None, peers: BTreeMap::new() }
     }
 
-    pub(super) fn listening(&self, address: SocketAddr, directory: &Path) {
-        tracing::info!(%address, directory = %directory.display(), "listening");
-        self.emit(&json!({ "event": "listening", "address": address.to_string() }));
+    /// `buffer` is what the kernel gives each socket, in bytes.
+    pub(super) fn listening(&self, address: SocketAddr, directory: &Path, buffer: usize) {
+        tracing::info!(%address, directory = %directory.display(), buffer, "listening");
+        if buffer < RECEIVE_BUFFER {
+            tracing::warn!(
+                "sockets have {buffer}B of receive buffer, less than the {RECEIVE_BUFFER}B asked for: a fast client loses \
+                 messages and sends them again; as root: sysctl net.core.rmem_max={RECEIVE_BUFFER}"
+            );
+        }
+        let address = address.to_string();
+        self.emit(&json!({ "event": "listening", "address": address, "receive_buffer": buffer }));
     }
 
     pub(super) fn tell(&mut self, now: Instant, event: &ReceiverEvent<StoredDump>) {
@@ -47,6 +56,18 @@ impl Teller {
                 self.emit(
                     &json!({ "event": "opened", "session": session.number(), "peer": peer, "local": local }),
                 );
+            }
+            ReceiverEvent::Resumed { session, peer, bytes, .. } => {
+                tracing::info!(%peer, "dump goes on, {} are there", megabytes(*bytes));
+                self.peers.insert(*session, peer.to_string());
+                self.next_progress.get_or_insert(now + PROGRESS);
+                let (session, peer) = (session.number(), peer.to_string());
+                self.emit(&json!({ "event": "resumed", "session": session, "peer": peer, "bytes": bytes }));
+            }
+            ReceiverEvent::Suspended { session } => {
+                let peer = self.peers.remove(session);
+                tracing::warn!(peer, "dump is left for the next receiver");
+                self.emit(&json!({ "event": "suspended", "session": session.number(), "peer": peer }));
             }
             ReceiverEvent::Refused { peer, error } => {
                 if self.refused.is_none_or(|told| now >= told + QUIET) {

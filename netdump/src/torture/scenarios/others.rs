@@ -124,7 +124,7 @@ pub(super) fn pranks(seed: u64) -> Verdict {
     net.judge = Some(Judge::new(SERVER_IP, AcksFrom::LearnedPort));
     let mut faults = play(&mut net, Accused::Server);
     let honest = &net.client.second;
-    faults.extend(untruth(honest, &net.server.stored(), must_complete(&weather, &honest.config)));
+    faults.extend(untruth(honest, Some(&net.server.stored()), must_complete(&weather, &honest.config)));
     if let Some(PrankEnding::Unanswered(number)) = net.client.first.ending() {
         faults.push(Fault::Unanswered(*number));
     }
