@@ -31,6 +31,7 @@ pub mod link;
 pub mod manifest;
 pub mod progress;
 mod read_at;
+mod reader;
 pub mod receiver;
 pub mod report;
 mod sparse;
@@ -38,5 +39,6 @@ pub mod stream;
 pub mod torture;
 pub mod vmcore;
 pub mod wire;
+mod zeros;
 
 pub use read_at::{ReadAt, ReadError};

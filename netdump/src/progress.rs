@@ -201,12 +201,14 @@ mod tests {
             packing: None,
             bytes_sent: 2 << 20,
             bytes_untouched: 1 << 20,
+            bytes_zero: 0,
             missing: vec![],
             messages: 1452,
             resends: 1,
             ignored: vec![],
             bad_pages: 0,
             seconds: 0.25,
+            digest_seconds: 0.0,
         }
     }
 

@@ -50,6 +50,9 @@ pub struct DumpReport {
     pub bytes_sent: u64,
     /// Core bytes not sent because the guest never touched them and they read as zeros anyway.
     pub bytes_untouched: u64,
+    /// Core bytes not sent because they are zeros, though the guest has touched them.
+    #[serde(default)]
+    pub bytes_zero: u64,
     /// Ranges of the core that were not acknowledged, as `[start, end)`; at most 1,000 are listed.
     pub missing: Vec<(u64, u64)>,
     /// Messages sent for the first time.
@@ -60,8 +63,11 @@ pub struct DumpReport {
     pub ignored: Vec<(String, u64)>,
     /// Guest pages that could not be read and were sent as zeros.
     pub bad_pages: u64,
-    /// From the first ARP request to the end, in seconds.
+    /// From the first ARP request to the end, in seconds: of a complete dump until FINISHED was acknowledged.
     pub seconds: f64,
+    /// How much longer it took to hash the rest of the core, which is done on the side.
+    #[serde(default)]
+    pub digest_seconds: f64,
 }
 
 /// What became of a core on its way.
@@ -149,13 +155,15 @@ mod tests {
             digest: Some(Digest::of(&[1; 4096])),
             packing: None,
             bytes_sent: 4096,
-            bytes_untouched: (1 << 40) - 4096,
+            bytes_untouched: (1 << 40) - 8192,
+            bytes_zero: 4096,
             missing: vec![(0, 4096)],
             messages: 3,
             resends: 1,
             ignored: vec![("bad checksum".into(), 2)],
             bad_pages: 1,
             seconds: 0.5,
+            digest_seconds: 0.25,
         }
     }
 

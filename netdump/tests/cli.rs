@@ -29,6 +29,8 @@ mod metrics;
 mod packed;
 #[path = "cli/recovery.rs"]
 mod recovery;
+#[path = "cli/torture.rs"]
+mod torture;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

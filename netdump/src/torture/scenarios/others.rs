@@ -57,8 +57,8 @@ pub(super) fn netdumpd(seed: u64) -> Verdict {
 pub(super) fn netdumpd_of(rng: &mut Rng, writes: Writes, manner: Manner) -> (FakeServer, bool) {
     let server = FakeServer::new(manner);
     match rng.below(3) {
-        0 => (server.writing(writes, usize::MAX), false),
-        1 => (server.writing(writes, usize::MAX).stopping_after(1 + rng.below(150)), true),
+        0 => (server.writing(writes, 1 << 30), false),
+        1 => (server.writing(writes, 1 << 30).stopping_after(1 + rng.below(150)), true),
         _ => (server.writing(writes, rng.index(300_000)), true),
     }
 }
@@ -124,7 +124,7 @@ pub(super) fn pranks(seed: u64) -> Verdict {
     net.judge = Some(Judge::new(SERVER_IP, AcksFrom::LearnedPort));
     let mut faults = play(&mut net, Accused::Server);
     let honest = &net.client.second;
-    faults.extend(untruth(honest, &net.server.stored(), must_complete(&weather, &honest.config)));
+    faults.extend(untruth(honest, Some(&net.server.stored()), must_complete(&weather, &honest.config)));
     if let Some(PrankEnding::Unanswered(number)) = net.client.first.ending() {
         faults.push(Fault::Unanswered(*number));
     }

@@ -209,6 +209,11 @@ impl<S: Station, C: Party> SimNet<S, C> {
         }
     }
 
+    /// Everyone may have something to send, whatever happened elsewhere.
+    pub fn wake(&mut self) {
+        self.touched.fill(true);
+    }
+
     /// When something happens next.
     pub fn next_event(&self) -> Option<Instant> {
         let arrival = self.air.next_arrival().map(|at| self.start + at);
