@@ -53,19 +53,20 @@ impl Server {
     }
 
     fn start_at(listen: &str, dir: &Path, arguments: &[&str]) -> Self {
-        let mut child = netdump()
-            .args(["serve", "--json", "--listen", listen, "--dir"])
-            .arg(dir)
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program can be started");
+        let mut command = netdump();
+        command.args(["serve", "--json", "--listen", listen, "--dir"]).arg(dir).args(arguments);
+        Self::spawn(&mut command).0
+    }
+
+    /// Starts a command that is or becomes a server; also what it says of itself.
+    fn spawn(command: &mut Command) -> (Self, Value) {
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program can be started");
         let events = BufReader::new(child.stdout.take().expect("it is piped"));
         let mut server = Self { child, events, address: ([0, 0, 0, 0], 0).into() };
         let listening = server.event("listening");
-        server.address = listening["address"].as_str().expect("a text").parse().expect("an address");
-        server
+        server.address = address_of(&listening, "address");
+        (server, listening)
     }
 
     /// The next event of this kind.
@@ -176,6 +177,11 @@ fn text(path: impl AsRef<Path>) -> String {
 
 fn path_of(event: &Value, key: &str) -> PathBuf {
     event[key].as_str().unwrap_or_else(|| panic!("no {key} in {event}")).into()
+}
+
+fn address_of(event: &Value, key: &str) -> SocketAddr {
+    let address = event[key].as_str().unwrap_or_else(|| panic!("no {key} in {event}"));
+    address.parse().expect("an address")
 }
 
 /// Exit code and standard error of a command that should end soon.

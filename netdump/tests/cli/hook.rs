@@ -5,13 +5,13 @@ use super::*;
 /// A program that does this.
 fn script(dir: &Path, lines: &str) -> PathBuf {
     let path = dir.join("hook.sh");
-    fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(&path, format!("#!/bin/sh\n{lines}\n")).expect("a script can be written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("it is ours");
     path
 }
 
 fn start(dir: &Path, hook: &Path, arguments: &[&str]) -> Server {
-    let arguments = [&["--hook", hook.to_str().unwrap()], arguments].concat();
+    let arguments = [&["--hook", hook.to_str().expect("a name of ours")], arguments].concat();
     Server::start(dir, &arguments)
 }
 

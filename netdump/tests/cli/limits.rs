@@ -53,18 +53,10 @@ fn dumps_are_refused_where_no_room_is_left_for_them() {
 fn a_limit_of_the_system_to_files_is_as_a_full_disk() {
     let (dir, files) = (directory(), directory());
     let (file, bytes) = pattern(files.path(), "core", 3 << 20);
-    let mut child = Command::new("sh")
-        .args(["-c", "ulimit -f 2000; exec \"$0\" serve --json --listen 127.0.0.1:0 --dir \"$1\""])
-        .arg(env!("CARGO_BIN_EXE_netdump"))
-        .arg(dir.path())
-        .env_remove("RUST_LOG")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let events = BufReader::new(child.stdout.take().unwrap());
-    let mut server = Server { child, events, address: ([0, 0, 0, 0], 0).into() };
-    server.address = server.event("listening")["address"].as_str().unwrap().parse().unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -f 2000; exec \"$0\" serve --json --listen 127.0.0.1:0 --dir \"$1\""]);
+    shell.arg(env!("CARGO_BIN_EXE_netdump")).arg(dir.path()).env_remove("RUST_LOG");
+    let (mut server, _) = Server::spawn(&mut shell);
     assert_eq!(outcome(server.send_command(&file).args(IMPATIENT)).0, Some(1));
     let ended = server.event("ended");
     assert!(ended["ending"].as_str().unwrap().contains("File too large"), "{ended}");

@@ -7,28 +7,19 @@ use std::net::TcpStream;
 use super::*;
 
 fn start(dir: &Path, arguments: &[&str]) -> (Server, SocketAddr) {
-    let mut child = netdump()
-        .args(["serve", "--json", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--dir"])
-        .arg(dir)
-        .args(arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let events = BufReader::new(child.stdout.take().unwrap());
-    let mut server = Server { child, events, address: ([0, 0, 0, 0], 0).into() };
-    let listening = server.event("listening");
-    server.address = listening["address"].as_str().unwrap().parse().unwrap();
-    (server, listening["metrics"].as_str().unwrap().parse().unwrap())
+    let mut command = netdump();
+    command.args(["serve", "--json", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--dir"]);
+    let (server, listening) = Server::spawn(command.arg(dir).args(arguments));
+    (server, address_of(&listening, "metrics"))
 }
 
 /// Head and body of the answer to these bytes.
 fn ask(metrics: SocketAddr, request: &[u8]) -> (String, String) {
-    let mut client = TcpStream::connect(metrics).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    client.write_all(request).unwrap();
+    let mut client = TcpStream::connect(metrics).expect("somebody listens");
+    client.set_read_timeout(Some(PATIENCE)).expect("a time");
+    client.write_all(request).expect("a request is taken");
     let mut answer = String::new();
-    client.read_to_string(&mut answer).unwrap();
+    client.read_to_string(&mut answer).expect("an answer");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
     (head.to_owned(), body.to_owned())
 }
@@ -43,21 +34,21 @@ fn samples(metrics: SocketAddr) -> BTreeMap<String, u64> {
     let mut helped = String::new();
     for line in body.lines() {
         if let Some(help) = line.strip_prefix("# HELP ") {
-            helped = help.split(' ').next().unwrap().to_owned();
+            helped = help.split(' ').next().unwrap_or_default().to_owned();
         } else if let Some(typed) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = typed.split_once(' ').unwrap();
+            let (name, kind) = typed.split_once(' ').expect("a name and a type");
             assert_eq!(name, helped);
             assert!(kind == "counter" || kind == "gauge", "{line}");
             assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
             assert!(types.insert(name.to_owned(), kind).is_none(), "{line}");
         } else {
-            let (name, value) = line.rsplit_once(' ').unwrap();
-            let bare = name.split('{').next().unwrap();
+            let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+            let bare = name.split('{').next().unwrap_or_default();
             assert!(types.contains_key(bare), "{line}");
             assert!(
                 bare.starts_with("netdump_") && bare.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
             );
-            assert!(samples.insert(name.to_owned(), value.parse().unwrap()).is_none(), "{line}");
+            assert!(samples.insert(name.to_owned(), value.parse().expect("a number")).is_none(), "{line}");
         }
     }
     assert!(body.ends_with('\n'));

@@ -13,8 +13,8 @@ struct Named {
 
 impl Named {
     fn herald(server: SocketAddr, id: u32) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a time");
         let mut client = Self { peer: Peer { socket, server }, id };
         client.send_herald(server, 1);
         let mut acks = [client.peer.ack(), client.peer.ack()];
@@ -28,7 +28,7 @@ impl Named {
         let mut bytes = Vec::new();
         let kind = MessageKind::Herald;
         Message { kind, sequence, offset: 0, payload: b"", aux: self.id }.emit(&mut bytes);
-        self.peer.socket.send_to(&bytes, server).unwrap();
+        self.peer.socket.send_to(&bytes, server).expect("loopback takes datagrams");
     }
 
     /// Asks another receiver to go on.
@@ -55,8 +55,10 @@ fn kill(server: &mut Server) {
 }
 
 fn is_settled(dir: &Path) -> bool {
-    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.into_iter().all(|name| !name.contains("partial") && !name.starts_with("journal"))
+    let entries = fs::read_dir(dir).expect("it is there").map(|entry| entry.expect("an entry").file_name());
+    entries
+        .map(|name| name.to_string_lossy().into_owned())
+        .all(|name| !name.contains("partial") && !name.starts_with("journal"))
 }
 
 #[test]
@@ -117,8 +119,9 @@ fn with_resume_a_dump_goes_on_and_nothing_is_sent_twice() {
     }
     server = Server::start(dir.path(), &["--resume"]);
     client.go_on(server.address, 502);
-    for i in 0..100_u32 {
-        client.peer.deliver(MessageKind::Vmcore, 700 + i, 100_000 + u64::from(i) * 1000, &[i as u8; 1000]);
+    for i in 0..100_u8 {
+        let at = 100_000 + u64::from(i) * 1000;
+        client.peer.deliver(MessageKind::Vmcore, 700 + u32::from(i), at, &[i; 1000]);
     }
     let header = KernelDumpHeader { dump_length: 300_000, ..Default::default() };
     client.peer.deliver(MessageKind::Kdh, 900, 0, &header.to_bytes());
@@ -127,11 +130,9 @@ fn with_resume_a_dump_goes_on_and_nothing_is_sent_twice() {
     assert_eq!((&ended["complete"], &ended["bytes"]), (&true.into(), &300_000.into()), "{ended}");
     assert_eq!((&ended["gaps"]["count"], &ended["resumed"]), (&0.into(), &1.into()), "{ended}");
     let core = fs::read(path_of(&ended, "core")).unwrap();
-    let byte = |at: usize| match at / 100_000 {
-        2 => (at % 100_000 / 1000) as u8 ^ 0xff,
-        _ => (at % 100_000 / 1000) as u8,
-    };
-    assert!(core.len() == 300_000 && core.iter().enumerate().all(|(at, &found)| found == byte(at)));
+    let thousands = |flip: u8| (0..100_u8).flat_map(move |i| [i ^ flip; 1000]);
+    let expected: Vec<u8> = thousands(0).chain(thousands(0)).chain(thousands(0xff)).collect();
+    assert!(core == expected);
     let verify = netdump().arg("verify").arg(path_of(&ended, "core")).output().unwrap();
     let verdict = String::from_utf8_lossy(&verify.stdout);
     assert!(verdict.contains("ok  unchanged"), "{verdict}");

@@ -115,7 +115,7 @@ impl Teller {
             ReceiverEvent::Header { session, header } => self.header(*session, header),
             ReceiverEvent::Ended { session, ending, summary, stored } => {
                 self.peers.remove(session);
-                let stored = stored.as_ref().map(StoredDump::clone).map_err(|error| chain(error));
+                let stored = stored.clone().map_err(|error| chain(&error));
                 let (ending, summary) = (ending.clone(), summary.clone());
                 self.end(EndedDump { session: Some(*session), ending, summary, stored });
             }
