@@ -168,7 +168,6 @@ impl Files {
         if complete {
             self.link_last("manifest", ".json", &name);
         }
-        self.directory.sync()?;
         Ok(self.directory.path_of(&name))
     }
 
