@@ -57,8 +57,8 @@ pub(super) fn netdumpd(seed: u64) -> Verdict {
 pub(super) fn netdumpd_of(rng: &mut Rng, writes: Writes, manner: Manner) -> (FakeServer, bool) {
     let server = FakeServer::new(manner);
     match rng.below(3) {
-        0 => (server.writing(writes, usize::MAX), false),
-        1 => (server.writing(writes, usize::MAX).stopping_after(1 + rng.below(150)), true),
+        0 => (server.writing(writes, 1 << 30), false),
+        1 => (server.writing(writes, 1 << 30).stopping_after(1 + rng.below(150)), true),
         _ => (server.writing(writes, rng.index(300_000)), true),
     }
 }
