@@ -208,6 +208,7 @@ mod tests {
             ignored: vec![],
             bad_pages: 0,
             seconds: 0.25,
+            digest_seconds: 0.0,
         }
     }
 

@@ -63,8 +63,11 @@ pub struct DumpReport {
     pub ignored: Vec<(String, u64)>,
     /// Guest pages that could not be read and were sent as zeros.
     pub bad_pages: u64,
-    /// From the first ARP request to the end, in seconds.
+    /// From the first ARP request to the end, in seconds: of a complete dump until FINISHED was acknowledged.
     pub seconds: f64,
+    /// How much longer it took to hash the rest of the core, which is done on the side.
+    #[serde(default)]
+    pub digest_seconds: f64,
 }
 
 /// What became of a core on its way.
@@ -160,6 +163,7 @@ mod tests {
             ignored: vec![("bad checksum".into(), 2)],
             bad_pages: 1,
             seconds: 0.5,
+            digest_seconds: 0.25,
         }
     }
 
