@@ -16,6 +16,9 @@ const MAX_FILE: u64 = i64::MAX as u64;
 /// No key block is longer (FreeBSD's `KERNELDUMP_ENCKEY_MAX_SIZE` and its head), so no offset in one is larger.
 const MAX_KEY: u64 = 1 << 20;
 
+/// Makes of the number of a HERALD that names its dump the one that says that the server knows of such names.
+pub(super) const ABLE: u32 = 1 << 31;
+
 /// A message that no server can take for what it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Strange {
@@ -59,7 +62,7 @@ pub struct ServerJudge {
 
 #[derive(Debug, Default)]
 struct Client {
-    /// Numbers of HERALDs.
+    /// Numbers of HERALDs, and further numbers that acknowledge those which name their dump.
     heralds: BTreeSet<u32>,
     /// Dumps by the server's port.
     sessions: BTreeMap<u16, Session>,
@@ -96,7 +99,7 @@ impl ServerJudge {
         let judged = judge(port, payload);
         if port == SERVER_PORT {
             match judged {
-                Ok(herald) => drop(client.heralds.insert(herald.sequence)),
+                Ok(herald) => client.heralds.extend(numbers_of(&herald)),
                 Err(strange) => remember(&mut client.strange, payload, strange),
             }
             return;
@@ -167,7 +170,15 @@ impl Client {
         // One that got data may begin another dump.
         let unused = self.sessions.iter().find(|(_, session)| session.sent.is_empty());
         let fault = unused.map(|(&first, _)| Fault::TwoPorts { client, first, second: port });
-        self.sessions.insert(port, Session::default());
+        let mut session = Session::default();
+        if self.heralds.contains(&!sequence) {
+            // The dump goes on: what was sent before is part of it.
+            for before in self.sessions.values().chain(&self.earlier) {
+                session.data.extend(&before.data);
+                session.key.extend(&before.key);
+            }
+        }
+        self.sessions.insert(port, session);
         fault
     }
 }
@@ -239,6 +250,14 @@ impl Session {
             None => self.acked.first().map(|&range| Fault::AckedAndLost { client, range }),
         }
     }
+}
+
+/// What acknowledges a HERALD: its number, and where it names its dump ([`crate::receiver`]) one that says so, and one
+/// that says that the dump goes on.
+fn numbers_of(herald: &Message<'_>) -> impl Iterator<Item = u32> {
+    let number = herald.sequence;
+    let named = [number ^ ABLE, !number].into_iter().filter(|_| herald.aux != 0);
+    named.chain([number])
 }
 
 /// Whether a server can take a datagram for what it says.

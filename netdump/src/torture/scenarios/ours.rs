@@ -10,7 +10,7 @@ use crate::client::{ClientConfig, DumpPlan, WindowChoice};
 use crate::link::Offloads;
 use crate::report::Outcome;
 use crate::torture::judge::{AcksFrom, Judge};
-use crate::torture::peers::{ClientStation, Core, Crowd, DiskKind, HostStation, Stranger, Vandal};
+use crate::torture::peers::{ClientStation, Core, Crowd, DiskKind, HostStation, Memory, Stranger, Vandal};
 use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, GATEWAY_IP, SERVER_IP};
 use crate::torture::sim::{Gateway, Keeper, Party, Rng, SimNet, Weather};
 use crate::vmcore::KernelDumpHeader;
@@ -59,7 +59,7 @@ pub(super) fn restart(seed: u64) -> Verdict {
     let weather = Weather::lossy(*rng.pick(&[0, 20, 100]));
     let client = any_client(&mut rng, Place::default());
     let at = Duration::from_micros(rng.below(5_000));
-    let server = HostStation::restarting_at(client.started() + at);
+    let server = HostStation::restarting_at(client.started() + at, *rng.pick(&[Memory::Lost, Memory::Kept]));
     let judge = Judge::new(SERVER_IP, AcksFrom::LearnedPort).expecting_restart(at);
     let net = SimNet::new("restart", seed, weather, client, server).with_judge(judge);
     verdict(net, Accused::Both, false)
