@@ -14,13 +14,18 @@
 
 mod directory;
 mod dump;
+mod files;
+mod writeback;
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use directory::Directory;
 pub use dump::DiskDump;
+use files::Files;
+use writeback::WriteBack;
 
+use super::info::InfoText;
 use super::names::HostNames;
 use super::path::{DumpPath, PathRefusal};
 use super::store::{DumpStore, NewDump, StoreError};
@@ -37,6 +42,8 @@ const PRIVATE: u32 = 0o600;
 pub struct DiskStore {
     root: Directory,
     names: HostNames,
+    /// Started with the first dump.
+    write_back: Option<WriteBack>,
 }
 
 /// Where a dump has been put.
@@ -59,7 +66,7 @@ impl DiskStore {
         let root = Directory::open(directory)
             .map_err(|source| StoreError::Directory { path: path.clone(), source })?;
         root.is_writable().map_err(|source| StoreError::NotWritable { path, source })?;
-        Ok(Self { root, names })
+        Ok(Self { root, names, write_back: None })
     }
 
     /// As [`Self::open`]; makes the directory where it is missing.
@@ -111,7 +118,10 @@ impl DumpStore for DiskStore {
                     // Only a hint for the next search.
                     let _ = write_bounds(&directory, &host, index.saturating_add(1));
                     let address = *request.peer.ip();
-                    return DiskDump::begin(directory, info, host, address, index, note);
+                    let text = InfoText { host: host.clone(), address, notes: note.into_iter().collect() };
+                    let files = Files::make(directory, info, host, index, &text)?;
+                    self.write_back = self.write_back.take().or_else(WriteBack::start);
+                    return Ok(DiskDump::new(files, text, self.write_back.clone()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(source) => {
