@@ -21,6 +21,8 @@ use tempfile::TempDir;
 mod encrypted;
 #[path = "cli/packed.rs"]
 mod packed;
+#[path = "cli/serving.rs"]
+mod serving;
 #[path = "cli/torture.rs"]
 mod torture;
 
