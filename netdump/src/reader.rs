@@ -137,7 +137,8 @@ mod tests {
                 self.0.next_data(offset)
             }
         }
-        let image = Counted(Sparse { length: 10_000, runs: vec![100..3000, 5000..9000] }, AtomicU32::default());
+        let image =
+            Counted(Sparse { length: 10_000, runs: vec![100..3000, 5000..9000] }, AtomicU32::default());
         let mut reader = Reader::new(&image);
         for offset in (0..10_000).step_by(10) {
             let at = usize::try_from(offset).unwrap();

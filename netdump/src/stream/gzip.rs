@@ -104,7 +104,11 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(image: &'a (dyn ReadAt + Sync), level: u8) -> Self {
-        Self { reader: Reader::new(image), deflate: Compress::new(Compression::new(u32::from(level)), false), hole: None }
+        Self {
+            reader: Reader::new(image),
+            deflate: Compress::new(Compression::new(u32::from(level)), false),
+            hole: None,
+        }
     }
 
     /// Reads and packs the block at `offset`, for which there is room in `block`.
