@@ -21,6 +21,8 @@ use tempfile::TempDir;
 mod encrypted;
 #[path = "cli/packed.rs"]
 mod packed;
+#[path = "cli/torture.rs"]
+mod torture;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

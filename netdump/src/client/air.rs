@@ -64,7 +64,6 @@ impl Air {
     }
 
     /// Forgets all.
-    #[cfg(test)]
     pub(super) fn clear(&mut self) {
         self.first = self.next();
         self.queue.clear();

@@ -19,7 +19,7 @@ pub const MIN_MTU: u32 = (datagram::OVERHEAD + KDH_LEN) as u32;
 /// Most messages on their way, whatever is asked for.
 pub const MAX_WINDOW: u32 = 16_384;
 /// FreeBSD's client looks for acks once in this time; its `polls` count in it.
-const POLL: Duration = Duration::from_micros(500);
+pub(super) const POLL: Duration = Duration::from_micros(500);
 /// No configured time is longer than a year, so that adding a few to a point in time cannot overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A server writes everything to its disk before it acknowledges FINISHED, so that ack is given this much longer.
@@ -199,14 +199,6 @@ impl ClientConfig {
     /// How long FINISHED may stay unacknowledged.
     pub(super) fn finish_patience(&self) -> Duration {
         self.patience().saturating_mul(FINISH_PATIENCE).min(LONGEST)
-    }
-
-    /// Most messages on their way.
-    pub(super) fn window_cap(&self) -> u32 {
-        match self.window {
-            WindowChoice::Adaptive { cap } => cap.clamp(1, MAX_WINDOW),
-            WindowChoice::Classic => MAX_WINDOW,
-        }
     }
 
     /// The whole dump's limit.

@@ -150,6 +150,17 @@ impl Congestion {
         self.round = Round { from: next, ..Round::default() };
     }
 
+    /// Whatever was known of path and server is out of date, and nothing is on its way. The next transmission will be number
+    /// `next`.
+    pub(super) fn start_over(&mut self, next: u64) {
+        self.before_silence = None;
+        self.limit = self.initial;
+        self.stage = Stage::start();
+        self.round = Round { from: next, ..Round::default() };
+        self.has_overflown = false;
+        self.rest = REST[0];
+    }
+
     /// What seemed to be a silence was only a pause of the server. Whether it was news.
     pub(super) fn silence_was_spurious(&mut self) -> bool {
         let before = self.before_silence.take();

@@ -52,6 +52,11 @@ impl RoundTrip {
         self.doublings = self.doublings.saturating_add(1);
     }
 
+    /// The path is well again.
+    pub(super) fn forget_doublings(&mut self) {
+        self.doublings = 0;
+    }
+
     /// How often the wait was doubled since the last measurement.
     pub(super) fn doublings(&self) -> u32 {
         self.doublings

@@ -10,7 +10,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::air::{Air, Transmission};
-use super::config::MAX_WINDOW;
+use super::classic::Classic;
+use super::config::{MAX_WINDOW, WindowChoice};
 use super::congestion::Congestion;
 use super::timers::RoundTrip;
 use crate::wire::MessageKind;
@@ -128,13 +129,19 @@ pub(super) struct AckWindow {
     silent_since: Option<Instant>,
     pace: Pace,
     congestion: Congestion,
+    /// Instead, if FreeBSD's own algorithm is wanted.
+    classic: Option<Classic>,
     round_trip: RoundTrip,
 }
 
 impl AckWindow {
-    /// Empty; the next message is the dump's first. Full ones will have `payload_limit` bytes, no more than `cap` of them
-    /// will be on their way, and no wait for an ack will be longer than `longest_wait`.
-    pub(super) fn new(payload_limit: usize, cap: u32, longest_wait: Duration) -> Self {
+    /// Empty; the next message is the dump's first. Full ones will have `payload_limit` bytes, and no wait for an ack will
+    /// be longer than `longest_wait`.
+    pub(super) fn new(payload_limit: usize, choice: WindowChoice, longest_wait: Duration) -> Self {
+        let (cap, classic) = match choice {
+            WindowChoice::Adaptive { cap } => (cap.clamp(1, MAX_WINDOW), None),
+            WindowChoice::Classic => (MAX_WINDOW, Some(Classic::new())),
+        };
         Self {
             base: Sequence::FIRST,
             flights: VecDeque::new(),
@@ -145,6 +152,7 @@ impl AckWindow {
             silent_since: None,
             pace: Pace::Single,
             congestion: Congestion::new(payload_limit, cap),
+            classic,
             round_trip: RoundTrip::new(longest_wait),
         }
     }
@@ -167,7 +175,23 @@ impl AckWindow {
 
     /// Whether a new message may be sent.
     pub(super) fn has_room(&self) -> bool {
-        self.flights.len() < SPAN && self.room() > 0
+        self.flights.len() < SPAN && self.room() > 0 && self.fits(1) > 0
+    }
+
+    /// From when on new messages may be sent, if that is a matter of time.
+    pub(super) fn opened_at(&self) -> Option<Instant> {
+        self.chunk().and_then(Classic::opened_at)
+    }
+
+    /// How many payload bytes the next message may have, `most` at most.
+    pub(super) fn fits(&self, most: usize) -> usize {
+        self.chunk().map_or(most, |chunk| chunk.left().min(most))
+    }
+
+    /// Most messages in a train.
+    pub(super) fn train_limit(&self) -> usize {
+        // FreeBSD sends frame by frame.
+        if self.classic.is_some() { 1 } else { usize::MAX }
     }
 
     /// Whether to begin a train of up to `messages` now: not while there is room for a part of it only and acks will
@@ -187,10 +211,16 @@ impl AckWindow {
     }
 
     fn limit(&self) -> usize {
-        match self.pace {
-            Pace::Single => 1,
-            Pace::Stream => self.congestion.limit(),
+        match (self.pace, self.chunk()) {
+            (Pace::Single, _) => 1,
+            (Pace::Stream, None) => self.congestion.limit(),
+            (Pace::Stream, Some(_)) => SPAN,
         }
+    }
+
+    /// The chunk that is on its way, of FreeBSD's algorithm.
+    fn chunk(&self) -> Option<&Classic> {
+        self.classic.as_ref().filter(|_| self.pace == Pace::Stream)
     }
 
     /// Number of the message that is pushed next.
@@ -202,7 +232,7 @@ impl AckWindow {
     pub(super) fn push(&mut self, now: Instant, chunk: Chunk) {
         let sequence = self.next_sequence();
         self.silent_since.get_or_insert(now);
-        let transmission = self.transmit(now, sequence);
+        let transmission = self.transmit(now, sequence, chunk.len);
         self.flights.push_back(Flight::new(chunk, transmission));
     }
 
@@ -223,16 +253,22 @@ impl AckWindow {
     /// The message of [`Self::peek_resend`] was sent.
     pub(super) fn resent(&mut self, now: Instant) {
         let Some(sequence) = self.lost.pop_front() else { return };
-        let transmission = self.transmit(now, sequence);
+        let transmission = self.transmit(now, sequence, 0);
         if let Some(flight) = self.flight_mut(sequence) {
             flight.transmission = transmission;
             flight.state = State::Out;
         }
     }
 
-    fn transmit(&mut self, now: Instant, sequence: Sequence) -> u64 {
+    /// Sends a message, of which so many bytes were never sent.
+    fn transmit(&mut self, now: Instant, sequence: Sequence, fresh: usize) -> u64 {
         self.out += 1;
         self.congestion.sent(self.out);
+        if self.pace == Pace::Stream
+            && let Some(classic) = &mut self.classic
+        {
+            classic.sent(now, fresh);
+        }
         self.air.push(Transmission { sequence, sent: now, doublings: self.round_trip.doublings() })
     }
 
@@ -250,14 +286,23 @@ impl AckWindow {
             State::Out => self.out -= 1,
             State::Lost => {}
         }
-        if self.pace == Pace::Stream {
+        if self.is_adaptive() {
             self.learn(now, &before);
             self.congestion.acknowledged(now, before.transmission, self.air.next());
         }
         self.sweep(Loss::Overtaken, |window, number, sent| window.air.is_overtaken(number, sent.sent));
         self.slide();
         self.silent_since = (!self.is_empty()).then_some(now);
+        if self.is_empty()
+            && let Some(classic) = &mut self.classic
+        {
+            classic.settled(now);
+        }
         Ok(before.chunk())
+    }
+
+    fn is_adaptive(&self) -> bool {
+        self.pace == Pace::Stream && self.classic.is_none()
     }
 
     /// What the ack of `flight`, as it was before, tells of the path.
@@ -301,12 +346,42 @@ impl AckWindow {
         let last = self.sweep(Loss::Expired, |window, _, sent| window.expiry(sent) <= now);
         // Of the messages that were sent with the same wait, those that expire later tell nothing new.
         let is_news = last.is_some_and(|last| last.doublings >= self.round_trip.doublings());
-        if is_news && self.pace == Pace::Stream {
+        if is_news && self.is_adaptive() {
             self.round_trip.timed_out();
             if is_silent {
                 self.congestion.silence(self.air.next());
             }
         }
+    }
+
+    /// How long an ack takes at most, as a rule.
+    pub(super) fn usual_wait(&self) -> Duration {
+        self.round_trip.wait(0)
+    }
+
+    /// The server was silent and is there again. If it `has_moved`, nothing that is on its way will reach it.
+    pub(super) fn resume(&mut self, now: Instant, has_moved: bool) {
+        self.round_trip.forget_doublings();
+        if has_moved {
+            self.sweep(Loss::Expired, |_, _, _| true);
+            self.congestion.start_over(self.air.next());
+        } else {
+            self.expire(now);
+        }
+    }
+
+    /// Nothing of what was sent counts any more. Numbers go on, so that late acks of it do not count either.
+    pub(super) fn restart(&mut self) {
+        self.base = self.next_sequence();
+        self.settled += self.flights.len() as u64;
+        self.flights.clear();
+        self.lost.clear();
+        self.air.clear();
+        self.out = 0;
+        self.silent_since = None;
+        self.round_trip.forget_doublings();
+        self.congestion.start_over(self.air.next());
+        self.classic = self.classic.take().map(|_| Classic::new());
     }
 
     /// When [`Self::expire`] has something to do.
@@ -342,10 +417,7 @@ impl AckWindow {
     }
 
     fn wait(&self, doublings: u32) -> Duration {
-        match self.pace {
-            Pace::Single => self.round_trip.patient_wait(),
-            Pace::Stream => self.round_trip.wait(doublings),
-        }
+        if self.is_adaptive() { self.round_trip.wait(doublings) } else { self.round_trip.patient_wait() }
     }
 
     /// Goes through the oldest transmissions: forgets what is acknowledged or was sent again since, and declares lost
@@ -376,7 +448,7 @@ impl AckWindow {
             flight.loss = loss;
             self.out -= 1;
             self.lost.push_back(sequence);
-            if self.pace == Pace::Stream {
+            if self.is_adaptive() {
                 self.congestion.lost(transmission);
             }
         }
@@ -409,7 +481,7 @@ mod tests {
     /// A streaming window with `count` messages sent, numbered from 1 on.
     fn window(count: u64) -> (AckWindow, Instant) {
         let now = Instant::now();
-        let mut window = AckWindow::new(1448, MAX_WINDOW, SECOND);
+        let mut window = AckWindow::new(1448, WindowChoice::default(), SECOND);
         window.set_pace(Pace::Stream);
         for number in 1..=count {
             assert!(window.has_room());
@@ -667,7 +739,7 @@ mod tests {
             steps in prop::collection::vec((0..4_u8, 0..200_u32), 1..400),
         ) {
             let mut now = Instant::now();
-            let mut window = AckWindow::new(1448, cap, SECOND);
+            let mut window = AckWindow::new(1448, WindowChoice::Adaptive { cap }, SECOND);
             window.set_pace(Pace::Stream);
             window.base = Sequence(start);
             let (mut model, mut pushed) = (Model::new(), 0_u64);

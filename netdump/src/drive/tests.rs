@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 mod packed;
 
 use super::*;
+use crate::ReadError;
 use crate::digest::Digest;
 use crate::link::pipe::{self, Pipe};
-use crate::link::{Frame, GuestPiece, LinkError, Offloads, PcapWriter, pcap::PcapFile};
+use crate::link::{Frame, GuestPiece, LinkError, Offloads, PcapWriter, Received, Sent, pcap::PcapFile};
 use crate::report::Outcome;
 use crate::wire::arp::ArpPacket;
 use crate::wire::checksum::Checksum;
