@@ -85,7 +85,7 @@ pub(super) fn crowd(seed: u64) -> Verdict {
     let count = 2 + u8::try_from(rng.below(6)).expect("few");
     let clients = (0..count).map(|number| {
         let config = any_config(&mut rng, Place::number(number));
-        let core = Core::sparse(&mut rng, 2);
+        let core = any_core(&mut rng, &config, 2);
         ClientStation::starting_at(started, config, ClientStation::plan(&core), core)
     });
     let crowd = Crowd::of(clients.collect());
@@ -136,7 +136,8 @@ pub fn any_client(rng: &mut Rng, place: Place) -> ClientStation {
     if rng.chance(200) {
         return packed_client(rng, config);
     }
-    let core = any_core(rng);
+    let pieces = rng.below(5);
+    let core = any_core(rng, &config, pieces);
     let plan = DumpPlan { key: any_key(rng), ..ClientStation::plan(&core) };
     ClientStation::new(config, plan, core)
 }
@@ -158,12 +159,16 @@ fn packed_client(rng: &mut Rng, config: ClientConfig) -> ClientStation {
     ClientStation::growing(config, key, core, header.to_bytes(), growth)
 }
 
-/// Small and sparse, now and then so large that windows have time to grow.
-fn any_core(rng: &mut Rng) -> Core {
+/// Small and sparse, now and then so large that windows have time to grow. What leaves parts out must say so by naming its
+/// dump.
+pub(in crate::torture) fn any_core(rng: &mut Rng, config: &ClientConfig, pieces: u64) -> Core {
     if rng.chance(50) {
         return Core::solid(rng, 4 << 20);
     }
-    let pieces = rng.below(5);
+    if config.dump_id == 0 {
+        let len = rng.index(200_000);
+        return Core::solid(rng, len);
+    }
     Core::sparse(rng, pieces)
 }
 
