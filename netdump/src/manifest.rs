@@ -93,10 +93,37 @@ pub struct GapList {
     pub listed: Vec<(u64, u64)>,
 }
 
+impl GapList {
+    /// Whether the gaps that are listed lie one behind the other in a core of this length, and are no more than counted.
+    pub fn fit(&self, length: u64) -> bool {
+        let mut end = 0;
+        let ascending = self.listed.iter().all(|&(start, stop)| {
+            let behind = end <= start && start < stop && stop <= length;
+            end = stop;
+            behind
+        });
+        // Ascending and below `length`, so that their sum cannot overflow.
+        let listed = || self.listed.iter().map(|&(start, stop)| stop - start).sum::<u64>();
+        ascending && self.listed.len() as u64 <= self.count && self.bytes <= length && listed() <= self.bytes
+    }
+}
+
 impl From<&Gaps> for GapList {
     fn from(gaps: &Gaps) -> Self {
         let listed = gaps.listed.iter().map(|gap| (gap.start, gap.end)).collect();
         Self { count: gaps.count, bytes: gaps.bytes, listed }
+    }
+}
+
+impl Manifest {
+    /// Whether the core is stored compressed.
+    pub fn is_compressed(&self) -> bool {
+        self.header.as_ref().is_some_and(|header| header.parity && header.compression != "none")
+    }
+
+    /// Whether the core is stored encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.key.is_some()
     }
 }
 

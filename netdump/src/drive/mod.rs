@@ -82,6 +82,7 @@ pub fn run(
     control: &mut dyn FnMut(&Progress) -> ControlFlow<String>,
 ) -> Result<DumpReport, RunError> {
     let _span = tracing::info_span!("client", server = %config.server).entered();
+    let config = named(config);
     if dump.packing.is_plain() {
         return Ok(run_hashing(config, dump, link, control)?);
     }
@@ -116,6 +117,14 @@ fn run_hashing(
         threads.into_iter().for_each(|thread| drop(thread.join()));
         report
     })
+}
+
+/// Gives the dump a name of its own, unless it has one: of a dump without a name a receiver takes what is not sent for lost.
+fn named(config: ClientConfig) -> ClientConfig {
+    match config.dump_id {
+        0 => ClientConfig { dump_id: getrandom::u32().unwrap_or(1).max(1), ..config },
+        _ => config,
+    }
 }
 
 /// Runs a dump while another thread packs the core. The two end together.

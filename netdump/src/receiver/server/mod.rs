@@ -197,3 +197,6 @@ impl<S: DumpStore> Server<S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,14 +4,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::Fault;
+use super::server::ABLE;
 use crate::wire::{Ack, Message, MessageKind, SERVER_PORT};
 
 /// Messages that a client may have unacknowledged: far more than any server has room for, and few enough that a client
 /// which does not look at acks is told from one with a large window.
 const MAX_IN_FLIGHT: usize = 1 << 16;
 
-/// What a server that knows ids of dumps changes in the number of a HERALD to say so.
-const ABLE: u32 = 0x8000_0000;
+/// Messages that are remembered, to know them when they are sent again.
+const MAX_KNOWN: usize = 4 * MAX_IN_FLIGHT;
 
 /// Which acks count for a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +28,9 @@ pub enum AcksFrom {
 pub struct ClientJudge {
     server: Ipv4Addr,
     acks_from: AcksFrom,
-    /// Every message of the present attempt, by number.
+    /// Messages of the present attempt, by number: all from `oldest` on.
     sent: HashMap<u32, Sent>,
+    oldest: u32,
     /// Its data messages that are not acknowledged.
     in_flight: usize,
     /// Data that was acknowledged, as start and end, in any order.
@@ -64,6 +66,7 @@ impl ClientJudge {
             server,
             acks_from,
             sent: HashMap::new(),
+            oldest: 0,
             in_flight: 0,
             acked: Vec::new(),
             ports: BTreeSet::new(),
@@ -87,6 +90,9 @@ impl ClientJudge {
         }
         if !self.ports.contains(&port) {
             return self.accuse(Fault::UnlearnedPort { port, kind: message.kind });
+        }
+        if message.sequence < self.oldest {
+            return;
         }
         let sent = Sent {
             kind: message.kind,
@@ -180,6 +186,7 @@ impl ClientJudge {
     fn begin(&mut self, herald: u32) {
         self.acked.clear();
         self.sent.clear();
+        self.oldest = 0;
         self.ports.clear();
         self.questions.clear();
         (self.in_flight, self.learned, self.header, self.finished) = (0, None, None, false);
@@ -222,6 +229,24 @@ impl ClientJudge {
             MessageKind::EkcdKey | MessageKind::Herald => {}
         }
         self.sent.insert(sequence, sent);
+        if self.sent.len() > MAX_KNOWN {
+            self.forget(sequence);
+        }
+    }
+
+    /// Forgets messages that were acknowledged long ago: a dump may be larger than this machine.
+    fn forget(&mut self, newest: u32) {
+        self.oldest = newest.saturating_sub(u32::try_from(MAX_IN_FLIGHT).unwrap_or(u32::MAX));
+        let oldest = self.oldest;
+        self.sent.retain(|number, sent| *number >= oldest || !sent.is_acked);
+        self.acked.sort_unstable();
+        self.acked.dedup_by(|next, last| {
+            let joins = next.0 <= last.1;
+            if joins {
+                last.1 = last.1.max(next.1);
+            }
+            joins
+        });
     }
 
     /// Data that was sent and never acknowledged.

@@ -9,7 +9,7 @@ use super::{ASK_EVERY, LiveError, Outside, Played, play, wait};
 use crate::report::Outcome;
 use crate::torture::control::Control;
 use crate::torture::judge::{AcksFrom, Fault, Judge};
-use crate::torture::peers::{FakeServer, Manner};
+use crate::torture::peers::{FakeServer, Manner, Writes};
 use crate::torture::scenarios::Verdict;
 use crate::torture::sim::hosts::{CLIENT_IP, SERVER_IP};
 use crate::torture::sim::{Rng, SimNet, Weather};
@@ -81,7 +81,8 @@ fn serve(
     let weather = Weather::brief(&mut Rng::new(seed));
     // A kernel looks at the server's address, not at its port.
     let judge = Judge::new(SERVER_IP, AcksFrom::AnyPort);
-    let server = FakeServer::new(manner);
+    // A kernel's core may be larger than this machine.
+    let server = FakeServer::new(manner).writing(Writes::Nowhere, 0);
     let mut net = SimNet::new("live-client", seed, weather.clone(), client, server).with_judge(judge);
     if play(&mut net, outside, &|| !(control.stops)())? == Played::Stopped {
         return Ok(None);

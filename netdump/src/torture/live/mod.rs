@@ -93,3 +93,6 @@ fn wait(sockets: &[BorrowedFd<'_>], most: Duration) -> Result<(), LiveError> {
         Err(error) => Err(LiveError::Io { doing: "waiting for datagrams", source: error.into() }),
     }
 }
+
+#[cfg(test)]
+mod tests;

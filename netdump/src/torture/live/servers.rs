@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::files::{self, File};
 use super::outside::RealServer;
 use super::{LiveError, Played, play};
-use crate::client::{ClientConfig, Ending};
+use crate::client::ClientConfig;
 use crate::report::Outcome;
 use crate::torture::control::{Control, play_all};
 use crate::torture::judge::{AcksFrom, Fault, Judge};
@@ -19,7 +19,7 @@ use crate::torture::peers::{
 };
 use crate::torture::scenarios::Verdict;
 use crate::torture::scenarios::judging::{Accused, accusations, outcome, untruth};
-use crate::torture::scenarios::ours::{Place, any_config, must_complete};
+use crate::torture::scenarios::ours::{Place, any_config, any_core, must_complete};
 use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, SERVER_IP};
 use crate::torture::sim::{Party, Rng, SimNet, Station, Weather};
 use crate::torture::tally::Tally;
@@ -193,8 +193,8 @@ impl Run<'_> {
     /// A client of ours with patience for a few seconds.
     fn client(&self, rng: &mut Rng, place: Place, started: Instant) -> ClientStation {
         let pieces = 1 + rng.below(3);
-        let core = Core::sparse(rng, pieces);
         let any = any_config(rng, place);
+        let core = any_core(rng, &any, pieces);
         let mtu = if self.server.address.ip().is_loopback() { any.mtu } else { any.mtu.min(1500) };
         let config = ClientConfig { mtu, polls: 600, retries: 10, deadline: None, rate: None, ..any };
         ClientStation::starting_at(started, config, ClientStation::plan(&core), core)
@@ -208,6 +208,15 @@ impl Run<'_> {
 
     fn play<C: Party>(&self, net: &mut SimNet<RealServer, C>) -> Result<Played, LiveError> {
         play(net, |net| &mut net.server, &|| !(self.control.stops)())
+    }
+
+    /// What a client says names the simulated server; what people are told names the real one.
+    fn with_address(&self, fault: Fault) -> Fault {
+        let real = self.server.address.ip().to_string();
+        match fault {
+            Fault::GaveUp(why) => Fault::GaveUp(why.replace(&SERVER_IP.to_string(), &real)),
+            other => other,
+        }
     }
 
     /// What the server has stored, where that can be seen.
@@ -238,11 +247,13 @@ impl Run<'_> {
         let mut faults = self.accusations(&mut net, files.as_deref());
         let stored = files.as_ref().map(|files| files.iter().map(File::stored).collect::<Vec<_>>());
         let clients = net.client.ours();
-        faults.extend(
-            clients.iter().filter_map(|client| untruth(client, stored.as_deref(), must(&client.config))),
-        );
-        let all = clients.iter().all(|client| matches!(client.ending, Some(Ending::Complete)));
-        let outcome = if all { Outcome::Complete } else { clients.last().map_or(Outcome::Failed, outcome) };
+        let untruths =
+            clients.iter().filter_map(|client| untruth(client, stored.as_deref(), must(&client.config)));
+        // What a server has acknowledged and lost is its own fault: a client cannot know of it.
+        let clients_own = |fault: &Fault| !matches!(fault, Fault::MissingUntrue | Fault::UnconfirmedUntrue);
+        faults.extend(untruths.filter(clients_own).map(|fault| self.with_address(fault)));
+        let unlucky = clients.iter().map(outcome).find(|outcome| *outcome != Outcome::Complete);
+        let outcome = unlucky.unwrap_or(Outcome::Complete);
         Ok(Some(Verdict { outcome, elapsed: net.elapsed(), faults }))
     }
 }

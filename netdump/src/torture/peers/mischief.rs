@@ -10,7 +10,6 @@ use crate::wire::{Ack, MacAddr, Message, MessageKind, Route};
 use super::core::header;
 use crate::torture::sim::Rng;
 use crate::torture::sim::Station;
-use crate::torture::sim::datagram::Datagram;
 use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp};
 
 /// A vandal's hardware address.
@@ -186,7 +185,7 @@ impl Stranger {
     }
 
     /// A message as the client's own next ones could be, but for its bytes and for where it comes from.
-    fn forge(&mut self, seen: &Datagram<'_>, like: &Message<'_>) -> Vec<u8> {
+    fn forge(&mut self, seen: &Route, like: &Message<'_>) -> Vec<u8> {
         let (kind, payload): (_, &[u8]) = match self.rng.below(4) {
             0 => (MessageKind::Finished, &[]),
             1 => (MessageKind::Kdh, &header(1)),
@@ -215,11 +214,10 @@ impl Stranger {
 
 impl Station for Stranger {
     fn handle_frame(&mut self, _now: Instant, frame: &[u8]) {
-        let Some(seen) = Datagram::of(frame).filter(|seen| *seen.destination.ip() == SERVER_IP) else {
-            return;
-        };
-        let Ok(message) = Message::parse(seen.payload) else { return };
-        if message.kind != MessageKind::Herald && self.rng.chance(200) {
+        let Ok((seen, payload)) = Route::parse(frame) else { return };
+        let Ok(message) = Message::parse(payload) else { return };
+        let is_to_server = *seen.destination.ip() == SERVER_IP;
+        if is_to_server && message.kind != MessageKind::Herald && self.rng.chance(200) {
             let forgery = self.forge(&seen, &message);
             self.forgeries.push_back(forgery);
         }

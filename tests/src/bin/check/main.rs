@@ -32,7 +32,7 @@ struct Step {
     run: fn(&Path) -> anyhow::Result<()>,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step { name: "install", run: install },
     Step { name: "format", run: format },
     Step { name: "readme", run: readme },
@@ -40,6 +40,7 @@ const STEPS: [Step; 8] = [
     Step { name: "fuzz", run: fuzz::fuzz },
     Step { name: "doc", run: doc },
     Step { name: "build", run: build },
+    Step { name: "torture", run: torture },
     Step { name: "test", run: test },
 ];
 
@@ -135,6 +136,11 @@ fn doc(root: &Path) -> anyhow::Result<()> {
 
 fn build(root: &Path) -> anyhow::Result<()> {
     cargo(root, &["build", "--quiet", "--release", "--workspace", "--bins"])
+}
+
+/// 10,000 seeds of the simulated network; they take seconds.
+fn torture(root: &Path) -> anyhow::Result<()> {
+    cargo(root, &["run", "--quiet", "--release", "--package", "netdump", "--", "torture"])
 }
 
 /// Every path that README names must exist.
