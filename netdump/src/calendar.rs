@@ -1,5 +1,7 @@
 //! Seconds since 1970 as a date: UTC, Gregorian calendar.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 /// A second of the calendar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CalendarTime {
@@ -39,6 +41,14 @@ impl CalendarTime {
     }
 }
 
+/// A time as RFC 3339 has it, to the second: `2026-11-23T14:45:06Z`. Before 1970 it is 1970.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let CalendarTime { year, month, day, hour, minute, second, .. } =
+        CalendarTime::from_unix(since.as_secs());
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
 fn small(value: u64) -> u8 {
     u8::try_from(value).expect("a part of a date below 100")
 }
@@ -64,6 +74,12 @@ mod tests {
         ] {
             assert_eq!(date(seconds), expected, "{seconds}");
         }
+    }
+
+    #[test]
+    fn times_are_written_as_rfc_3339_has_them() {
+        let time = UNIX_EPOCH + std::time::Duration::from_millis(951_782_399_900);
+        assert_eq!(rfc3339(time), "2000-02-28T23:59:59Z");
     }
 
     #[test]

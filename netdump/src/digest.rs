@@ -98,10 +98,7 @@ pub fn hex(hash: &Hash) -> String {
 /// Hashes a core from its start to its end.
 #[derive(Debug, Default)]
 pub struct Digester {
-    /// Of this piece so far, but for `zeros`.
-    piece: blake3::Hasher,
-    /// Zeros that come next in this piece: hashed when it turns out that it has other bytes too.
-    zeros: u64,
+    piece: PieceHasher,
     length: u64,
     pieces: Vec<Hash>,
 }
@@ -120,7 +117,6 @@ impl Digester {
     /// The next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            self.hash_zeros();
             let room = usize::try_from(self.room()).expect("at most a MiB");
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.piece.update(now);
@@ -132,7 +128,7 @@ impl Digester {
     /// So many zeros.
     pub fn zeros(&mut self, count: u64) {
         let now = count.min(self.room());
-        self.zeros += now;
+        self.piece.zeros(now);
         self.advance(now);
         let (whole, rest) = ((count - now) / PIECE_LEN, (count - now) % PIECE_LEN);
         if whole > 0 {
@@ -141,7 +137,7 @@ impl Digester {
                 self.pieces.resize(piece_count(self.length), *ZERO_PIECE);
             }
         }
-        self.zeros += rest;
+        self.piece.zeros(rest);
         self.advance(rest);
     }
 
@@ -166,33 +162,60 @@ impl Digester {
         }
     }
 
+    /// Memory is bounded: what is too long is gone through, but has no digest.
     fn end_piece(&mut self) {
-        let hash = if self.zeros == PIECE_LEN {
-            self.zeros = 0;
-            *ZERO_PIECE
-        } else {
-            self.hash_zeros();
-            *self.piece.finalize().as_bytes()
-        };
-        self.piece.reset();
-        // Memory is bounded: what is too long is gone through, but has no digest.
+        let hash = self.piece.finish();
         if self.length <= MAX_LENGTH {
             self.pieces.push(hash);
         }
+    }
+}
+
+/// Hashes one piece after the other.
+#[derive(Debug, Default)]
+pub struct PieceHasher {
+    /// What came, but for the last `zeros` of it.
+    hasher: blake3::Hasher,
+    /// Hashed when it turns out that the piece has other bytes too.
+    zeros: u64,
+}
+
+impl PieceHasher {
+    /// The next bytes of the piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hash_zeros();
+        self.hasher.update(bytes);
+    }
+
+    /// So many zeros; [`PIECE_LEN`] of them cost nothing.
+    pub fn zeros(&mut self, count: u64) {
+        self.zeros += count;
+    }
+
+    /// The hash of the piece. What follows belongs to the next.
+    pub fn finish(&mut self) -> Hash {
+        if self.zeros == PIECE_LEN && self.hasher.count() == 0 {
+            self.zeros = 0;
+            return *ZERO_PIECE;
+        }
+        self.hash_zeros();
+        let hash = *self.hasher.finalize().as_bytes();
+        self.hasher.reset();
+        hash
     }
 
     fn hash_zeros(&mut self) {
         const ZEROS: [u8; 4096] = [0; 4096];
         while self.zeros > 0 {
             let now = self.zeros.min(ZEROS.len() as u64);
-            self.piece.update(&ZEROS[..usize::try_from(now).expect("at most 4096")]);
+            self.hasher.update(&ZEROS[..usize::try_from(now).expect("at most 4096")]);
             self.zeros -= now;
         }
     }
 }
 
 /// Pieces of a core of at most [`MAX_LENGTH`] bytes.
-fn piece_count(length: u64) -> usize {
+pub(crate) fn piece_count(length: u64) -> usize {
     usize::try_from(length.div_ceil(PIECE_LEN)).expect("4 TiB have 2^22 pieces")
 }
 

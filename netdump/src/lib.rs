@@ -22,13 +22,16 @@
 mod calendar;
 pub mod client;
 pub mod digest;
+mod digest_file;
 pub mod drive;
 pub mod ekcd;
 pub mod facts;
 pub mod freebsd;
 pub mod link;
+pub mod manifest;
 pub mod progress;
 mod read_at;
+mod reader;
 pub mod receiver;
 pub mod report;
 mod sparse;
@@ -36,5 +39,6 @@ pub mod stream;
 pub mod torture;
 pub mod vmcore;
 pub mod wire;
+mod zeros;
 
 pub use read_at::{ReadAt, ReadError};

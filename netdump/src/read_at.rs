@@ -2,6 +2,13 @@
 
 use std::ops::Range;
 
+use crate::zeros::are_zeros;
+
+/// Bytes looked at first for anything but zeros: a line of the cache.
+const FIRST_LOOK: usize = 64;
+/// Bytes looked at at a time behind them, so that they are compared in the first cache.
+const LOOK: usize = 8 << 10;
+
 /// Why bytes of the core could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -51,6 +58,33 @@ pub trait ReadAt {
     /// What lies between such ranges need not be sent: a receiver's file reads as zeros where nothing was written.
     fn next_data(&self, offset: u64) -> Option<Range<u64>> {
         (offset < self.length()).then(|| offset..self.length())
+    }
+
+    /// Where the first byte at or behind `offset` lies that may be anything but zero: the start of [`Self::next_data`],
+    /// for less than that where its end is found page by page.
+    fn data_from(&self, offset: u64) -> Option<u64> {
+        self.next_data(offset).map(|run| run.start.max(offset))
+    }
+
+    /// Whether the `len` bytes at `offset` are all zeros; not when they cannot be read.
+    ///
+    /// Most memory that is not all zeros shows it in its first bytes, so those are read alone.
+    fn is_zeros(&self, offset: u64, len: usize) -> bool {
+        let mut first = [0; FIRST_LOOK];
+        let first = &mut first[..len.min(FIRST_LOOK)];
+        if self.read_at(offset, first).is_err() || !are_zeros(first) {
+            return false;
+        }
+        let mut buf = [0; LOOK];
+        let mut rest = offset + first.len() as u64..offset + len as u64;
+        while !rest.is_empty() {
+            let now = usize::try_from(rest.end - rest.start).map_or(LOOK, |left| left.min(LOOK));
+            if self.read_at(rest.start, &mut buf[..now]).is_err() || !are_zeros(&buf[..now]) {
+                return false;
+            }
+            rest.start += now as u64;
+        }
+        true
     }
 
     /// Guest-physical address of `len` bytes at `offset`, when they lie in one piece of guest memory.

@@ -41,7 +41,7 @@ pub struct DumpReport {
     /// Bytes of the core as it is stored. Of one that was packed on its way and failed before its end was known, the
     /// bytes packed until then.
     pub length: u64,
-    /// Hashes of the core as it is stored; absent when not all of it was sent.
+    /// Hashes of the core as it is stored; absent when not all of it was acknowledged, or there was no time to hash it.
     pub digest: Option<Digest>,
     /// How the core was packed on its way; absent when it is stored as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,18 +50,36 @@ pub struct DumpReport {
     pub bytes_sent: u64,
     /// Core bytes not sent because the guest never touched them and they read as zeros anyway.
     pub bytes_untouched: u64,
+    /// Core bytes not sent because they are zeros, though the guest has touched them.
+    #[serde(default)]
+    pub bytes_zero: u64,
     /// Ranges of the core that were not acknowledged, as `[start, end)`; at most 1,000 are listed.
     pub missing: Vec<(u64, u64)>,
     /// Messages sent for the first time.
     pub messages: u64,
     /// Messages sent again.
     pub resends: u64,
+    /// How often the server was silent or gone, and then went on with what it had.
+    #[serde(default)]
+    pub resumes: u64,
+    /// How often it began anew, so that everything was sent again.
+    #[serde(default)]
+    pub restarts: u64,
+    /// What may be on its way, where that was an option: as in `--window`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
+    /// Bytes of frames that may be sent in a second, where that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
     /// Frames received and ignored, by reason.
     pub ignored: Vec<(String, u64)>,
     /// Guest pages that could not be read and were sent as zeros.
     pub bad_pages: u64,
-    /// From the first ARP request to the end, in seconds.
+    /// From the first ARP request to the end, in seconds: of a complete dump until FINISHED was acknowledged.
     pub seconds: f64,
+    /// How much longer it took to hash the rest of the core, which is done on the side.
+    #[serde(default)]
+    pub digest_seconds: f64,
 }
 
 /// What became of a core on its way.
@@ -149,13 +167,19 @@ mod tests {
             digest: Some(Digest::of(&[1; 4096])),
             packing: None,
             bytes_sent: 4096,
-            bytes_untouched: (1 << 40) - 4096,
+            bytes_untouched: (1 << 40) - 8192,
+            bytes_zero: 4096,
             missing: vec![(0, 4096)],
             messages: 3,
             resends: 1,
+            resumes: 1,
+            restarts: 0,
+            window: Some("classic".into()),
+            rate: Some(500_000_000),
             ignored: vec![("bad checksum".into(), 2)],
             bad_pages: 1,
             seconds: 0.5,
+            digest_seconds: 0.25,
         }
     }
 

@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::zeros::are_zeros;
+
 /// What becomes a hole: a block of this many zeros at a multiple of it, as file systems have them.
 const BLOCK: usize = 4096;
-static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// A file that is being written, empty at first.
 #[derive(Debug)]
@@ -31,15 +32,15 @@ impl SparseWriter {
         let to_boundary = self.at.next_multiple_of(BLOCK as u64) - self.at;
         let head = usize::try_from(to_boundary).map_or(bytes.len(), |head| head.min(bytes.len()));
         let (head, mut rest) = bytes.split_at(head);
-        if is_zeros(head) {
+        if are_zeros(head) {
             self.at += head.len() as u64;
         } else {
             self.put(head)?;
         }
         while !rest.is_empty() {
-            let holes = count(rest, is_zeros);
+            let holes = count(rest, are_zeros);
             self.at += holes as u64;
-            let (data, behind) = rest[holes..].split_at(count(&rest[holes..], |block| !is_zeros(block)));
+            let (data, behind) = rest[holes..].split_at(count(&rest[holes..], |block| !are_zeros(block)));
             self.put(data)?;
             rest = behind;
         }
@@ -60,11 +61,6 @@ impl SparseWriter {
         self.at += bytes.len() as u64;
         Ok(())
     }
-}
-
-/// Whether a block, the last one may be shorter, is all zeros.
-fn is_zeros(block: &[u8]) -> bool {
-    ZEROS.starts_with(block)
 }
 
 /// Bytes of the leading blocks of a kind.

@@ -2,6 +2,7 @@
 //! kernels and their modules are made beside the loader's tests.)
 //! `UPDATE_SEEDS=1 cargo test -p harness --test formats fuzz_seeds` writes them.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::time::Duration;
@@ -48,10 +49,26 @@ fn cores() -> Vec<Seed> {
         ("netdump/fuzz/kernel.elf", kernel_behind(FakeKernel::default()).image()),
         ("netdump/fuzz/corpus/core_open/minidump", minidump.image()),
         ("netdump/fuzz/corpus/core_open/minidump-2", old.image()),
+        ("netdump/fuzz/corpus/core_open/gzip", gzip(&elf)),
+        ("netdump/fuzz/corpus/core_open/zstd", zstd(&elf)),
         ("netdump/fuzz/corpus/core_open/elf", elf),
         ("netdump/fuzz/corpus/core_open/full", full),
         ("netdump/fuzz/corpus/minidump_header/header", minidump.image()[..72].to_vec()),
     ]
+}
+
+/// A member that is not compressed, as what a compressor makes is of its version.
+fn gzip(core: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+    encoder.write_all(core).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// The same, a frame of one raw block (RFC 8878): one segment, its length in four bytes.
+fn zstd(core: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(core.len()).unwrap();
+    let block = (len << 3 | 1).to_le_bytes();
+    [&[0x28, 0xb5, 0x2f, 0xfd, 0xa0][..], &len.to_le_bytes(), &block[..3], core].concat()
 }
 
 fn headers() -> Vec<Seed> {

@@ -64,9 +64,12 @@ fn runs_of(image: &DumpImage<'_>) -> BTreeSet<u64> {
             at <= run.start && run.start < run.end && run.end <= image.length(),
             "{run:x?} after {at:#x}"
         );
+        assert_eq!(image.data_from(at), Some(run.start));
+        assert_eq!(image.data_from(run.end - 1), Some(run.end - 1));
         listed.extend(run.clone());
         at = run.end;
     }
+    assert_eq!(image.data_from(at), None);
     listed
 }
 

@@ -2,12 +2,15 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use netdump::digest::Digest;
+use netdump::manifest::{ClientFacts, GapList, Manifest, StoredKey};
 use netdump::report::{DumpReport, Outcome};
 use netdump::vmcore::verify::Finding;
 use netdump::vmcore::{Verdict, verify};
+
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::stored;
 
@@ -28,6 +31,78 @@ pub(super) fn report_of(path: &Path) -> DumpReport {
         seconds: 1.0,
         ..DumpReport::default()
     }
+}
+
+/// What a receiver that stored exactly this file says beside it.
+fn put_manifest(path: &Path) -> Manifest {
+    let bytes = fs::read(path).unwrap();
+    let manifest = Manifest {
+        manifest: netdump::manifest::VERSION,
+        receiver: "netdump 0".into(),
+        core: path.file_name().unwrap().to_str().unwrap().into(),
+        info: "info.vm1.0".into(),
+        key: None,
+        complete: true,
+        ending: "Dump complete".into(),
+        length: bytes.len() as u64,
+        digest: Some(Digest::of(&bytes)),
+        no_digest: None,
+        gaps: GapList::default(),
+        bytes: bytes.len() as u64,
+        messages: 1,
+        repeated: 0,
+        ignored: 0,
+        resumed: 0,
+        began: "2026-11-23T00:00:00Z".into(),
+        ended: "2026-11-23T00:00:01Z".into(),
+        seconds: 1.0,
+        bytes_per_second: Some(1.0),
+        client: ClientFacts {
+            address: "10.0.0.2:20024".parse().unwrap(),
+            name: "vm1".into(),
+            local: "10.0.0.9".parse().unwrap(),
+            path: None,
+        },
+        header: None,
+    };
+    write_manifest(path, &manifest);
+    manifest
+}
+
+fn manifest_path(core: &Path) -> PathBuf {
+    core.with_file_name("manifest.vm1.0.json")
+}
+
+fn write_manifest(core: &Path, manifest: &Manifest) {
+    fs::write(manifest_path(core), serde_json::to_string(manifest).unwrap()).unwrap();
+}
+
+/// A file of 5 MiB and a bit, which is no core that can be read: of 64 KiB at offset 3 MiB nothing was written.
+fn opaque() -> (PathBuf, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vmcore.vm1.0");
+    let mut bytes: Vec<u8> = (0..(5 << 20) + 1000_u32).map(|i| (i % 251).to_le_bytes()[0] | 1).collect();
+    bytes[..24].copy_from_slice(b"minidump FreeBSD/arm64\0\x02");
+    let file = fs::File::create_new(&path).unwrap();
+    file.write_all_at(&bytes[..3 << 20], 0).unwrap();
+    file.write_all_at(&bytes[(3 << 20) + 0x1_0000..], (3 << 20) + 0x1_0000).unwrap();
+    (path, directory)
+}
+
+/// All that a check by this name found wrong.
+fn differences(verdict: &Verdict, check: &str) -> Vec<(u64, u64)> {
+    let of_check = verdict.differences.iter().filter(|difference| difference.check == check);
+    of_check.map(|difference| (difference.start, difference.end)).collect()
+}
+
+fn text_of<'a>(verdict: &'a Verdict, name: &str) -> &'a str {
+    let check = verdict.checks.iter().find(|check| check.name == name);
+    check.map_or_else(|| panic!("no {name} in {verdict}"), |check| &check.text)
+}
+
+fn failed(verdict: &Verdict) -> Vec<&'static str> {
+    let failed = verdict.checks.iter().filter(|check| check.finding == Finding::Fail);
+    failed.map(|check| check.name).collect()
 }
 
 fn info(length: u64, parity: &str, ending: &str) -> String {
@@ -54,6 +129,7 @@ fn whole_core_with_its_report_is_proven() {
     let (path, directory) = stored();
     let report = report_of(&path);
     fs::write(directory.path().join("info.vm1.0"), info(report.length, "Pass", "Dump complete")).unwrap();
+    put_manifest(&path);
     let mut last = (0, 0);
     let verdict = verify(&path, Some(&report), &mut |done, total| last = (done, total));
     assert!(verdict.whole() && verdict.is_content_proven(), "{verdict}");
@@ -235,4 +311,239 @@ fn words_of_a_server_cannot_command_the_terminal() {
         assert!(text.contains("\\u{1b}"), "{text}");
         assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text}");
     }
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn core_is_proven_unchanged_by_its_manifest_and_whole_by_its_report() {
+    let (path, _directory) = opaque();
+    let report = report_of(&path);
+    assert!(!check(&path, None).whole(), "nothing speaks for it");
+    put_manifest(&path);
+    let verdict = check(&path, None);
+    assert!(verdict.whole() && !verdict.is_content_proven(), "{verdict}");
+    assert!(verdict.to_string().contains("it is as the receiver stored it"), "{verdict}");
+    let verdict = check(&path, Some(&report));
+    assert!(verdict.is_content_proven() && failed(&verdict).is_empty(), "{verdict}");
+    assert!(text_of(&verdict, "transfer").contains("the same at sender and receiver"));
+}
+
+#[test]
+fn a_flipped_bit_is_located_whatever_its_place() {
+    let (path, _directory) = opaque();
+    let (report, length) = (report_of(&path), 5 * MIB + 1000);
+    put_manifest(&path);
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    // The first and the last byte of the file and of pieces, and in the middle: each in another bit.
+    let offsets = [0, MIB - 1, MIB, MIB + MIB / 2, 3 * MIB - 1, 4 * MIB + 4095, 5 * MIB, length - 1];
+    for (bit, offset) in offsets.into_iter().enumerate() {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[byte[0] ^ (1 << bit)], offset).unwrap();
+        let piece = (offset / MIB * MIB, (offset / MIB * MIB + MIB).min(length));
+        let verdict = check(&path, Some(&report));
+        // Of the magic itself, the file becomes another kind of file.
+        let found: Vec<_> = failed(&verdict).into_iter().filter(|name| *name != "structure").collect();
+        assert_eq!(found, ["content", "unchanged"], "{verdict}");
+        for check in ["content", "unchanged"] {
+            assert_eq!(differences(&verdict, check), [piece], "{verdict}");
+            let range = format!("different: {:#x} to {:#x}", piece.0, piece.1);
+            assert!(text_of(&verdict, check).contains(&range), "{verdict}");
+        }
+        assert_eq!(differences(&check(&path, None), "unchanged"), [piece], "by the manifest alone");
+        file.write_all_at(&byte, offset).unwrap();
+    }
+    assert!(check(&path, Some(&report)).is_content_proven());
+}
+
+#[test]
+fn bits_flipped_in_several_places_are_all_located() {
+    let (path, _directory) = opaque();
+    put_manifest(&path);
+    for offset in [5, MIB + 5, 4 * MIB] {
+        change_byte(&path, offset, 0);
+    }
+    let verdict = check(&path, None);
+    assert_eq!(differences(&verdict, "unchanged"), [(0, 2 * MIB), (4 * MIB, 5 * MIB)], "{verdict}");
+}
+
+#[test]
+fn a_hole_punched_into_data_is_told_from_one_that_was_received() {
+    let (path, _directory) = opaque();
+    let report = report_of(&path);
+    let gap = (3 * MIB, 3 * MIB + 0x1_0000);
+    let manifest = put_manifest(&path);
+    write_manifest(
+        &path,
+        &Manifest { gaps: GapList { count: 1, bytes: 0x1_0000, listed: vec![gap] }, ..manifest },
+    );
+    assert!(check(&path, Some(&report)).is_content_proven());
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    for at in [3 * MIB + 0x2_0000, 4 * MIB + 0x1000] {
+        fallocate(&file, punch, i64::try_from(at).unwrap(), 0x1000).unwrap();
+    }
+    let verdict = check(&path, Some(&report));
+    assert_eq!(differences(&verdict, "content"), [(3 * MIB, 5 * MIB)], "{verdict}");
+    let text = text_of(&verdict, "unchanged");
+    assert!(text.contains("(of which 0x320000 to 0x321000, 0x401000 to 0x402000 is a hole)"), "{text}");
+}
+
+#[test]
+fn a_cut_or_grown_file_is_found_and_so_is_what_else_is_wrong() {
+    let (path, _directory) = opaque();
+    let (report, length) = (report_of(&path), 5 * MIB + 1000);
+    put_manifest(&path);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let copy = fs::read(&path).unwrap();
+    for cut in [length - 1, 5 * MIB, 5 * MIB - 1, 100] {
+        file.set_len(cut).unwrap();
+        let verdict = check(&path, Some(&report));
+        let found: Vec<_> = failed(&verdict).into_iter().filter(|name| *name != "structure").collect();
+        assert_eq!(found, ["manifest", "content", "unchanged"], "{verdict}");
+        assert_eq!(differences(&verdict, "content"), [(cut, length)], "{verdict}");
+        let text = text_of(&verdict, "content");
+        let lost = if length - cut == 1 { "1 byte".into() } else { format!("{} bytes", length - cut) };
+        assert!(text.contains(&format!("the file has {cut}: {lost} from {cut:#x} on missing")), "{text}");
+    }
+    file.write_all_at(&copy, 0).unwrap();
+    file.set_len(length + 5000).unwrap();
+    change_byte(&path, MIB, 0);
+    let verdict = check(&path, None);
+    assert_eq!(differences(&verdict, "unchanged"), [(MIB, 2 * MIB), (length, length + 5000)], "{verdict}");
+    assert!(text_of(&verdict, "unchanged").contains("5000 bytes from 0x5003e8 on too many"), "{verdict}");
+}
+
+#[test]
+fn what_changed_on_its_way_is_told_from_what_changed_later() {
+    let (path, _directory) = opaque();
+    let report = report_of(&path);
+    change_byte(&path, 2 * MIB, 0);
+    put_manifest(&path);
+    let verdict = check(&path, Some(&report));
+    assert_eq!(failed(&verdict), ["content", "transfer"], "{verdict}");
+    assert_eq!(differences(&verdict, "transfer"), [(2 * MIB, 3 * MIB)]);
+    change_byte(&path, 0x5000, 0);
+    let verdict = check(&path, Some(&report));
+    assert_eq!(differences(&verdict, "unchanged"), [(0, MIB)]);
+    assert_eq!(differences(&verdict, "content"), [(0, MIB), (2 * MIB, 3 * MIB)]);
+}
+
+#[test]
+fn a_manifest_that_was_tampered_with_is_found_out() {
+    let (path, directory) = opaque();
+    let good = put_manifest(&path);
+    let text = fs::read_to_string(manifest_path(&path)).unwrap();
+    fs::write(directory.path().join("info.vm1.0"), info(good.length, "Pass", "Dump complete")).unwrap();
+    let judged = |text: &str| {
+        fs::write(manifest_path(&path), text).unwrap();
+        check(&path, None)
+    };
+    // A digit of a piece's hash, of the root, of the length; a piece less.
+    let digest = good.digest.clone().unwrap();
+    for hash in [netdump::digest::hex(&digest.pieces[1]), digest.root_hex()] {
+        let digit = if hash.starts_with('0') { "1" } else { "0" };
+        let verdict = judged(&text.replace(&hash, &format!("{digit}{}", &hash[1..])));
+        assert_eq!(failed(&verdict)[0], "manifest", "{verdict}");
+        assert!(text_of(&verdict, "manifest").contains("does not follow from its pieces"), "{verdict}");
+    }
+    let verdict = judged(&text.replace("\"length\":5243880", "\"length\":5243881"));
+    assert!(text_of(&verdict, "manifest").contains("the receiver stored 5243881 bytes"), "{verdict}");
+    // Hashes that fit together, of other bytes.
+    let mut other = fs::read(&path).unwrap();
+    other[(1 << 20) + 1] ^= 1;
+    write_manifest(&path, &Manifest { digest: Some(Digest::of(&other)), ..good.clone() });
+    assert_eq!(differences(&check(&path, None), "unchanged"), [(MIB, 2 * MIB)]);
+    // What contradicts itself, or the info file.
+    let gaps = |listed: &[(u64, u64)], count, bytes| GapList { count, bytes, listed: listed.to_vec() };
+    for gaps in
+        [gaps(&[(0, u64::MAX)], 1, 1), gaps(&[(5, 1)], 1, 1), gaps(&[(0, 10)], 0, 10), gaps(&[(0, 10)], 1, 9)]
+    {
+        write_manifest(&path, &Manifest { gaps, ..good.clone() });
+        assert_eq!(
+            failure_of(&check(&path, None), "manifest"),
+            "its gaps do not fit together, or into the core"
+        );
+    }
+    write_manifest(&path, &Manifest { ending: "Dump complete!".into(), ..good.clone() });
+    assert!(failure_of(&check(&path, None), "manifest").contains("the info file says 'Dump complete'"));
+    let shorter = Digest { length: 5 * MIB, pieces: good.digest.clone().unwrap().pieces[..5].to_vec() };
+    write_manifest(&path, &Manifest { digest: Some(shorter), ..good });
+    assert!(failure_of(&check(&path, None), "manifest").contains("its digest 5242880"));
+    for junk in ["", "null", "[]", "{\"manifest\": 1}", &text[..text.len() / 2], &"[".repeat(100_000)] {
+        assert_eq!(failed(&judged(junk)), ["structure", "manifest"][1..], "{junk:.20}");
+    }
+    fs::remove_file(manifest_path(&path)).unwrap();
+    fs::create_dir(manifest_path(&path)).unwrap();
+    assert!(!check(&path, None).whole());
+}
+
+fn failure_of(verdict: &Verdict, name: &str) -> String {
+    assert!(failed(verdict).contains(&name), "{verdict}");
+    text_of(verdict, name).to_owned()
+}
+
+#[test]
+fn incomplete_dump_is_not_whole_but_can_be_unchanged() {
+    let (path, _directory) = opaque();
+    let manifest = put_manifest(&path);
+    let gaps = GapList { count: 2, bytes: 0x2000, listed: vec![(0x1000, 0x2000), (0x5000, 0x6000)] };
+    let ending = "Dump incomplete: client timed out".to_owned();
+    write_manifest(&path, &Manifest { complete: false, ending, gaps, ..manifest });
+    let verdict = check(&path, None);
+    assert_eq!(failed(&verdict), ["manifest"], "{verdict}");
+    let text = text_of(&verdict, "manifest");
+    assert!(text.ends_with("client timed out; missing: 0x1000 to 0x2000, 0x5000 to 0x6000"), "{text}");
+    assert!(text_of(&verdict, "unchanged").contains("is that of the core as it was stored"));
+}
+
+#[test]
+fn key_beside_an_encrypted_core_is_judged_too() {
+    let (path, directory) = opaque();
+    let key = |file: &str, bytes: &[u8]| StoredKey {
+        file: file.into(),
+        length: bytes.len() as u64,
+        blake3: blake3::hash(bytes).to_hex().to_string(),
+    };
+    let manifest = put_manifest(&path);
+    fs::write(directory.path().join("key.vm1.0"), b"the key").unwrap();
+    let judged = |key: StoredKey| {
+        write_manifest(&path, &Manifest { key: Some(key), ..manifest.clone() });
+        let verdict = check(&path, None);
+        (verdict.whole(), text_of(&verdict, "key").to_owned())
+    };
+    assert_eq!(judged(key("key.vm1.0", b"the key")), (true, "key.vm1.0 is as it was stored".into()));
+    assert!(judged(key("key.vm1.0", b"the Key")).1.contains("its hash is another"));
+    assert!(judged(key("key.vm1.0", b"the")).1.contains("has 7 bytes, 3 were stored"));
+    assert!(judged(key("key.vm1.1", b"the key")).1.contains("cannot be read"));
+    for elsewhere in ["../key.vm1.0", "/dev/zero", "", ".", "x/y"] {
+        assert!(judged(key(elsewhere, b"the key")).1.contains("is called"), "{elsewhere}");
+    }
+}
+
+#[test]
+fn manifest_of_a_core_that_was_unpacked_since_is_left_alone() {
+    let (path, _directory) = stored();
+    let manifest = put_manifest(&path);
+    let mut json = serde_json::to_value(&manifest).unwrap();
+    json["length"] = 7.into();
+    json["header"] = serde_json::json!({
+        "parity": true, "architecture": "amd64", "length": 7, "extent": manifest.length, "compression": "zstd",
+        "key_size": 0, "dump_time": 0, "host_name": "vm1", "version": "", "panic": "boom",
+    });
+    fs::write(manifest_path(&path), json.to_string()).unwrap();
+    let verdict = check(&path, None);
+    assert!(verdict.whole(), "{verdict}");
+    assert!(text_of(&verdict, "manifest").contains("the core as it was stored, which this file is no more"));
+}
+
+#[test]
+fn words_of_a_manifest_cannot_command_the_terminal() {
+    let (path, _directory) = opaque();
+    let manifest = put_manifest(&path);
+    let ending = "\u{1b}]0;title\u{7}\nThe core is whole".to_owned();
+    write_manifest(&path, &Manifest { complete: false, ending, core: "\u{1b}[2J".into(), ..manifest });
+    let text = check(&path, None).to_string();
+    assert!(text.contains("\\u{1b}") && !text.contains(|c: char| c.is_control() && c != '\n'), "{text}");
 }

@@ -36,6 +36,8 @@ pub enum Need {
     Mount,
     /// A file system that takes sparse files of 8 TiB for temporary files.
     LargeFiles,
+    /// A nightly toolchain of Rust, which fuzzing needs.
+    Nightly,
     /// Recorded sessions and cores of real FreeBSD kernels.
     Fixtures,
 }
@@ -55,6 +57,7 @@ const NAMES: &[(&str, Need)] = &[
     ("openssl", Need::Openssl),
     ("mount", Need::Mount),
     ("large-files", Need::LargeFiles),
+    ("nightly", Need::Nightly),
     ("fixtures", Need::Fixtures),
 ];
 
@@ -86,6 +89,7 @@ impl Need {
             Self::Openssl => has_program("openssl"),
             Self::Mount => may_mount(),
             Self::LargeFiles => tempfile::tempfile().is_ok_and(|file| file.set_len(1 << 43).is_ok()),
+            Self::Nightly => succeeds(Command::new("rustup").args(["run", "nightly", "cargo", "--version"])),
             Self::Fixtures => fixtures().is_some(),
         }
     }
@@ -106,9 +110,12 @@ pub fn has_program(name: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
 }
 
+fn succeeds(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}
+
 fn may_mount() -> bool {
     let Ok(folder) = tempfile::tempdir() else { return false };
-    let succeeds = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
     succeeds(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(folder.path()))
         && succeeds(Command::new("umount").arg(folder.path()))
 }

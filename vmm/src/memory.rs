@@ -155,22 +155,48 @@ fn map(file: FileOffset, len: u64) -> Result<MmapRegion<()>, MmapRegionError> {
 /// The first run of pages at or after guest-physical `address`, in the region that holds it, that were ever touched.
 /// `None`: the rest of the region was not. Where the file cannot tell, everything counts as touched.
 pub fn next_touched(memory: &GuestMemory, address: u64) -> Option<Range<u64>> {
-    let region = memory.find_region(GuestAddress(address))?;
-    let (start, end) = (region.start_addr().0, region.start_addr().0 + region.len());
-    let everything = Some(address..end);
-    let Some(file) = region.file_offset() else { return everything };
-    let to_file = |address: u64| address - start + file.start();
-    let to_guest = |offset: u64| offset - file.start() + start;
-    let data = match seek(file.file(), to_file(address), Whence::SeekData) {
-        Ok(offset) => to_guest(offset),
-        Err(Errno::ENXIO) => return None,
-        Err(_) => return everything,
-    };
-    if data >= end {
-        return None;
-    }
-    let hole = seek(file.file(), to_file(data), Whence::SeekHole).map_or(end, |at| to_guest(at).min(end));
+    let data = touched_from(memory, address)?;
+    let Pages { file, start, end, first } = Pages::at(memory, data)?;
+    let to_file = |address: u64| address - start + first;
+    let hole = file.map(|file| seek(file, to_file(data), Whence::SeekHole));
+    let hole = hole.and_then(Result::ok).map_or(end, |offset| (offset - first + start).min(end));
     Some(data..hole)
+}
+
+/// Where that run begins. The end of a run is found page by page, its start at once.
+pub fn touched_from(memory: &GuestMemory, address: u64) -> Option<u64> {
+    let Pages { file, start, end, first } = Pages::at(memory, address)?;
+    let Some(file) = file else { return Some(address) };
+    match seek(file, address - start + first, Whence::SeekData) {
+        Ok(offset) => Some(offset - first + start).filter(|&data| data < end),
+        Err(Errno::ENXIO) => None,
+        Err(_) => Some(address),
+    }
+}
+
+/// A region of guest RAM and the file behind it.
+struct Pages<'a> {
+    file: Option<&'a File>,
+    /// Where the region lies.
+    start: u64,
+    end: u64,
+    /// Where it begins in the file.
+    first: u64,
+}
+
+impl<'a> Pages<'a> {
+    /// The region that holds `address`.
+    fn at(memory: &'a GuestMemory, address: u64) -> Option<Self> {
+        let region = memory.find_region(GuestAddress(address))?;
+        let (start, end) = (region.start_addr().0, region.start_addr().0 + region.len());
+        let file = region.file_offset();
+        Some(Self {
+            file: file.map(|file| file.file()),
+            start,
+            end,
+            first: file.map_or(0, FileOffset::start),
+        })
+    }
 }
 
 fn seek(file: &File, offset: u64, whence: Whence) -> Result<u64, Errno> {

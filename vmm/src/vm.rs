@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::BootState;
 use crate::bus::Bus;
 use crate::events::EventSender;
-use crate::memory::{GuestMemory, next_touched, ranges_of, read};
+use crate::memory::{GuestMemory, next_touched, ranges_of, read, touched_from};
 use crate::panic::ExitHook;
 use crate::sys;
 use crate::vcpu::{Parked, Vcpu, VcpuHandle, register_kick_handler};
@@ -298,6 +298,10 @@ impl PhysicalMemory for PausedGuest<'_> {
 
     fn next_touched(&self, address: u64) -> Option<Range<u64>> {
         next_touched(self.memory, address)
+    }
+
+    fn touched_from(&self, address: u64) -> Option<u64> {
+        touched_from(self.memory, address)
     }
 
     fn cpus(&self) -> &[CpuState] {

@@ -17,10 +17,12 @@ use netdump::client::{
 use netdump::link::{Offloads, Received};
 use netdump::vmcore::KernelDumpHeader;
 use netdump::wire::arp::{ArpOperation, ArpPacket};
+use netdump::wire::checksum::Checksum;
 use netdump::wire::ethernet::{EtherType, EthernetHeader};
+use netdump::wire::udp::UdpChecksum;
 use netdump::wire::{Ack, MacAddr, MessageKind, Route};
 use netdump_fuzz::image::Image;
-use netdump_fuzz::sent::{Ledger, Payloads};
+use netdump_fuzz::sent::{ABLE, Ledger, Payloads};
 use netdump_fuzz::{Script, repair};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
@@ -110,7 +112,7 @@ impl World {
     /// One thing happens; then the client does what it has to do.
     fn step(&mut self, script: &mut Script<'_>) {
         let mut room = ENDLESS;
-        match script.byte() % 16 {
+        match script.byte() % 20 {
             0 => self.answer_arp(script.one_of(&[SERVER, GATEWAY, CLIENT]), script.one_of(&THEIR_MACS)),
             1 => self.ask_arp(script.one_of(&[SERVER, GATEWAY, CLIENT])),
             2 => {
@@ -145,6 +147,10 @@ impl World {
             13 => room = usize::from(script.byte() % 8),
             14 => self.image.is_broken.set(script.byte() & 1 == 1),
             15 if script.byte() == 0xff => self.abort(),
+            16 => self.refuse_port(script.one_of(&PORTS)),
+            17 => self.answer(script.one_of(&PORTS), |asked| !asked),
+            18 => self.answer(script.one_of(&PORTS), |asked| asked),
+            19 => self.answer(script.one_of(&PORTS), |asked| asked ^ ABLE),
             _ => {}
         }
         self.settle(room);
@@ -162,7 +168,7 @@ impl World {
                 break;
             }
             match self.client.poll_transmit(self.now, &self.image, &mut self.packet) {
-                Ok(Some(transmit)) => self.ledger.send(&self.packet, &transmit, &self.image),
+                Ok(Some(transmit)) => self.ledger.send(self.now, &self.packet, &transmit, &self.image),
                 Ok(None) => break,
                 Err(_) => {
                     assert!(self.image.is_broken.get());
@@ -180,7 +186,8 @@ impl World {
         assert!(self.ending.is_none(), "{event:?} behind the end");
         match event {
             ClientEvent::Resolved { mac, .. } => assert!(self.ledger.offered.contains(&mac)),
-            ClientEvent::Accepted { port } => assert_eq!(Some(port), self.ledger.port),
+            ClientEvent::Accepted { port } | ClientEvent::Resumed { port } => assert_ne!(port, 0),
+            ClientEvent::Restarted { .. } => self.phase = Phase::Herald,
             ClientEvent::Reached(phase) => {
                 assert!(phase >= self.phase, "from {:?} back to {phase:?}", self.phase);
                 self.phase = phase;
@@ -263,6 +270,33 @@ impl World {
         frame
     }
 
+    /// Answers the HERALD that asks for the dump, or the first one.
+    fn answer(&mut self, port: u16, word: impl Fn(u32) -> u32) {
+        let bytes = self.ack_frame(port, &[word(self.ledger.question.unwrap_or(1))]);
+        self.receive(Received { bytes, ..Received::default() });
+    }
+
+    /// The server's host says that nobody has a port (ICMP type 3, code 3; RFC 792).
+    fn refuse_port(&mut self, port: u16) {
+        let mut bytes = self.ack_frame(port, &[0; 7]);
+        bytes[23] = 1;
+        bytes[24..26].fill(0);
+        let sum = Checksum::of(&bytes[14..34]).complete();
+        bytes[24..26].copy_from_slice(&sum);
+        let route = Route {
+            source_mac: OUR_MAC,
+            destination_mac: THEIR_MACS[0],
+            source: SocketAddrV4::new(CLIENT, self.config.client_port),
+            destination: SocketAddrV4::new(SERVER, port),
+        };
+        bytes.truncate(34);
+        bytes.extend_from_slice(&[3, 3, 0, 0, 0, 0, 0, 0]);
+        bytes.extend_from_slice(&route.headers(100, UdpChecksum::Partial)[14..]);
+        let sum = Checksum::of(&bytes[34..]).complete();
+        bytes[36..38].copy_from_slice(&sum);
+        self.receive(Received { bytes, ..Received::default() });
+    }
+
     fn answer_arp(&mut self, whose: Ipv4Addr, mac: MacAddr) {
         self.ledger.offered.insert(mac);
         self.receive_arp(ArpPacket {
@@ -340,6 +374,8 @@ impl World {
             let open: Vec<_> = self.ledger.open().collect();
             if is_answered && self.phase == Phase::Resolve {
                 self.answer_arp(SERVER, THEIR_MACS[0]);
+            } else if is_answered && self.ledger.question.is_some() {
+                self.answer(self.port(), |asked| !asked);
             } else if is_answered && !open.is_empty() {
                 self.acknowledge(&open);
             } else {

@@ -3,15 +3,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
 
-use netdump::client::{Attempt, ClientConfig, Packet, Sending, Transmit, WindowChoice};
+use netdump::client::{Attempt, ClientConfig, MAX_WINDOW, Packet, Sending, Transmit, WindowChoice};
 use netdump::link::{Frame, Received};
 use netdump::vmcore::kdh::KDH_LEN;
 use netdump::wire::checksum::Checksum;
 use netdump::wire::{Ack, MacAddr, Message, MessageKind, Route};
 
 use crate::image::Image;
-use crate::pcap;
+use crate::pcap::{self, Datagram};
+
+/// Number of a dump's first HERALD.
+const FIRST: u32 = 1;
+/// In the second ack of a HERALD, from a receiver that knows ids of dumps.
+pub const ABLE: u32 = 0x8000_0000;
+/// How far ahead of its rate a client may be.
+const BURST: Duration = Duration::from_millis(3);
+/// Bytes before the UDP payload of a frame.
+const HEADERS: usize = 42;
 
 /// The payloads that are no core.
 #[derive(Debug)]
@@ -32,18 +42,28 @@ struct Content {
     len: usize,
 }
 
-/// Everything that was sent.
+/// Everything that was sent since the server, as far as the client can know, began the dump.
 #[derive(Debug)]
 pub struct Ledger {
     config: ClientConfig,
     payloads: Payloads,
     messages: BTreeMap<u32, Content>,
     acked: BTreeSet<u32>,
+    /// Number of the next message.
+    next: u32,
+    /// Whether a HERALD was acknowledged.
+    is_open: bool,
+    /// Number of the HERALD that asks for the dump while it runs, as long as it is not answered.
+    pub question: Option<u32>,
     /// Where the HERALD's ack came from.
     pub port: Option<u16>,
     /// Hardware addresses that an ARP answer offered.
     pub offered: BTreeSet<MacAddr>,
     next_hop: Option<MacAddr>,
+    /// The core before this offset was sent.
+    sent_to: u64,
+    /// When the first frame went that the rate holds for, and how many bytes since then.
+    paced: Option<(Instant, u64)>,
 }
 
 impl Ledger {
@@ -54,27 +74,44 @@ impl Ledger {
             payloads,
             messages: BTreeMap::new(),
             acked: BTreeSet::new(),
+            next: FIRST,
+            is_open: false,
+            question: None,
             port: None,
             offered: BTreeSet::new(),
             next_hop: None,
+            sent_to: 0,
+            paced: None,
         }
     }
 
     /// Judges a frame that the client sends.
-    pub fn send(&mut self, packet: &Packet, transmit: &Transmit, image: &Image) {
+    pub fn send(&mut self, now: Instant, packet: &Packet, transmit: &Transmit, image: &Image) {
         let frame = packet.frame();
-        let whole = gathered(&frame, image);
+        let mut whole = gathered(&frame, image);
         assert_eq!(frame.len(), whole.len());
-        match transmit.sending {
-            Sending::Arp(_) => self.send_arp(&whole),
-            Sending::Message { .. } => self.send_messages(whole, frame.segment, transmit, image),
+        let Sending::Message { kind, sequence, .. } = transmit.sending else {
+            return self.check_arp(&whole);
+        };
+        if self.config.offloads.checksum {
+            // What the device makes of the sum of the pseudo header.
+            let sum = Checksum::of(&whole[34..]).complete();
+            whole[40..42].copy_from_slice(if sum == [0, 0] { &[0xff, 0xff] } else { &sum });
+        }
+        let datagram = pcap::datagram(&whole).expect("a UDP datagram");
+        self.check_headers(&datagram, kind);
+        if kind == MessageKind::Herald && sequence.0 != FIRST {
+            self.ask(&datagram);
+        } else {
+            self.check_rate(now, whole.len() + (transmit.messages - 1) * HEADERS);
+            self.send_messages(&datagram, frame.segment, transmit, image);
         }
     }
 
     /// Takes note of a frame that the client gets: whether it acknowledges anything.
     pub fn receive(&mut self, received: &Received) {
         let Received { mut bytes, segment, checked } = received.clone();
-        if checked && bytes.len() >= 42 {
+        if checked && bytes.len() >= HEADERS {
             bytes[40..42].fill(0);
         }
         let Ok((route, payload)) = Route::parse(&bytes) else { return };
@@ -136,56 +173,92 @@ impl Ledger {
     }
 
     fn acknowledge(&mut self, port: u16, number: u32) {
-        let Some(content) = self.messages.get(&number) else { return };
-        let is_herald = content.kind == MessageKind::Herald;
-        if self.port.map_or(is_herald, |learned| learned == port) {
+        if let Some(asked) = self.question
+            && [asked, asked ^ ABLE, !asked].contains(&number)
+        {
+            self.port = Some(port);
+            self.question = None;
+            if number != !asked {
+                self.messages.clear();
+                self.acked.clear();
+            }
+            return;
+        }
+        let is_herald = !self.is_open && [FIRST, FIRST ^ ABLE, !FIRST].contains(&number);
+        let number = if is_herald { FIRST } else { number };
+        // At the end, an ack may be of a new session that is at the old port by chance.
+        let is_doubtful = self.question.is_some() && self.has(MessageKind::Kdh);
+        let is_known = self.messages.contains_key(&number) && !is_doubtful;
+        if is_known && self.port.map_or(is_herald, |learned| learned == port) {
+            self.is_open = true;
             self.port = Some(port);
             self.acked.insert(number);
         }
     }
 
-    fn send_arp(&self, frame: &[u8]) {
+    fn check_arp(&self, frame: &[u8]) {
         let arp = pcap::arp(frame).expect("an ARP packet for Ethernet and IPv4");
         assert_eq!((MacAddr(arp.sender_mac), arp.sender), (self.config.mac, self.config.client));
         let askable = [Some(self.config.server), self.config.gateway, Some(self.config.client)];
         assert!(arp.operation == 2 || askable.contains(&Some(arp.target)), "it asks for {}", arp.target);
     }
 
-    fn send_messages(&mut self, mut frame: Vec<u8>, segment: Option<u16>, told: &Transmit, image: &Image) {
-        if self.config.offloads.checksum {
-            // What the device makes of the sum of the pseudo header.
-            let sum = Checksum::of(&frame[34..]).complete();
-            frame[40..42].copy_from_slice(if sum == [0, 0] { &[0xff, 0xff] } else { &sum });
-        }
-        let datagram = pcap::datagram(&frame).expect("a UDP datagram");
+    fn check_headers(&mut self, datagram: &Datagram<'_>, kind: MessageKind) {
         assert!(datagram.ip_sum && datagram.udp_sum, "a checksum is wrong");
         assert_eq!((datagram.flags, datagram.ttl), (0x4000, 255));
         assert_eq!(MacAddr(datagram.from_mac), self.config.mac);
         assert_eq!(datagram.from, SocketAddrV4::new(self.config.client, self.config.client_port));
-        let port = self.port.unwrap_or(self.config.server_port);
+        let port = self.port.filter(|_| kind != MessageKind::Herald).unwrap_or(self.config.server_port);
         assert_eq!(datagram.to, SocketAddrV4::new(self.config.server, port));
         let to = MacAddr(datagram.to_mac);
         assert!(self.offered.contains(&to), "nobody answered for {to}");
         assert_eq!(*self.next_hop.get_or_insert(to), to);
+    }
 
-        let segment = segment.map_or(datagram.payload.len(), usize::from);
+    /// The first frame may go at any time, each other one when the rate has room for those before it.
+    fn check_rate(&mut self, now: Instant, len: usize) {
+        let Some(rate) = self.config.rate else { return };
+        let (start, sent) = self.paced.get_or_insert((now, 0));
+        let due = Duration::from_nanos(*sent * 1_000_000_000 / rate);
+        assert!(due <= now - *start + BURST, "{sent} bytes in {:?}", now - *start);
+        *sent += len as u64;
+    }
+
+    /// A HERALD that asks for the dump while it runs.
+    fn ask(&mut self, datagram: &Datagram<'_>) {
+        let message = Message::parse(datagram.payload).expect("a message");
+        assert_eq!((message.kind, message.offset), (MessageKind::Herald, 0));
+        assert_eq!((message.payload, message.aux), (&self.payloads.path[..], self.config.dump_id));
+        assert!(self.is_open && message.aux != 0, "nothing is there to ask for");
+        assert_eq!(*self.question.get_or_insert(message.sequence), message.sequence, "two questions");
+        for answer in [message.sequence, message.sequence ^ ABLE, !message.sequence] {
+            let distance = answer.wrapping_sub(self.next).min(self.next.wrapping_sub(answer));
+            assert!(distance > 1 << 20, "the answer {answer} looks like an ack");
+        }
+    }
+
+    fn send_messages(&mut self, sent: &Datagram<'_>, segment: Option<u16>, told: &Transmit, image: &Image) {
+        let segment = segment.map_or(sent.payload.len(), usize::from);
         let room = usize::try_from(self.config.mtu).expect("64 bits") - 28;
-        let messages: Vec<_> = datagram.payload.chunks(segment).collect();
+        let messages: Vec<_> = sent.payload.chunks(segment).collect();
         assert!(segment <= room, "{segment} bytes do not fit");
         assert!(messages.len() <= self.config.offloads.segments.max(1), "{} in a train", messages.len());
         assert_eq!(messages.len(), told.messages);
-        let mut fresh = told.fresh.clone();
+        let Sending::Message { attempt, kind, .. } = told.sending else { unreachable!("it is one") };
+        let mut row = None;
         for message in messages {
             let message = Message::parse(message).expect("a message");
             let is_new = self.send_message(&message, image);
-            let Sending::Message { attempt, kind, .. } = told.sending else { unreachable!("it is one") };
             assert_eq!((is_new, message.kind), (attempt == Attempt::First, kind));
-            if let Some(fresh) = &mut fresh {
-                assert!(is_new && fresh.start == message.offset);
-                fresh.start += message.payload.len() as u64;
+            if is_new && kind == MessageKind::Vmcore {
+                let (start, end) = row.unwrap_or((message.offset, message.offset));
+                assert_eq!(end, message.offset, "a train of new data is a row");
+                row = Some((start, end + message.payload.len() as u64));
             }
         }
-        assert!(fresh.is_none_or(|fresh| fresh.is_empty()));
+        let fresh = row.map(|(start, end)| start.max(self.sent_to)..end).filter(|fresh| !fresh.is_empty());
+        assert_eq!(told.fresh, fresh);
+        self.sent_to = self.sent_to.max(fresh.map_or(0, |fresh| fresh.end));
     }
 
     /// Whether it is new.
@@ -206,31 +279,38 @@ impl Ledger {
             assert_eq!(known, &content, "message {sequence} has become another");
             return false;
         }
-        assert_eq!(sequence, self.messages.keys().next_back().map_or(1, |last| last + 1));
+        assert_eq!(sequence, self.next);
+        self.next += 1;
         self.check_turn(kind, image);
         self.messages.insert(sequence, content);
-        assert!(self.open().count() <= self.limit(kind), "{} messages on their way", self.open().count());
+        self.check_window(kind);
         true
     }
 
     /// Whether it is this kind's turn.
     fn check_turn(&self, kind: MessageKind, image: &Image) {
-        let ready = match kind {
+        let is_ready = match kind {
             MessageKind::Herald => self.messages.is_empty(),
-            MessageKind::EkcdKey => self.has(MessageKind::Herald),
-            MessageKind::Vmcore => self.has(MessageKind::Herald) && self.has_key(),
-            MessageKind::Kdh => self.has(MessageKind::Herald) && self.has_key() && self.has_core(image),
-            MessageKind::Finished => self.has(MessageKind::Kdh),
+            MessageKind::EkcdKey => self.is_open,
+            MessageKind::Vmcore => self.is_open && self.has_key(),
+            MessageKind::Kdh => self.is_open && self.has_key() && self.has_core(image),
+            MessageKind::Finished => self.has(MessageKind::Kdh) && self.question.is_none(),
         };
-        assert!(ready, "{kind:?} comes too early");
+        assert!(is_ready, "{kind:?} comes too early");
     }
 
-    fn limit(&self, kind: MessageKind) -> usize {
-        match (kind, self.config.window) {
-            (MessageKind::Vmcore, WindowChoice::Adaptive { cap }) => cap.max(1) as usize,
-            (MessageKind::Vmcore, WindowChoice::Classic) => 64 * 1024 / self.config.payload_limit() + 1,
-            _ => 1,
-        }
+    /// Whether no more is on its way than may be.
+    fn check_window(&self, kind: MessageKind) {
+        let open: Vec<_> = self.open().collect();
+        let bytes: usize = open.iter().map(|number| self.messages[number].len).sum();
+        let fits = match (kind, self.config.window) {
+            (MessageKind::Vmcore, WindowChoice::Adaptive { cap }) => {
+                open.len() <= cap.clamp(1, MAX_WINDOW) as usize
+            }
+            (MessageKind::Vmcore, WindowChoice::Classic) => bytes <= 64 * 1024,
+            _ => open.len() == 1,
+        };
+        assert!(fits, "{} messages of {bytes} bytes are on their way", open.len());
     }
 }
 

@@ -6,11 +6,15 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
+use netdump::vmcore::verify::Evidence;
 use netdump::{report, vmcore};
 
 use super::Exit;
 
-/// Check whether a core is whole, and with the sender's report whether it is what was sent.
+/// Check whether a core is whole, with its receiver's manifest whether it is as it was stored, and with the sender's report
+/// whether it is what was sent.
+///
+/// Says which parts are wrong. Ends with code 0 when nothing speaks against the core.
 #[derive(Debug, Args)]
 pub(super) struct Verify {
     /// The core.
@@ -18,6 +22,9 @@ pub(super) struct Verify {
     /// The sender's report, of `vmm run --report` or `netdump send --report`.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// The receiver's manifest [default: manifest.HOST.N.json beside the core].
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
     /// Most bytes that a compressed core may unpack to, such as `500G` [default: what its info file says, else 256G].
     #[arg(long, value_name = "SIZE", value_parser = super::size)]
     unpack_limit: Option<u64>,
@@ -38,7 +45,12 @@ impl Verify {
             bar.set_length(total);
             bar.set_position(done);
         };
-        let verdict = vmcore::verify_with(&self.file, report.as_ref(), self.unpack_limit, &mut progress);
+        let evidence = Evidence {
+            report: report.as_ref(),
+            manifest: self.manifest.as_deref(),
+            unpack_limit: self.unpack_limit,
+        };
+        let verdict = vmcore::verify_with(&self.file, &evidence, &mut progress);
         bar.finish_and_clear();
         let mut out = std::io::stdout().lock();
         if self.json {

@@ -19,7 +19,7 @@ pub const MIN_MTU: u32 = (datagram::OVERHEAD + KDH_LEN) as u32;
 /// Most messages on their way, whatever is asked for.
 pub const MAX_WINDOW: u32 = 16_384;
 /// FreeBSD's client looks for acks once in this time; its `polls` count in it.
-const POLL: Duration = Duration::from_micros(500);
+pub(super) const POLL: Duration = Duration::from_micros(500);
 /// No configured time is longer than a year, so that adding a few to a point in time cannot overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A server writes everything to its disk before it acknowledges FINISHED, so that ack is given this much longer.

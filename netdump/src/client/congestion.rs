@@ -1,88 +1,268 @@
-//! How many messages may be on their way: one more for each window acknowledged, half as many after a loss.
+//! How many messages may be on their way: as many as path and receiver carry, found out by trying.
 //!
-//! A stock netdumpd has 128 KiB of socket buffer, which is about 100 datagrams of 1448 bytes but only 24 of 4096, and
-//! what does not fit is lost silently; so losses must close the window. They also happen by chance, so it never closes
-//! further than FreeBSD's own client, whose [`CHUNK`] on the way at a time every server is made for.
+//! Receivers differ by a factor of a thousand. A stock netdumpd has 128 KiB of socket buffer, about 100 datagrams of 1448
+//! bytes or 30 of 4096, and what does not fit is lost silently; ours takes thousands at a time and is the faster for it.
+//! Losses also happen by chance, so a loss alone says little. The two signs that do:
+//!
+//! * **More brings nothing.** The window doubles as long as each doubling brings a tenth more messages a second. The last
+//!   one, which only made a queue longer, is taken back.
+//! * **Less loses less.** When more is lost than was usual, the window shrinks by what was lost, for a trial. Losses that
+//!   go away were an overflow, and the window stays as it is. Losses that stay are the path's own; the window is restored
+//!   and so much is usual from now on.
+//!
+//! Now and then it tries to grow again, the more seldom the more often this was in vain. All is judged by *rounds*: the
+//! fate of the messages sent behind a certain one, for at least a round trip and [`MIN_ROUND`]. After a silence it starts
+//! over. It never closes further than FreeBSD's own client, whose [`CHUNK`] at a time every server is made for.
 
-/// The window at the start and at most.
-pub(super) const MAX_LIMIT: u32 = 64;
+use std::time::{Duration, Instant};
+
+/// Messages on their way at first, and at most so many bytes: what a stock server's socket buffer holds with the
+/// kernel's bookkeeping.
+const INITIAL: usize = 64;
+const INITIAL_BYTES: usize = 96 * 1024;
 /// Bytes that FreeBSD's client sends before it waits for all their acks (`maxiosize` of its dumper).
 const CHUNK: usize = 64 * 1024;
+/// Shorter rounds say more of the scheduler of either host than of the path.
+const MIN_ROUND: Duration = Duration::from_micros(500);
+/// Messages on their way while nothing comes back.
+const PROBES: usize = 4;
+/// What growth must bring to go on.
+const GAIN: f64 = 1.1;
+/// What a doubling brings if the path bears much more. The next one is two in one.
+const FULL_GAIN: f64 = 1.7;
+/// Rounds without gain before growth ends: one may have been disturbed.
+const PATIENCE: u32 = 3;
+/// Rounds until growth is tried again, at first and at most.
+const REST: [u32; 2] = [8, 64];
+/// Chance losses beyond this share are an overflow too, whether they go away or not.
+const MAX_CHANCE: f64 = 0.12;
+/// Of what got through in an overflow, to be on the safe side.
+const SAFE: f64 = 0.9;
 
-/// The window's present limit.
+/// The window's present limit, and what is known of the path.
 #[derive(Debug)]
 pub(super) struct Congestion {
-    limit: u32,
-    /// The limit at least.
-    floor: u32,
-    /// Acks since the limit last grew.
-    acks: u32,
-    /// Transmissions before this one were made with the old limit: their losses are the same event.
-    recovering_until: u64,
+    limit: usize,
+    /// The limit at the start, at least, and at most.
+    initial: usize,
+    floor: usize,
+    cap: usize,
+    stage: Stage,
+    round: Round,
+    /// The share of messages that is lost whatever the window.
+    chance: f64,
+    /// Whether an overflow was seen: growth goes by quarters then.
+    has_overflown: bool,
+    /// Rounds until growth is tried again.
+    rest: u32,
+    /// During a silence the limit before it, as it may prove not to have been one.
+    before_silence: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stage {
+    /// The window grows. The best rate so far, the window before the last growth, and rounds since without gain.
+    Growing { best: f64, before: usize, in_vain: u32 },
+    /// It has shrunk, to see whether the losses go away.
+    Trial { before: usize, loss: f64 },
+    /// It is as it shall be.
+    Resting { rate: f64, left: u32 },
+}
+
+/// The fate of the transmissions from a certain one on.
+#[derive(Debug, Clone, Copy, Default)]
+struct Round {
+    /// The first.
+    from: u64,
+    /// When the first ack came, and the transmission that was next then.
+    begun: Option<(Instant, u64)>,
+    acked: u32,
+    lost: u32,
+    /// Whether the window was what held the sender back.
+    is_full: bool,
 }
 
 impl Congestion {
-    /// Wide open, for messages of `payload_limit` bytes.
-    pub(super) fn new(payload_limit: usize) -> Self {
-        let chunk = u32::try_from(CHUNK / payload_limit.max(1)).unwrap_or(u32::MAX);
-        Self { limit: MAX_LIMIT, floor: chunk.clamp(1, MAX_LIMIT), acks: 0, recovering_until: 0 }
+    /// For messages of `payload_limit` bytes, at most `cap` of them on their way.
+    pub(super) fn new(payload_limit: usize, cap: u32) -> Self {
+        let cap = usize::try_from(cap).unwrap_or(usize::MAX).max(1);
+        let initial = (INITIAL_BYTES / payload_limit.max(1)).clamp(1, INITIAL).min(cap);
+        Self {
+            limit: initial,
+            initial,
+            floor: (CHUNK / payload_limit.max(1)).clamp(1, initial),
+            cap,
+            stage: Stage::start(),
+            round: Round::default(),
+            chance: 0.0,
+            has_overflown: false,
+            rest: REST[0],
+            before_silence: None,
+        }
+    }
+
+    /// Always `limit`.
+    #[cfg(test)]
+    pub(super) fn fixed(limit: usize) -> Self {
+        Self { limit, initial: limit, floor: limit, cap: limit, ..Self::new(1, 1) }
     }
 
     /// Most messages on their way.
-    pub(super) fn limit(&self) -> u32 {
+    pub(super) fn limit(&self) -> usize {
         self.limit
     }
 
-    /// One message was acknowledged.
-    pub(super) fn acknowledged(&mut self) {
-        self.acks += 1;
-        if self.acks >= self.limit {
-            self.acks = 0;
-            self.limit = MAX_LIMIT.min(self.limit + 1);
+    /// A message was sent; now `out` are on their way.
+    pub(super) fn sent(&mut self, out: usize) {
+        self.round.is_full |= out > self.limit / 2;
+    }
+
+    /// Transmission number `number` has arrived; the next one will be number `next`.
+    pub(super) fn acknowledged(&mut self, now: Instant, number: u64, next: u64) {
+        if self.before_silence.take().is_some() {
+            self.limit = self.initial;
+        }
+        if number < self.round.from {
+            return;
+        }
+        let (begun, until) = *self.round.begun.get_or_insert((now, next));
+        self.round.acked += 1;
+        let lasted = now.saturating_duration_since(begun);
+        if number >= until && lasted >= MIN_ROUND {
+            self.judge(lasted);
+            self.round = Round { from: next, ..Round::default() };
         }
     }
 
-    /// Transmission number `lost` was lost; the next one will be number `next`.
-    pub(super) fn lost(&mut self, lost: u64, next: u64) {
-        if lost >= self.recovering_until {
-            self.recovering_until = next;
-            self.acks = 0;
-            self.limit = self.floor.max(self.limit / 2);
+    /// Transmission number `number` was lost.
+    pub(super) fn lost(&mut self, number: u64) {
+        if number >= self.round.from {
+            self.round.lost += 1;
         }
+    }
+
+    /// Nothing comes back any more: a few messages are enough to find out when that changes, and whatever was known of
+    /// the path may be out of date then. The next transmission will be number `next`.
+    pub(super) fn silence(&mut self, next: u64) {
+        self.before_silence.get_or_insert(self.limit);
+        self.limit = self.limit.min(PROBES);
+        self.stage = Stage::start();
+        self.round = Round { from: next, ..Round::default() };
+    }
+
+    /// Whatever was known of path and server is out of date, and nothing is on its way. The next transmission will be number
+    /// `next`.
+    pub(super) fn start_over(&mut self, next: u64) {
+        self.before_silence = None;
+        self.limit = self.initial;
+        self.stage = Stage::start();
+        self.round = Round { from: next, ..Round::default() };
+        self.has_overflown = false;
+        self.rest = REST[0];
+    }
+
+    /// What seemed to be a silence was only a pause of the server. Whether it was news.
+    pub(super) fn silence_was_spurious(&mut self) -> bool {
+        let before = self.before_silence.take();
+        self.limit = before.unwrap_or(self.limit);
+        before.is_some()
+    }
+
+    /// Draws the conclusions of a round that lasted so long.
+    fn judge(&mut self, lasted: Duration) {
+        let Round { acked, lost, is_full, .. } = self.round;
+        let loss = f64::from(lost) / f64::from(acked + lost);
+        let rate = f64::from(acked) / lasted.as_secs_f64();
+        if let Stage::Trial { before, loss: at_first } = self.stage {
+            self.judge_trial(before, at_first, loss, rate);
+        } else if self.is_unusual(acked + lost, lost) {
+            self.stage = Stage::Trial { before: self.limit, loss };
+            self.shrink(loss);
+        } else {
+            self.chance = self.chance.min(self.chance * 0.875 + loss * 0.125);
+            if is_full {
+                self.judge_rate(rate);
+            }
+        }
+    }
+
+    /// Whether so many losses are more than usual, chance being given its due: three standard deviations, and a few
+    /// where there are few.
+    fn is_unusual(&self, sent: u32, lost: u32) -> bool {
+        let usual = f64::from(sent) * (self.chance + 0.01);
+        f64::from(lost) > usual + 3.0 * usual.sqrt() + 2.0
+    }
+
+    /// The window was `before` and lost a share of `at_first`; smaller, it loses `loss`.
+    fn judge_trial(&mut self, before: usize, at_first: f64, loss: f64, rate: f64) {
+        if loss >= at_first / 2.0 && loss <= MAX_CHANCE {
+            self.chance = loss.max(at_first.min(MAX_CHANCE));
+            self.limit = self.limit.max(before);
+            self.stage = Stage::Growing { best: 0.0, before: self.limit, in_vain: 0 };
+        } else {
+            self.has_overflown = true;
+            self.settle(rate);
+        }
+    }
+
+    fn judge_rate(&mut self, rate: f64) {
+        match &mut self.stage {
+            Stage::Growing { best, before, in_vain } => {
+                if rate > *best * GAIN {
+                    let is_known = *best > 0.0;
+                    let is_full = is_known && rate > *best * FULL_GAIN;
+                    (*best, *before, *in_vain) = (rate, self.limit, 0);
+                    self.grow();
+                    if is_full {
+                        self.grow();
+                    }
+                    if is_known {
+                        self.rest = REST[0];
+                    }
+                } else {
+                    *in_vain += 1;
+                    if *in_vain >= PATIENCE {
+                        self.limit = *before;
+                        self.settle(rate);
+                    }
+                }
+            }
+            Stage::Resting { rate: usual, left } => {
+                *usual += (rate - *usual) / 4.0;
+                *left -= 1;
+                if *left == 0 {
+                    self.stage = Stage::Growing { best: *usual, before: self.limit, in_vain: 0 };
+                    self.grow();
+                }
+            }
+            Stage::Trial { .. } => {}
+        }
+    }
+
+    fn grow(&mut self) {
+        let more = if self.has_overflown { self.limit / 4 } else { self.limit };
+        self.limit = (self.limit + more.max(1)).min(self.cap);
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a share of it"
+    )]
+    fn shrink(&mut self, loss: f64) {
+        let through = self.limit as f64 * (1.0 - loss) * SAFE;
+        self.limit = (through as usize).max(self.floor);
+    }
+
+    fn settle(&mut self, rate: f64) {
+        self.stage = Stage::Resting { rate, left: self.rest };
+        self.rest = REST[1].min(self.rest * 2);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn losses_of_one_window_halve_once() {
-        let mut congestion = Congestion::new(4096);
-        for lost in 10..40 {
-            congestion.lost(lost, 64);
-        }
-        assert_eq!(congestion.limit(), 32);
-        congestion.lost(64, 90);
-        assert_eq!(congestion.limit(), 16);
-    }
-
-    #[test]
-    fn limit_stays_between_the_originals_chunk_and_64() {
-        for (payload, floor) in [(512, 64), (1448, 45), (4096, 16)] {
-            let mut congestion = Congestion::new(payload);
-            for round in 0..10 {
-                congestion.lost(round, round + 1);
-            }
-            assert_eq!(congestion.limit(), floor);
-            for _ in 0..floor {
-                congestion.acknowledged();
-            }
-            assert_eq!(congestion.limit(), MAX_LIMIT.min(floor + 1));
-            for _ in 0..10_000 {
-                congestion.acknowledged();
-            }
-            assert_eq!(congestion.limit(), MAX_LIMIT);
-        }
+impl Stage {
+    fn start() -> Self {
+        Self::Growing { best: 0.0, before: 0, in_vain: 0 }
     }
 }

@@ -59,11 +59,17 @@ pub enum Ignored {
     UnknownAck,
     /// It acknowledges what had been acknowledged before.
     RepeatedAck,
+    /// It acknowledges FINISHED while it is not known whether the server still has the dump.
+    DoubtfulAck,
+    /// A router, or the server's host, says that a datagram of ours cannot get there.
+    Unreachable,
+    /// Word of another datagram that was not delivered.
+    OtherUnreachable,
 }
 
 impl Ignored {
     /// Every reason, in order of their numbers.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::Closed,
         Self::Runt,
         Self::OtherStation,
@@ -89,6 +95,9 @@ impl Ignored {
         Self::NotAnAck,
         Self::UnknownAck,
         Self::RepeatedAck,
+        Self::DoubtfulAck,
+        Self::Unreachable,
+        Self::OtherUnreachable,
     ];
 }
 
@@ -120,6 +129,9 @@ impl fmt::Display for Ignored {
             Self::NotAnAck => "not an ack",
             Self::UnknownAck => "ack of nothing sent",
             Self::RepeatedAck => "repeated ack",
+            Self::DoubtfulAck => "ack while the server is in doubt",
+            Self::Unreachable => "the server is said to be unreachable",
+            Self::OtherUnreachable => "ICMP for another datagram",
         })
     }
 }

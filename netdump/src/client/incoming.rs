@@ -1,11 +1,14 @@
 //! What a frame from the link is: every check that needs nothing but the frame and our configuration, in the order of
 //! the layers. FreeBSD's client made some of these; all of them together are what an ack or an ARP packet must pass.
 
+use std::net::SocketAddrV4;
+
 use super::config::ClientConfig;
 use super::ignored::Ignored;
 use super::window::Sequence;
 use crate::wire::arp::ArpPacket;
 use crate::wire::ethernet::{EtherType, EthernetHeader};
+use crate::wire::icmp::{PROTOCOL_ICMP, Unreachable};
 use crate::wire::ipv4::{Ipv4Header, PROTOCOL_UDP};
 use crate::wire::udp::UdpHeader;
 use crate::wire::{Ack, MacAddr};
@@ -22,6 +25,8 @@ pub(super) enum Incoming<'a> {
         /// The messages acknowledged.
         acks: Acks<'a>,
     },
+    /// The server's host says that nobody has this port, to which we sent.
+    ClosedPort(u16),
 }
 
 /// A frame as it came from the link ([`crate::link::Received`]).
@@ -63,13 +68,16 @@ impl<'a> Incoming<'a> {
         }
         match ethernet.ethertype {
             EtherType::ARP => Ok(Self::Arp(ArpPacket::parse(packet)?)),
-            EtherType::IPV4 => Self::parse_acks(config, packet, &frame),
+            EtherType::IPV4 => Self::parse_ip(config, packet, &frame),
             _ => Err(Ignored::OtherProtocol),
         }
     }
 
-    fn parse_acks(config: &ClientConfig, packet: &'a [u8], frame: &Arrival<'_>) -> Result<Self, Ignored> {
+    fn parse_ip(config: &ClientConfig, packet: &'a [u8], frame: &Arrival<'_>) -> Result<Self, Ignored> {
         let (ip, datagram) = Ipv4Header::parse(packet)?;
+        if ip.protocol == PROTOCOL_ICMP && ip.destination == config.client {
+            return Self::parse_icmp(config, &ip, datagram);
+        }
         if ip.source != config.server {
             return Err(Ignored::OtherSource);
         }
@@ -93,11 +101,28 @@ impl<'a> Incoming<'a> {
         let segment = frame.segment.filter(|segment| *segment > 0).map_or(payload.len(), usize::from);
         Ok(Self::Acks { port: udp.source, acks: Acks { payload: Some(payload), segment } })
     }
+
+    /// Only the host of the server can know that a port of it is closed; that there is no way to it any router may say, and
+    /// it may be wrong the next moment.
+    fn parse_icmp(config: &ClientConfig, ip: &Ipv4Header, message: &[u8]) -> Result<Self, Ignored> {
+        let unreachable = Unreachable::parse(message).ok_or(Ignored::NotUdp)?;
+        let Unreachable { is_port, source, destination } = unreachable;
+        if source != SocketAddrV4::new(config.client, config.client_port)
+            || *destination.ip() != config.server
+        {
+            return Err(Ignored::OtherUnreachable);
+        }
+        if is_port && ip.source == config.server {
+            Ok(Self::ClosedPort(destination.port()))
+        } else {
+            Err(Ignored::Unreachable)
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddrV4};
+    use std::net::Ipv4Addr;
 
     use super::*;
     use crate::wire::Route;
@@ -115,7 +140,7 @@ mod tests {
         let config = ClientConfig::new(SERVER, CLIENT, OUR_MAC, 1500);
         match Incoming::parse(&config, Arrival { bytes: frame, segment: None, checked: false })? {
             Incoming::Acks { port, mut acks } => Ok((port, acks.next().unwrap()?)),
-            Incoming::Arp(_) => panic!("no ack"),
+            other => panic!("no ack: {other:?}"),
         }
     }
 
@@ -195,6 +220,43 @@ mod tests {
         let mut damaged = frame(route(), &ACK);
         damaged[22] ^= 1;
         assert_eq!(parse(&damaged), Err(Ignored::IpChecksum));
+    }
+
+    /// What the server's host, or another, says of a datagram that was sent between these.
+    fn unreachable(
+        from: Ipv4Addr,
+        code: u8,
+        (source, destination): (SocketAddrV4, SocketAddrV4),
+    ) -> Result<u16, Ignored> {
+        let datagram = Route { source, destination, ..route() };
+        let mut icmp = vec![3, code, 0, 0, 0, 0, 0, 0];
+        icmp.extend_from_slice(&frame(datagram, &[0; 100])[14..42]);
+        let sum = Checksum::of(&icmp).complete();
+        icmp[2..4].copy_from_slice(&sum);
+        let mut bytes = frame(Route { source: SocketAddrV4::new(from, 1), ..route() }, &[0; 28]);
+        bytes[23] = 1;
+        bytes[24..26].fill(0);
+        let sum = Checksum::of(&bytes[14..34]).complete();
+        bytes[24..26].copy_from_slice(&sum);
+        bytes[34..].copy_from_slice(&icmp);
+        let config = ClientConfig::new(SERVER, CLIENT, OUR_MAC, 1500);
+        match Incoming::parse(&config, Arrival { bytes: &bytes, segment: None, checked: false })? {
+            Incoming::ClosedPort(port) => Ok(port),
+            other => panic!("no ICMP: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_the_server_can_say_that_its_port_is_closed() {
+        let [us, them] = [SocketAddrV4::new(CLIENT, 20024), SocketAddrV4::new(SERVER, 42260)];
+        assert_eq!(unreachable(SERVER, 3, (us, them)), Ok(42260));
+        assert_eq!(unreachable(STRANGER, 3, (us, them)), Err(Ignored::Unreachable));
+        assert_eq!(unreachable(SERVER, 1, (us, them)), Err(Ignored::Unreachable));
+        assert_eq!(unreachable(STRANGER, 0, (us, them)), Err(Ignored::Unreachable));
+        let other = SocketAddrV4::new(CLIENT, 99);
+        assert_eq!(unreachable(SERVER, 3, (other, them)), Err(Ignored::OtherUnreachable));
+        let other = SocketAddrV4::new(STRANGER, 42260);
+        assert_eq!(unreachable(SERVER, 3, (us, other)), Err(Ignored::OtherUnreachable));
     }
 
     #[test]

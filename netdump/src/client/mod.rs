@@ -12,13 +12,18 @@
 //! The wire follows FreeBSD's `sys/netinet/netdump/netdump_client.c`, so stock servers understand it; how messages are
 //! acknowledged and resent is this client's own (`window.rs`), as the protocol leaves it to the sender.
 
+mod air;
+mod classic;
 mod config;
 mod congestion;
 mod ignored;
 mod incoming;
 mod neighbor;
+mod options;
 mod outgoing;
+mod pacing;
 mod phase;
+mod resume;
 mod silence;
 mod spans;
 mod timers;
@@ -34,6 +39,7 @@ pub use config::{
 };
 pub use ignored::{Ignored, IgnoredCounts};
 pub use neighbor::NextHop;
+pub use options::{ParseRateError, ParseWindowError, parse_rate};
 pub use outgoing::{Attempt, PAYLOAD_AT, Packet, Sending, Transmit};
 pub use phase::{ClientEvent, Ending, FailReason, Missing, Phase};
 pub use silence::Suspicion;
@@ -41,6 +47,8 @@ pub use window::Sequence;
 
 use self::incoming::{Arrival, Incoming};
 use self::neighbor::{ArpNews, Neighbor};
+use self::pacing::Pacer;
+use self::resume::Resume;
 use self::spans::Spans;
 use self::train::Train;
 use self::window::{AckError, AckWindow, Chunk, Pace};
@@ -61,8 +69,14 @@ pub struct ClientStats {
     pub bytes_sent: u64,
     /// Core bytes left out, as they are untouched zeros.
     pub bytes_untouched: u64,
+    /// Core bytes left out, as they are zeros all the same.
+    pub bytes_zero: u64,
     /// Core bytes acknowledged.
     pub bytes_acked: u64,
+    /// How often a server that had fallen silent was found again and had kept what it had.
+    pub resumes: u64,
+    /// How often a server that had fallen silent was found again and had nothing.
+    pub restarts: u64,
     /// Frames received and ignored.
     pub ignored: IgnoredCounts,
 }
@@ -88,13 +102,23 @@ pub struct Client {
     payload_limit: usize,
     neighbor: Neighbor,
     window: AckWindow,
+    pacer: Pacer,
     spans: Spans,
+    /// Whether the core is kept only as long as it is not acknowledged.
+    core_grows: bool,
+    /// The core before this offset was sent at least once, or left out.
+    sent_to: u64,
+    /// When data to send was looked for last.
+    searched: Option<Instant>,
     flow: Flow,
     phase: Phase,
     /// Of the present phase's object: bytes of the key, or messages, that were sent at least once.
     queued: usize,
     /// Where the HERALD's ack came from: the only port that later acks count from.
     learned_port: Option<u16>,
+    resume: Resume,
+    /// What is ready to be sent may go from then on.
+    ready_at: Option<Instant>,
     /// When the dump fails whatever it does.
     deadline: Option<Instant>,
     /// Who else uses our address.
@@ -109,9 +133,9 @@ impl Client {
     /// Begins a dump: the first ARP request is ready to be sent.
     pub fn new(config: ClientConfig, plan: DumpPlan, now: Instant) -> Result<Self, ConfigError> {
         config.check(&plan)?;
-        let (spans, header) = match plan.core {
-            CorePlan::Known { length, header } => (Spans::new(length), header),
-            CorePlan::Growing => (Spans::growing(), [0; KDH_LEN]),
+        let (spans, header, core_grows) = match plan.core {
+            CorePlan::Known { length, header } => (Spans::new(length), header, false),
+            CorePlan::Growing => (Spans::growing(), [0; KDH_LEN], true),
         };
         let path = plan.path.filter(|path| !path.is_empty()).map(|path| [path.as_bytes(), b"\0"].concat());
         Ok(Self {
@@ -120,12 +144,18 @@ impl Client {
             key: plan.key.unwrap_or_default(),
             payload_limit: config.payload_limit(),
             neighbor: Neighbor::new(&config, now),
-            window: AckWindow::new(config.payload_limit(), config.try_wait()),
+            window: AckWindow::new(config.payload_limit(), config.window, config.try_wait()),
+            pacer: Pacer::new(config.rate),
             spans,
+            core_grows,
+            sent_to: 0,
+            searched: None,
             flow: Flow::Open,
             phase: Phase::Resolve,
             queued: 0,
             learned_port: None,
+            resume: Resume::default(),
+            ready_at: None,
             deadline: config.deadline().map(|limit| now + limit),
             conflict: None,
             longest_acked: 0,
@@ -167,6 +197,7 @@ impl Client {
             return;
         }
         self.window.expire(now);
+        self.ask(now);
     }
 
     /// Puts the next frame, or train, to send into `packet`, replacing what is there; `None` when there is nothing to send
@@ -185,15 +216,32 @@ impl Client {
             return Ok(Some(Transmit { sending: Sending::Arp(arp.operation), messages: 0, fresh: None }));
         }
         let Some(next_hop) = self.neighbor.next_hop() else { return Ok(None) };
-        Self::begin(packet);
+        if let Some(sequence) = self.resume.take_herald(now) {
+            return Ok(Some(self.emit_herald(next_hop, sequence, packet)));
+        }
+        self.ready_at = None;
+        self.begin_train(now, next_hop, image, packet)
+    }
+
+    /// Puts the messages that may go now behind one header.
+    fn begin_train<I: ReadAt + ?Sized>(
+        &mut self,
+        now: Instant,
+        next_hop: MacAddr,
+        image: &I,
+        packet: &mut Packet,
+    ) -> Result<Option<Transmit>, ReadError> {
+        let sent_to = self.sent_to;
+        self.searched = Some(now);
         let mut train = Train::default();
+        Self::begin(packet);
         while let Some((sequence, chunk, attempt)) = self.peek_next(image) {
-            if !train.takes(chunk, attempt) {
+            if !train.takes(chunk, attempt) || train.is_empty() && !self.may_begin(now, chunk, attempt) {
                 break;
             }
             match self.add_message(sequence, chunk, image, packet) {
                 Ok(()) => {}
-                Err(error) if train.messages == 0 => return Err(error),
+                Err(error) if train.is_empty() => return Err(error),
                 Err(_) => break,
             }
             train.add(sequence, chunk, attempt, self.train_limit(chunk.len));
@@ -202,8 +250,9 @@ impl Client {
                 Attempt::Again => self.take_resend(now),
             }
         }
-        let Some(transmit) = train.transmit() else { return Ok(None) };
-        self.finish(next_hop, train.messages, train.len, packet);
+        let Some(transmit) = train.transmit(sent_to) else { return Ok(None) };
+        self.finish(next_hop, self.session_port(), train.messages, train.len, packet);
+        self.pacer.sent(now, packet.wire_len(transmit.messages));
         Ok(Some(transmit))
     }
 
@@ -217,8 +266,15 @@ impl Client {
         if self.phase == Phase::Closed {
             return None;
         }
-        let times =
-            [self.deadline, self.neighbor.poll_timeout(), self.window.next_expiry(), self.gives_up_at()];
+        let times = [
+            self.deadline,
+            self.neighbor.poll_timeout(),
+            self.window.next_expiry(),
+            self.ready_at,
+            self.asks_at(),
+            self.gives_up_at(),
+            self.searches_on_at(),
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -245,6 +301,11 @@ impl Client {
     /// Whether nothing is on its way.
     pub fn is_idle(&self) -> bool {
         self.window.is_empty()
+    }
+
+    /// When [`Self::poll_transmit`] gave nothing only because it had looked at enough zeros for once.
+    fn searches_on_at(&self) -> Option<Instant> {
+        self.searched.filter(|_| self.spans.is_searching() && self.window.has_room())
     }
 
     /// The core before this offset is acknowledged or was left out.
@@ -282,9 +343,9 @@ impl Client {
         &self.stats
     }
 
-    /// Core bytes that need no more care: acknowledged, or left out as untouched zeros.
+    /// Core bytes that need no more care: acknowledged, or left out as zeros.
     pub fn bytes_settled(&self) -> u64 {
-        self.stats.bytes_acked + self.stats.bytes_untouched
+        self.stats.bytes_acked + self.stats.bytes_untouched + self.stats.bytes_zero
     }
 
     /// The parts of the core that were not acknowledged, in ascending order: on their way, lost, or not sent yet. Of a
@@ -312,6 +373,9 @@ impl Client {
         }
         match Incoming::parse(&self.config, frame) {
             Ok(Incoming::Arp(packet)) => self.take_arp(now, &packet).or_else(|reason| self.ignore(reason)),
+            Ok(Incoming::ClosedPort(port)) => {
+                self.take_closed_port(now, port).or_else(|reason| self.ignore(reason))
+            }
             Ok(Incoming::Acks { port, acks }) => {
                 let mut first = Ok(());
                 for ack in acks {
@@ -320,6 +384,8 @@ impl Client {
                         first = first.and(ignored);
                     }
                 }
+                // Round trips that prove shorter than expected may end the wait for others.
+                self.window.expire(now);
                 first
             }
             Err(reason) => self.ignore(reason),
@@ -348,10 +414,21 @@ impl Client {
         }
     }
 
-    /// The port is learned only from the ack of the HERALD, of which the window knows whether it was sent.
     fn take_ack(&mut self, now: Instant, port: u16, sequence: Sequence) -> Result<(), Ignored> {
+        match self.take_answer(now, port, sequence) {
+            Some(taken) => taken,
+            None => self.take_message_ack(now, port, sequence),
+        }
+    }
+
+    /// The port is learned only from the ack of the HERALD, of which the window knows whether it was sent.
+    fn take_message_ack(&mut self, now: Instant, port: u16, sequence: Sequence) -> Result<(), Ignored> {
         if self.learned_port.is_some_and(|learned| learned != port) {
             return Err(Ignored::OtherServerPort);
+        }
+        if self.phase == Phase::Finish && self.resume.is_open() {
+            // It may be of another session at the same port, which has nothing of the dump.
+            return Err(Ignored::DoubtfulAck);
         }
         let chunk = self.window.acknowledge(now, sequence).map_err(|error| match error {
             AckError::Repeated => Ignored::RepeatedAck,
@@ -360,6 +437,7 @@ impl Client {
         match chunk.kind {
             MessageKind::Herald => {
                 self.learned_port = Some(port);
+                self.resume.opened(sequence);
                 self.events.push_back(ClientEvent::Accepted { port });
             }
             MessageKind::Vmcore => {
@@ -403,6 +481,9 @@ impl Client {
 
     /// The next message to send, if any may be sent now: a lost one first.
     fn peek_next<I: ReadAt + ?Sized>(&mut self, image: &I) -> Option<(Sequence, Chunk, Attempt)> {
+        if self.phase == Phase::Finish && self.resume.is_open() {
+            return None;
+        }
         if let Some((sequence, chunk)) = self.window.peek_resend() {
             return Some((sequence, chunk, Attempt::Again));
         }
@@ -411,6 +492,18 @@ impl Client {
         }
         let chunk = self.peek_new(image)?;
         Some((self.window.next_sequence(), chunk, Attempt::First))
+    }
+
+    /// Whether a train may be begun now with this message. Not before the rate allows it, nor as long as the acks are
+    /// expected that make room for more than a small part of it.
+    fn may_begin(&mut self, now: Instant, chunk: Chunk, attempt: Attempt) -> bool {
+        let (opened_at, waiting) = match attempt {
+            Attempt::First => (self.window.opened_at(), self.spans.messages_left(self.payload_limit)),
+            Attempt::Again => (None, self.window.lost_count()),
+        };
+        self.ready_at = self.pacer.holds_until(now).max(opened_at.filter(|at| *at > now));
+        let train = self.train_limit(chunk.len).min(waiting);
+        self.ready_at.is_none() && (chunk.kind != MessageKind::Vmcore || self.window.is_worth_a_train(train))
     }
 
     fn take_resend(&mut self, now: Instant) {
@@ -431,7 +524,7 @@ impl Client {
                 (MessageKind::EkcdKey, self.queued as u64, len)
             }
             Phase::Data => {
-                let (offset, len) = self.spans.peek(image, self.payload_limit)?;
+                let (offset, len) = self.spans.peek(image, self.window.fits(self.payload_limit))?;
                 (MessageKind::Vmcore, offset, len)
             }
             Phase::Header => (MessageKind::Kdh, 0, KDH_LEN),
@@ -443,12 +536,19 @@ impl Client {
     /// The message of [`Self::peek_new`] is on its way.
     fn take_new(&mut self, now: Instant, chunk: Chunk) {
         self.window.push(now, chunk);
-        self.stats.messages += 1;
+        let end = chunk.offset + chunk.len as u64;
+        if chunk.kind == MessageKind::Vmcore && end <= self.sent_to {
+            self.stats.resends += 1;
+        } else {
+            self.stats.messages += 1;
+        }
         match self.phase {
             Phase::Data => {
                 self.spans.take(chunk.len);
-                self.stats.bytes_sent += chunk.len as u64;
-                self.stats.bytes_untouched = self.spans.skipped();
+                self.stats.bytes_sent += end.saturating_sub(self.sent_to.max(chunk.offset));
+                let skipped = self.spans.skipped();
+                (self.stats.bytes_untouched, self.stats.bytes_zero) = (skipped.untouched, skipped.zero);
+                self.sent_to = self.sent_to.max(end);
             }
             Phase::Key => self.queued += chunk.len,
             Phase::Herald | Phase::Header | Phase::Finish => self.queued = 1,

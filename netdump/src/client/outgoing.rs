@@ -74,6 +74,11 @@ impl Packet {
         Frame { bytes: &self.bytes, guest: &self.guest, segment: self.segment }
     }
 
+    /// Bytes of the frames that it is cut into, if it has so many messages.
+    pub(super) fn wire_len(&self, messages: usize) -> usize {
+        self.frame().len() + messages.saturating_sub(1) * HEADERS_LEN
+    }
+
     fn clear(&mut self) {
         self.bytes.clear();
         self.guest.clear();
@@ -102,7 +107,30 @@ impl Client {
 
     /// Most messages in a frame whose first one has `len` bytes of payload.
     pub(super) fn train_limit(&self, len: usize) -> usize {
-        self.config.offloads.segments.min(MAX_UDP / (HEADER_LEN + len)).max(1)
+        let limit = self.config.offloads.segments.min(MAX_UDP / (HEADER_LEN + len));
+        limit.min(self.pacer.train_limit(len)).min(self.window.train_limit()).max(1)
+    }
+
+    /// Writes the frame of a HERALD that asks for a dump which was begun before.
+    pub(super) fn emit_herald(&self, next_hop: MacAddr, sequence: Sequence, packet: &mut Packet) -> Transmit {
+        let len = self.path.len();
+        Self::begin(packet);
+        self.add_herald(sequence, packet);
+        self.finish(next_hop, self.config.server_port, 1, len, packet);
+        let kind = MessageKind::Herald;
+        let sending = Sending::Message { kind, sequence, offset: 0, len, attempt: Attempt::Again };
+        Transmit { sending, messages: 1, fresh: None }
+    }
+
+    /// Where everything but a HERALD goes, and that too as long as the server has not answered.
+    pub(super) fn session_port(&self) -> u16 {
+        self.learned_port.unwrap_or(self.config.server_port)
+    }
+
+    fn add_herald(&self, sequence: Sequence, packet: &mut Packet) {
+        let (len, aux) = (self.path.len(), self.config.dump_id);
+        packet.bytes.extend_from_slice(&message::header(MessageKind::Herald, sequence.0, 0, len, aux));
+        packet.bytes.extend_from_slice(&self.path);
     }
 
     /// Adds a message, its payload from where it belongs; the core is read again for each resend. After an error the
@@ -115,11 +143,13 @@ impl Client {
         packet: &mut Packet,
     ) -> Result<(), ReadError> {
         let Chunk { kind, offset, len } = chunk;
+        if kind == MessageKind::Herald {
+            self.add_herald(sequence, packet);
+            return Ok(());
+        }
         let start = packet.bytes.len();
-        let aux = if kind == MessageKind::Herald { self.config.dump_id } else { 0 };
-        packet.bytes.extend_from_slice(&message::header(kind, sequence.0, offset, len, aux));
+        packet.bytes.extend_from_slice(&message::header(kind, sequence.0, offset, len, 0));
         match kind {
-            MessageKind::Herald => packet.bytes.extend_from_slice(&self.path),
             MessageKind::EkcdKey => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
                 packet.bytes.extend_from_slice(&self.key[from..from + len]);
@@ -131,7 +161,7 @@ impl Client {
                 }
             }
             MessageKind::Kdh => packet.bytes.extend_from_slice(&self.header),
-            MessageKind::Finished => {}
+            MessageKind::Herald | MessageKind::Finished => {}
         }
         Ok(())
     }
@@ -154,15 +184,21 @@ impl Client {
         image.read_at(offset, &mut packet.bytes[at..])
     }
 
-    /// Completes a frame of `messages` messages, the first of which has `len` bytes of payload.
-    pub(super) fn finish(&self, next_hop: MacAddr, messages: usize, len: usize, packet: &mut Packet) {
+    /// Completes a frame of `messages` messages for this port, the first of which has `len` bytes of payload.
+    pub(super) fn finish(
+        &self,
+        next_hop: MacAddr,
+        server_port: u16,
+        messages: usize,
+        len: usize,
+        packet: &mut Packet,
+    ) {
         packet.segment = (messages > 1).then(|| u16::try_from(HEADER_LEN + len).unwrap_or(u16::MAX));
         let checksum = if self.config.offloads.checksum {
             UdpChecksum::Partial
         } else {
             UdpChecksum::Complete(Checksum::of(&packet.bytes[HEADERS_LEN..]))
         };
-        let server_port = self.learned_port.unwrap_or(self.config.server_port);
         let route = Route {
             source_mac: self.config.mac,
             destination_mac: next_hop,

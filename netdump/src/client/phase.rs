@@ -14,7 +14,8 @@ use crate::report::Outcome;
 use crate::stream::StreamError;
 use crate::wire::MacAddr;
 
-/// Where a dump is. They follow one another in this order.
+/// Where a dump is. They follow one another in this order, but that a server which has lost everything takes the dump back
+/// to [`Self::Key`] or [`Self::Data`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// Asking by ARP for the next hop.
@@ -60,6 +61,16 @@ pub enum ClientEvent {
     /// The server takes the dump, at this port.
     Accepted {
         /// The port that it gave this dump.
+        port: u16,
+    },
+    /// The server had fallen silent, perhaps was started anew, and goes on with the dump where it was.
+    Resumed {
+        /// The port that the dump has now.
+        port: u16,
+    },
+    /// The server was started anew and has nothing of the dump: everything is sent again.
+    Restarted {
+        /// The port that the dump has now.
         port: u16,
     },
     /// A phase was reached.
@@ -143,12 +154,41 @@ pub enum FailReason {
         suspicion: Option<Suspicion>,
     },
     /// FINISHED was not acknowledged.
-    #[error("{server} has acknowledged the whole core but not within {waited:?} that it is stored")]
+    #[error(
+        "{server} has acknowledged the whole core but not within {waited:?} that it is stored{}",
+        or_nothing(*.suspicion)
+    )]
     Unfinished {
         /// The server, with the port of this dump.
         server: SocketAddrV4,
         /// How long the client waited.
         waited: Duration,
+        /// What may be behind it.
+        suspicion: Option<Suspicion>,
+    },
+    /// The server has lost a core of which the beginning is not there any more.
+    #[error(
+        "{server} was started anew while {phase} and has nothing of the dump, and what it had acknowledged of a packed \
+         core is not kept; {}",
+        lacking(Phase::Data, *.missing)
+    )]
+    Forgotten {
+        /// The server, with the dump's new port.
+        server: SocketAddrV4,
+        /// How far the dump was.
+        phase: Phase,
+        /// What of the core was not acknowledged.
+        missing: Missing,
+    },
+    /// The server loses the dump again and again.
+    #[error("{server} has begun the dump anew {restarts} times; {}", lacking(Phase::Data, *.missing))]
+    Restarts {
+        /// The server, with the dump's new port.
+        server: SocketAddrV4,
+        /// How often.
+        restarts: u64,
+        /// What of the core was not acknowledged.
+        missing: Missing,
     },
     /// The whole dump took too long.
     #[error("the dump's deadline of {limit:?} passed while {phase}; {}", lacking(*.phase, *.missing))]

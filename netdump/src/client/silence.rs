@@ -15,6 +15,10 @@ pub enum Suspicion {
     Rival(MacAddr),
     /// Short messages arrived, and none as long as the link takes: IP packets of so many bytes.
     NarrowPath(usize),
+    /// The server's host says that nobody has the port.
+    ClosedPort,
+    /// The same of a server that may close it when all is stored.
+    ClosedWhenDone,
 }
 
 impl fmt::Display for Suspicion {
@@ -24,25 +28,29 @@ impl fmt::Display for Suspicion {
             Self::NarrowPath(len) => {
                 write!(f, "no packet of {len} bytes was acknowledged (is the MTU smaller on the way?)")
             }
+            Self::ClosedPort => f.write_str("its host says that the port is closed (does the server run?)"),
+            Self::ClosedWhenDone => {
+                f.write_str("its port is closed, as a stock server's is when the core is stored")
+            }
         }
     }
 }
 
 impl Client {
-    /// When the oldest unacknowledged message has been waited for long enough.
+    /// When acks, or the answer to a HERALD, have been waited for long enough.
     pub(super) fn gives_up_at(&self) -> Option<Instant> {
-        Some(self.window.oldest()? + self.patience())
+        Some(self.silent_since()? + self.whole_patience())
     }
 
     /// The reason of a dump that ends because nothing is acknowledged any more.
     pub(super) fn silence(&self) -> FailReason {
-        let (waited, suspicion) = (self.patience(), self.suspicion());
+        let (waited, suspicion) = (self.whole_patience(), self.suspicion());
         match self.phase {
             Phase::Herald => {
                 let server = SocketAddrV4::new(self.config.server, self.config.server_port);
                 FailReason::NoServer { server, waited, suspicion }
             }
-            Phase::Finish => FailReason::Unfinished { server: self.server(), waited },
+            Phase::Finish => FailReason::Unfinished { server: self.server(), waited, suspicion },
             phase => {
                 let missing = self.lacking();
                 FailReason::Silent { server: self.server(), phase, waited, missing, suspicion }
@@ -50,11 +58,21 @@ impl Client {
         }
     }
 
-    fn patience(&self) -> Duration {
+    /// How long a server is waited for that may be alive.
+    pub(super) fn patience(&self) -> Duration {
         match self.phase {
             Phase::Finish => self.config.finish_patience(),
             _ => self.config.patience(),
         }
+    }
+
+    /// The same and, where it can be asked whether it was started anew, as long again.
+    fn whole_patience(&self) -> Duration {
+        if self.may_ask() { self.patience() * 2 } else { self.patience() }
+    }
+
+    fn silent_since(&self) -> Option<Instant> {
+        self.window.silent_since().or_else(|| self.resume.open_since())
     }
 
     fn suspicion(&self) -> Option<Suspicion> {
@@ -62,6 +80,10 @@ impl Client {
         let sent_in_vain = || self.window.unacknowledged().any(|chunk| chunk.len == longest);
         match self.conflict {
             Some(mac) => Some(Suspicion::Rival(mac)),
+            None if self.resume.is_closed_since(self.silent_since()) => Some(match self.phase {
+                Phase::Finish => Suspicion::ClosedWhenDone,
+                _ => Suspicion::ClosedPort,
+            }),
             None if self.phase == Phase::Data && self.longest_acked < longest && sent_in_vain() => {
                 Some(Suspicion::NarrowPath(datagram::OVERHEAD + longest))
             }

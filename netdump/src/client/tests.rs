@@ -1,6 +1,7 @@
 //! The client against a peer that says exactly what a test lets it say.
 
 mod growing;
+mod path;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;

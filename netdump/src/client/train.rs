@@ -46,14 +46,20 @@ impl Train {
         self.end = chunk.offset + chunk.len as u64;
     }
 
-    /// What is to be said of it, unless it is empty.
-    pub(super) fn transmit(&self) -> Option<Transmit> {
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages == 0
+    }
+
+    /// What is to be said of it, unless it is empty, when the core up to `sent_to` had been sent before.
+    pub(super) fn transmit(&self, sent_to: u64) -> Option<Transmit> {
         let (sequence, Chunk { kind, offset, len }, attempt) = self.first?;
-        let is_fresh = kind == MessageKind::Vmcore && attempt == Attempt::First;
+        let fresh = offset.max(sent_to)..self.end;
+        let is_fresh = kind == MessageKind::Vmcore && attempt == Attempt::First && !fresh.is_empty();
         Some(Transmit {
             sending: Sending::Message { kind, sequence, offset, len, attempt },
             messages: self.messages,
-            fresh: is_fresh.then_some(offset..self.end),
+            fresh: is_fresh.then_some(fresh),
         })
     }
 }

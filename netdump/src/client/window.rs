@@ -3,20 +3,22 @@
 //! Everything that is known of the path lives behind [`AckWindow`]: round trips, losses, the limit. The client tells it
 //! what was sent and acknowledged, and asks what may be sent. No payload is kept: a resend reads the core again.
 //!
-//! Bit `i` of each mask belongs to the message with number `base + i`. The masks have 64 bits and so do their shifts:
-//! FreeBSD's first client shifted 32-bit values and took a lost message for acknowledged.
+//! All work is O(1) for a message sent or acknowledged, whatever the window: messages lie in order of their numbers,
+//! transmissions in order of time ([`Air`]), and losses are looked for at the front of the latter only.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::air::{Air, Transmission};
+use super::classic::Classic;
+use super::config::{MAX_WINDOW, WindowChoice};
 use super::congestion::Congestion;
 use super::timers::RoundTrip;
 use crate::wire::MessageKind;
 
-/// Messages from the oldest unacknowledged one to the newest: the bits of a mask.
-const SPAN: usize = u64::BITS as usize;
-/// A message is lost when this many that were sent after it have overtaken it (as in RFC 9002, section 6.1.1).
-const OVERTAKEN: u64 = 3;
+/// Messages from the oldest unacknowledged one to the newest. One that is lost again and again holds all others up when
+/// this is reached, so it is several windows.
+const SPAN: usize = 4 * MAX_WINDOW as usize;
 
 /// A message's number. It wraps around after 2^32 messages, which is harmless as only differences count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,52 +67,100 @@ pub(super) enum AckError {
     Unknown,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Flight {
-    chunk: Chunk,
-    first_sent: Instant,
-    last_sent: Instant,
-    /// When it is lost unless acknowledged before.
-    expires: Instant,
-    /// Number of its last transmission, over all messages.
-    transmission: u64,
-    resends: u32,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// On its way.
+    Out,
+    /// Waits to be sent again.
+    Lost,
+    Acked,
 }
 
-/// Up to 64 consecutive messages, each acknowledged or not.
+/// Why a message was sent again, or shall be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// It was not.
+    None,
+    /// Others overtook it.
+    Overtaken,
+    /// It was waited for in vain.
+    Expired,
+}
+
+/// A message between the oldest unacknowledged one and the newest.
+#[derive(Debug, Clone, Copy)]
+struct Flight {
+    offset: u64,
+    /// Number of its last transmission.
+    transmission: u64,
+    len: u16,
+    kind: MessageKind,
+    state: State,
+    /// The last time.
+    loss: Loss,
+}
+
+impl Flight {
+    fn new(chunk: Chunk, transmission: u64) -> Self {
+        let Chunk { kind, offset, len } = chunk;
+        let len = u16::try_from(len).unwrap_or(u16::MAX);
+        Self { offset, transmission, len, kind, state: State::Out, loss: Loss::None }
+    }
+
+    fn chunk(&self) -> Chunk {
+        Chunk { kind: self.kind, offset: self.offset, len: self.len.into() }
+    }
+}
+
+/// Consecutive messages, each acknowledged or not.
 #[derive(Debug)]
 pub(super) struct AckWindow {
     /// Number of the first of `flights`, which is unacknowledged unless there is none.
     base: Sequence,
     flights: VecDeque<Flight>,
-    unacked: u64,
-    /// Those of `unacked` that wait to be sent again.
-    lost: u64,
-    pushed: u64,
-    transmissions: u64,
-    /// Transmissions before this one were made before the wait was doubled last.
-    doubled_at: u64,
+    /// Flights that are out.
+    out: usize,
+    /// What waits to be sent again, in order of loss; some may have been acknowledged since.
+    lost: VecDeque<Sequence>,
+    air: Air,
+    /// Messages acknowledged so far.
+    settled: u64,
+    /// Since when nothing was acknowledged, of what is unacknowledged.
+    silent_since: Option<Instant>,
     pace: Pace,
     congestion: Congestion,
+    /// Instead, if FreeBSD's own algorithm is wanted.
+    classic: Option<Classic>,
     round_trip: RoundTrip,
 }
 
 impl AckWindow {
-    /// Empty; the next message is the dump's first. Full ones will have `payload_limit` bytes, and no wait for an ack
-    /// will be longer than `longest_wait`.
-    pub(super) fn new(payload_limit: usize, longest_wait: Duration) -> Self {
+    /// Empty; the next message is the dump's first. Full ones will have `payload_limit` bytes, and no wait for an ack will
+    /// be longer than `longest_wait`.
+    pub(super) fn new(payload_limit: usize, choice: WindowChoice, longest_wait: Duration) -> Self {
+        let (cap, classic) = match choice {
+            WindowChoice::Adaptive { cap } => (cap.clamp(1, MAX_WINDOW), None),
+            WindowChoice::Classic => (MAX_WINDOW, Some(Classic::new())),
+        };
         Self {
             base: Sequence::FIRST,
-            flights: VecDeque::with_capacity(SPAN),
-            unacked: 0,
-            lost: 0,
-            pushed: 0,
-            transmissions: 0,
-            doubled_at: 0,
+            flights: VecDeque::new(),
+            out: 0,
+            lost: VecDeque::new(),
+            air: Air::default(),
+            settled: 0,
+            silent_since: None,
             pace: Pace::Single,
-            congestion: Congestion::new(payload_limit),
+            congestion: Congestion::new(payload_limit, cap),
+            classic,
             round_trip: RoundTrip::new(longest_wait),
         }
+    }
+
+    /// Keeps the window at `limit` messages.
+    #[cfg(test)]
+    pub(super) fn fix_limit(&mut self, limit: usize) {
+        self.congestion = Congestion::fixed(limit);
     }
 
     /// How the following messages go.
@@ -125,7 +175,52 @@ impl AckWindow {
 
     /// Whether a new message may be sent.
     pub(super) fn has_room(&self) -> bool {
-        self.flights.len() < SPAN && self.may_transmit()
+        self.flights.len() < SPAN && self.room() > 0 && self.fits(1) > 0
+    }
+
+    /// From when on new messages may be sent, if that is a matter of time.
+    pub(super) fn opened_at(&self) -> Option<Instant> {
+        self.chunk().and_then(Classic::opened_at)
+    }
+
+    /// How many payload bytes the next message may have, `most` at most.
+    pub(super) fn fits(&self, most: usize) -> usize {
+        self.chunk().map_or(most, |chunk| chunk.left().min(most))
+    }
+
+    /// Most messages in a train.
+    pub(super) fn train_limit(&self) -> usize {
+        // FreeBSD sends frame by frame.
+        if self.classic.is_some() { 1 } else { usize::MAX }
+    }
+
+    /// Whether to begin a train of up to `messages` now: not while there is room for a part of it only and acks will
+    /// soon make more. A train is at most a quarter of the window, so that there is always one on its way.
+    pub(super) fn is_worth_a_train(&self, messages: usize) -> bool {
+        self.out == 0 || self.room() >= messages.min(self.limit() / 4).max(1)
+    }
+
+    /// Messages that wait to be sent again, those among them counted that have come late.
+    pub(super) fn lost_count(&self) -> usize {
+        self.lost.len()
+    }
+
+    /// Messages that may be sent now, new or again.
+    fn room(&self) -> usize {
+        if self.air.len() < SPAN { self.limit().saturating_sub(self.out) } else { 0 }
+    }
+
+    fn limit(&self) -> usize {
+        match (self.pace, self.chunk()) {
+            (Pace::Single, _) => 1,
+            (Pace::Stream, None) => self.congestion.limit(),
+            (Pace::Stream, Some(_)) => SPAN,
+        }
+    }
+
+    /// The chunk that is on its way, of FreeBSD's algorithm.
+    fn chunk(&self) -> Option<&Classic> {
+        self.classic.as_ref().filter(|_| self.pace == Pace::Stream)
     }
 
     /// Number of the message that is pushed next.
@@ -135,166 +230,243 @@ impl AckWindow {
 
     /// A new message was sent: the one numbered [`Self::next_sequence`]. There must be [room](Self::has_room).
     pub(super) fn push(&mut self, now: Instant, chunk: Chunk) {
-        self.unacked |= bit(self.flights.len());
-        self.flights.push_back(Flight {
-            chunk,
-            first_sent: now,
-            last_sent: now,
-            expires: now + self.wait(),
-            transmission: self.transmissions,
-            resends: 0,
-        });
-        self.pushed += 1;
-        self.transmissions += 1;
+        let sequence = self.next_sequence();
+        self.silent_since.get_or_insert(now);
+        let transmission = self.transmit(now, sequence, chunk.len);
+        self.flights.push_back(Flight::new(chunk, transmission));
     }
 
     /// The message to send again now, if any.
-    pub(super) fn peek_resend(&self) -> Option<(Sequence, Chunk)> {
-        let index = bits(self.lost).next().filter(|_| self.may_transmit())?;
-        Some((self.base.plus(index), self.flights.get(index)?.chunk))
+    pub(super) fn peek_resend(&mut self) -> Option<(Sequence, Chunk)> {
+        if self.room() == 0 {
+            return None;
+        }
+        while let Some(&sequence) = self.lost.front() {
+            match self.flight(sequence) {
+                Some(flight) if flight.state == State::Lost => return Some((sequence, flight.chunk())),
+                _ => drop(self.lost.pop_front()),
+            }
+        }
+        None
     }
 
     /// The message of [`Self::peek_resend`] was sent.
     pub(super) fn resent(&mut self, now: Instant) {
-        let Some(index) = bits(self.lost).next() else { return };
-        self.lost &= !bit(index);
-        let expires = now + self.wait();
-        let flight = &mut self.flights[index];
-        flight.last_sent = now;
-        flight.expires = expires;
-        flight.transmission = self.transmissions;
-        flight.resends += 1;
-        self.transmissions += 1;
+        let Some(sequence) = self.lost.pop_front() else { return };
+        let transmission = self.transmit(now, sequence, 0);
+        if let Some(flight) = self.flight_mut(sequence) {
+            flight.transmission = transmission;
+            flight.state = State::Out;
+        }
+    }
+
+    /// Sends a message, of which so many bytes were never sent.
+    fn transmit(&mut self, now: Instant, sequence: Sequence, fresh: usize) -> u64 {
+        self.out += 1;
+        self.congestion.sent(self.out);
+        if self.pace == Pace::Stream
+            && let Some(classic) = &mut self.classic
+        {
+            classic.sent(now, fresh);
+        }
+        self.air.push(Transmission { sequence, sent: now, doublings: self.round_trip.doublings() })
     }
 
     /// Takes an ack: the message that it settles, or why it settles none.
     pub(super) fn acknowledge(&mut self, now: Instant, sequence: Sequence) -> Result<Chunk, AckError> {
-        let index = sequence.since(self.base) as usize;
-        if index >= self.flights.len() {
-            let behind = u64::from(self.base.since(sequence));
-            let settled = self.pushed - self.flights.len() as u64;
-            return Err(if (1..=settled).contains(&behind) { AckError::Repeated } else { AckError::Unknown });
+        let (base, settled) = (self.base, self.settled);
+        let Some(flight) = self.flight_mut(sequence) else {
+            let is_behind = (1..=settled).contains(&u64::from(base.since(sequence)));
+            return Err(if is_behind { AckError::Repeated } else { AckError::Unknown });
+        };
+        let before = *flight;
+        flight.state = State::Acked;
+        match before.state {
+            State::Acked => return Err(AckError::Repeated),
+            State::Out => self.out -= 1,
+            State::Lost => {}
         }
-        if self.unacked & bit(index) == 0 {
-            return Err(AckError::Repeated);
+        if self.is_adaptive() {
+            self.learn(now, &before);
+            self.congestion.acknowledged(now, before.transmission, self.air.next());
         }
-        self.unacked &= !bit(index);
-        self.lost &= !bit(index);
-        let flight = self.flights[index];
-        if self.pace == Pace::Stream {
-            self.congestion.acknowledged();
-            if flight.resends == 0 {
-                self.round_trip.sample(now.saturating_duration_since(flight.last_sent));
-                self.mark_overtaken(index, flight.transmission);
-            }
-        }
+        self.sweep(Loss::Overtaken, |window, number, sent| window.air.is_overtaken(number, sent.sent));
         self.slide();
-        Ok(flight.chunk)
+        self.silent_since = (!self.is_empty()).then_some(now);
+        if self.is_empty()
+            && let Some(classic) = &mut self.classic
+        {
+            classic.settled(now);
+        }
+        Ok(before.chunk())
+    }
+
+    fn is_adaptive(&self) -> bool {
+        self.pace == Pace::Stream && self.classic.is_none()
+    }
+
+    /// What the ack of `flight`, as it was before, tells of the path.
+    fn learn(&mut self, now: Instant, flight: &Flight) {
+        let is_out = flight.state == State::Out;
+        let trip = self.air.sent(flight.transmission).map(|sent| now.saturating_duration_since(sent));
+        let (Some(trip), true) = (trip, is_out) else { return self.was_not_lost(now, flight.loss) };
+        if flight.loss == Loss::None {
+            self.round_trip.sample(trip);
+            self.air.arrived(flight.transmission);
+            return;
+        }
+        // The answer to a resend cannot come sooner than any other ever did: then it is that to an earlier transmission.
+        match self.round_trip.shortest_and_usual() {
+            Some((shortest, _)) if trip < shortest => self.was_not_lost(now, flight.loss),
+            Some(_) => self.air.arrived(flight.transmission),
+            None => {}
+        }
+    }
+
+    /// A message that counted as lost was only late.
+    fn was_not_lost(&mut self, now: Instant, loss: Loss) {
+        match (loss, self.round_trip.shortest_and_usual()) {
+            (Loss::Overtaken, Some((shortest, usual))) => self.air.widen(shortest, usual),
+            (Loss::Expired, _) if self.congestion.silence_was_spurious() => self.wait_on(now),
+            (Loss::Overtaken | Loss::Expired | Loss::None, _) => {}
+        }
+    }
+
+    /// The server was only busy and goes on: what counts as lost since will be acknowledged soon. It is treated as if it
+    /// had been sent just now.
+    fn wait_on(&mut self, now: Instant) {
+        while self.peek_resend().is_some() {
+            self.resent(now);
+        }
     }
 
     /// Declares those lost that were waited for long enough.
     pub(super) fn expire(&mut self, now: Instant) {
-        let mut news = false;
-        for index in bits(self.unacked & !self.lost) {
-            let flight = &mut self.flights[index];
-            if flight.expires <= now {
-                news |= flight.transmission >= self.doubled_at;
-                self.mark_lost(index);
+        let is_silent = self.silent_since.is_some_and(|since| since + self.wait(0) <= now);
+        let last = self.sweep(Loss::Expired, |window, _, sent| window.expiry(sent) <= now);
+        // Of the messages that were sent with the same wait, those that expire later tell nothing new.
+        let is_news = last.is_some_and(|last| last.doublings >= self.round_trip.doublings());
+        if is_news && self.is_adaptive() {
+            self.round_trip.timed_out();
+            if is_silent {
+                self.congestion.silence(self.air.next());
             }
         }
-        // Of the messages that were sent with the same wait, those that expire later tell nothing new.
-        if news && self.pace == Pace::Stream {
-            self.round_trip.timed_out();
-            self.doubled_at = self.transmissions;
+    }
+
+    /// How long an ack takes at most, as a rule.
+    pub(super) fn usual_wait(&self) -> Duration {
+        self.round_trip.wait(0)
+    }
+
+    /// The server was silent and is there again. If it `has_moved`, nothing that is on its way will reach it.
+    pub(super) fn resume(&mut self, now: Instant, has_moved: bool) {
+        self.round_trip.forget_doublings();
+        if has_moved {
+            self.sweep(Loss::Expired, |_, _, _| true);
+            self.congestion.start_over(self.air.next());
+        } else {
+            self.expire(now);
         }
+    }
+
+    /// Nothing of what was sent counts any more. Numbers go on, so that late acks of it do not count either.
+    pub(super) fn restart(&mut self) {
+        self.base = self.next_sequence();
+        self.settled += self.flights.len() as u64;
+        self.flights.clear();
+        self.lost.clear();
+        self.air.clear();
+        self.out = 0;
+        self.silent_since = None;
+        self.round_trip.forget_doublings();
+        self.congestion.start_over(self.air.next());
+        self.classic = self.classic.take().map(|_| Classic::new());
     }
 
     /// When [`Self::expire`] has something to do.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        bits(self.unacked & !self.lost).map(|index| self.flights[index].expires).min()
+        self.air.front().map(|(_, oldest)| self.expiry(&oldest))
     }
 
-    /// When the oldest unacknowledged message was sent first.
-    pub(super) fn oldest(&self) -> Option<Instant> {
-        self.flights.front().map(|flight| flight.first_sent)
+    /// Since when there was no ack for what is unacknowledged.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        self.silent_since
     }
 
     /// What the oldest unacknowledged message carries.
     pub(super) fn front(&self) -> Option<Chunk> {
-        self.flights.front().map(|flight| flight.chunk)
+        self.flights.front().map(Flight::chunk)
     }
 
     /// The unacknowledged messages, oldest first.
     pub(super) fn unacknowledged(&self) -> impl Iterator<Item = Chunk> + '_ {
-        bits(self.unacked).map(|index| self.flights[index].chunk)
+        self.flights.iter().filter(|flight| flight.state != State::Acked).map(Flight::chunk)
     }
 
-    fn may_transmit(&self) -> bool {
-        let limit = match self.pace {
-            Pace::Single => 1,
-            Pace::Stream => self.congestion.limit(),
-        };
-        (self.unacked & !self.lost).count_ones() < limit
+    fn flight(&self, sequence: Sequence) -> Option<&Flight> {
+        self.flights.get(sequence.since(self.base) as usize)
     }
 
-    fn wait(&self) -> Duration {
-        match self.pace {
-            Pace::Single => self.round_trip.patient_wait(),
-            Pace::Stream => self.round_trip.wait(),
-        }
+    fn flight_mut(&mut self, sequence: Sequence) -> Option<&mut Flight> {
+        self.flights.get_mut(sequence.since(self.base) as usize)
     }
 
-    /// The message at `index`, sent only once, as transmission number `acked`, has arrived: what was transmitted clearly
-    /// before it, and is not acknowledged, is lost. All such messages have lower numbers, resends included, as this one
-    /// was new when it was sent.
-    fn mark_overtaken(&mut self, index: usize, acked: u64) {
-        for index in bits(self.unacked & !self.lost & (bit(index) - 1)) {
-            if self.flights[index].transmission + OVERTAKEN <= acked {
-                self.mark_lost(index);
+    fn expiry(&self, transmission: &Transmission) -> Instant {
+        transmission.sent + self.wait(transmission.doublings)
+    }
+
+    fn wait(&self, doublings: u32) -> Duration {
+        if self.is_adaptive() { self.round_trip.wait(doublings) } else { self.round_trip.patient_wait() }
+    }
+
+    /// Goes through the oldest transmissions: forgets what is acknowledged or was sent again since, and declares lost
+    /// what `is_lost` says is, up to the first that is not. Gives the last one lost.
+    fn sweep(
+        &mut self,
+        loss: Loss,
+        is_lost: impl Fn(&Self, u64, &Transmission) -> bool,
+    ) -> Option<Transmission> {
+        let mut last = None;
+        while let Some((number, oldest)) = self.air.front() {
+            let is_live = |flight: &Flight| flight.state == State::Out && flight.transmission == number;
+            if self.flight(oldest.sequence).is_some_and(is_live) {
+                if !is_lost(self, number, &oldest) {
+                    break;
+                }
+                self.lose(number, oldest.sequence, loss);
+                last = Some(oldest);
             }
+            self.air.pop();
         }
+        last
     }
 
-    fn mark_lost(&mut self, index: usize) {
-        self.lost |= bit(index);
-        if self.pace == Pace::Stream {
-            self.congestion.lost(self.flights[index].transmission, self.transmissions);
+    fn lose(&mut self, transmission: u64, sequence: Sequence, loss: Loss) {
+        if let Some(flight) = self.flight_mut(sequence) {
+            flight.state = State::Lost;
+            flight.loss = loss;
+            self.out -= 1;
+            self.lost.push_back(sequence);
+            if self.is_adaptive() {
+                self.congestion.lost(transmission);
+            }
         }
     }
 
     /// Moves the base to the first unacknowledged message.
     fn slide(&mut self) {
-        let settled = (self.unacked.trailing_zeros() as usize).min(self.flights.len());
-        self.flights.drain(..settled);
-        self.base = self.base.plus(settled);
-        self.unacked = shifted_down(self.unacked, settled);
-        self.lost = shifted_down(self.lost, settled);
+        while self.flights.front().is_some_and(|flight| flight.state == State::Acked) {
+            self.flights.pop_front();
+            self.base = self.base.plus(1);
+            self.settled += 1;
+        }
     }
-}
-
-fn bit(index: usize) -> u64 {
-    1 << index
-}
-
-/// Indices of the bits that are set, in ascending order.
-fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let index = mask.trailing_zeros() as usize;
-        (mask != 0).then(|| {
-            mask &= mask - 1;
-            index
-        })
-    })
-}
-
-/// A shift by all 64 bits leaves nothing, which `>>` alone does not do.
-fn shifted_down(mask: u64, count: usize) -> u64 {
-    if count < SPAN { mask >> count } else { 0 }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
@@ -309,7 +481,7 @@ mod tests {
     /// A streaming window with `count` messages sent, numbered from 1 on.
     fn window(count: u64) -> (AckWindow, Instant) {
         let now = Instant::now();
-        let mut window = AckWindow::new(4096, SECOND);
+        let mut window = AckWindow::new(1448, WindowChoice::default(), SECOND);
         window.set_pace(Pace::Stream);
         for number in 1..=count {
             assert!(window.has_room());
@@ -323,12 +495,10 @@ mod tests {
     }
 
     #[test]
-    fn window_holds_64_messages() {
+    fn window_begins_with_64_messages() {
         let (mut window, now) = window(64);
         assert!(!window.has_room());
         assert_eq!(window.acknowledge(now, Sequence(2)), Ok(chunk(2)));
-        assert!(!window.has_room(), "the span is still 64");
-        assert_eq!(window.acknowledge(now, Sequence(1)), Ok(chunk(1)));
         assert!(window.has_room());
         assert_eq!(window.next_sequence(), Sequence(65));
     }
@@ -367,7 +537,7 @@ mod tests {
             assert_eq!(window.acknowledge(now, Sequence(number)), Ok(chunk(number.into())));
         }
         assert!(window.is_empty());
-        assert_eq!((window.base, window.unacked, window.lost), (Sequence(65), 0, 0));
+        assert_eq!((window.base, window.out, window.air.len()), (Sequence(65), 0, 0));
         assert_eq!(window.acknowledge(now, Sequence(64)), Err(AckError::Repeated));
         assert_eq!(window.acknowledge(now, Sequence(1)), Err(AckError::Repeated));
     }
@@ -376,7 +546,7 @@ mod tests {
     fn numbers_wrap_around() {
         let (mut window, now) = window(0);
         window.base = Sequence(u32::MAX - 1);
-        window.pushed = u64::from(u32::MAX);
+        window.settled = u64::from(u32::MAX);
         for number in 0..4 {
             window.push(now, chunk(number));
         }
@@ -407,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn acks_of_resends_tell_nothing_of_others() {
+    fn acks_of_resends_tell_nothing_as_long_as_no_round_trip_is_known() {
         let (mut window, now) = window(5);
         window.expire(now + SECOND);
         while window.peek_resend().is_some() {
@@ -415,7 +585,53 @@ mod tests {
         }
         window.acknowledge(now + SECOND, Sequence(5)).unwrap();
         assert_eq!(window.peek_resend(), None);
-        assert!(window.round_trip.wait() > Duration::from_millis(100), "no round trip was measured");
+        assert_eq!(window.round_trip.shortest_and_usual(), None);
+    }
+
+    #[test]
+    fn acks_of_resends_count_when_they_take_a_round_trip() {
+        let ms = Duration::from_millis;
+        let (mut window, mut now) = window(1);
+        now += ms(4);
+        window.acknowledge(now, Sequence(1)).unwrap();
+        for number in 2..=6 {
+            window.push(now, chunk(number));
+        }
+        now += SECOND;
+        window.expire(now);
+        while window.peek_resend().is_some() {
+            window.resent(now);
+        }
+        window.acknowledge(now + ms(3), Sequence(6)).unwrap();
+        assert_eq!(window.peek_resend(), None, "this was the answer to the first attempt");
+        window.acknowledge(now + ms(4), Sequence(5)).unwrap();
+        assert_eq!(window.peek_resend(), Some((Sequence(2), chunk(2))));
+    }
+
+    #[test]
+    fn a_path_that_reorders_is_given_time() {
+        let us = Duration::from_micros;
+        let (mut window, start) = window(0);
+        let mut resends = 0;
+        // Each tenth message takes 200 us longer than the others, which take 1 ms.
+        let mut acks = BTreeMap::new();
+        for number in 1..=1000_u32 {
+            let now = start + us(20) * number;
+            let late = if number % 10 == 0 { us(200) } else { us(0) };
+            acks.entry(now + us(1000) + late).or_insert_with(Vec::new).push(number);
+            let due: Vec<_> = acks.range(..=now).map(|(at, _)| *at).collect();
+            for at in due {
+                for number in acks.remove(&at).unwrap() {
+                    window.acknowledge(at, Sequence(number)).unwrap();
+                }
+            }
+            while window.peek_resend().is_some() {
+                window.resent(now);
+                resends += 1;
+            }
+            window.push(now, chunk(number.into()));
+        }
+        assert!((1..40).contains(&resends), "{resends} of 100");
     }
 
     #[test]
@@ -430,7 +646,7 @@ mod tests {
         window.resent(first);
         assert_eq!(window.peek_resend(), None);
         assert_eq!(window.next_expiry().unwrap() - first, 2 * (first - start));
-        assert_eq!(window.oldest(), Some(start));
+        assert_eq!(window.silent_since(), Some(start));
     }
 
     #[test]
@@ -454,24 +670,36 @@ mod tests {
     }
 
     #[test]
-    fn a_late_ack_calls_off_the_resend() {
-        let (mut window, now) = window(2);
+    fn a_late_ack_calls_off_the_resends() {
+        let (mut window, now) = window(40);
         window.expire(now + SECOND);
-        window.acknowledge(now + SECOND, Sequence(1)).unwrap();
-        assert_eq!(window.peek_resend(), Some((Sequence(2), chunk(2))));
+        let mut resends = 0;
+        while window.peek_resend().is_some() {
+            window.resent(now + SECOND);
+            resends += 1;
+        }
+        assert_eq!(resends, 4, "more would be in vain if the server is away");
+        window.acknowledge(now + SECOND, Sequence(10)).unwrap();
+        assert_eq!(window.peek_resend(), None, "it was only late, and so the others may be");
+        assert_eq!((open(&window).len(), window.out), (39, 39));
     }
 
     #[test]
-    fn losses_close_the_window_for_new_messages_and_resends() {
+    fn after_a_silence_everything_is_sent_again() {
         let (mut window, now) = window(64);
-        window.expire(now + SECOND);
-        let mut resent = 0;
-        while window.peek_resend().is_some() {
-            window.resent(now + SECOND);
-            resent += 1;
+        window.acknowledge(now + Duration::from_millis(1), Sequence(1)).unwrap();
+        let later = now + SECOND;
+        window.expire(later);
+        for _ in 0..4 {
+            window.resent(later);
         }
-        assert_eq!(resent, 32);
-        assert!(!window.has_room());
+        window.acknowledge(later + Duration::from_millis(1), Sequence(2)).unwrap();
+        let mut resends = 0;
+        while window.peek_resend().is_some() {
+            window.resent(later);
+            resends += 1;
+        }
+        assert_eq!(resends, 64 - 5);
     }
 
     #[test]
@@ -483,53 +711,85 @@ mod tests {
         assert_eq!(window.next_expiry(), Some(now + Duration::from_secs(1)));
     }
 
+    #[test]
+    fn trains_wait_for_room_while_acks_are_expected() {
+        let (mut window, now) = window(64);
+        let later = now + Duration::from_millis(1);
+        for acked in 1..=15 {
+            window.acknowledge(later, Sequence(acked)).unwrap();
+        }
+        assert!(!window.is_worth_a_train(44) && window.is_worth_a_train(15));
+        window.acknowledge(later, Sequence(16)).unwrap();
+        assert!(window.is_worth_a_train(44), "a quarter of the window");
+        for acked in 17..=64 {
+            window.acknowledge(later, Sequence(acked)).unwrap();
+        }
+        assert!(window.is_worth_a_train(1000), "no ack is expected");
+    }
+
+    /// Every message's number, and how often it was sent; those acknowledged are not there.
+    type Model = BTreeMap<u64, u32>;
+
     proptest! {
-        /// The masks against a plain set of numbers.
+        /// The window against a plain map, from any first number on.
         #[test]
-        fn window_agrees_with_a_set(start in any::<u32>(), steps in prop::collection::vec((0..3_u8, 0..80_u32), 1..400)) {
+        fn window_agrees_with_a_map(
+            start in any::<u32>(),
+            cap in prop::sample::select(vec![1, 2, 64, 500, MAX_WINDOW]),
+            steps in prop::collection::vec((0..4_u8, 0..200_u32), 1..400),
+        ) {
             let mut now = Instant::now();
-            let mut window = AckWindow::new(4096, SECOND);
+            let mut window = AckWindow::new(1448, WindowChoice::Adaptive { cap }, SECOND);
             window.set_pace(Pace::Stream);
             window.base = Sequence(start);
-            let mut open = BTreeSet::new();
-            let mut sent = 0_u64;
+            let (mut model, mut pushed) = (Model::new(), 0_u64);
             for (what, value) in steps {
-                let base = open.first().copied().unwrap_or(sent);
+                let base = model.first_key_value().map_or(pushed, |(first, _)| *first);
                 match what {
-                    0 => {
-                        for _ in 0..value {
-                            if window.has_room() {
-                                window.push(now, chunk(sent));
-                                open.insert(sent);
-                                sent += 1;
-                            }
+                    0 => for _ in 0..value {
+                        if window.has_room() {
+                            #[expect(clippy::cast_possible_truncation, reason = "sequence numbers wrap")]
+                            let sequence = Sequence(start.wrapping_add(pushed as u32));
+                            prop_assert_eq!(window.next_sequence(), sequence);
+                            window.push(now, chunk(pushed));
+                            model.insert(pushed, 1);
+                            pushed += 1;
                         }
-                    }
+                    },
                     1 => {
                         let number = base + u64::from(value);
                         #[expect(clippy::cast_possible_truncation, reason = "sequence numbers wrap")]
                         let ack = Sequence(start.wrapping_add(number as u32));
                         let want = match number {
-                            n if open.remove(&n) => Ok(chunk(n)),
-                            n if n < sent => Err(AckError::Repeated),
+                            n if model.remove(&n).is_some() => Ok(chunk(n)),
+                            n if n < pushed => Err(AckError::Repeated),
                             _ => Err(AckError::Unknown),
                         };
                         prop_assert_eq!(window.acknowledge(now, ack), want);
                     }
+                    2 => now += Duration::from_micros(value.into()),
                     _ => {
                         now += Duration::from_millis(value.into());
                         window.expire(now);
                         while let Some((_, again)) = window.peek_resend() {
-                            prop_assert!(open.contains(&(again.offset / 1000)));
+                            let sent = model.get_mut(&(again.offset / 1000));
+                            prop_assert!(sent.is_some());
+                            *sent.unwrap() += 1;
                             window.resent(now);
                         }
                     }
                 }
-                let seen: Vec<_> = window.unacknowledged().map(|chunk| chunk.offset / 1000).collect();
-                prop_assert_eq!(seen, open.iter().copied().collect::<Vec<_>>());
-                prop_assert_eq!(window.lost & !window.unacked, 0);
-                prop_assert!(window.is_empty() || window.unacked & 1 == 1);
-                prop_assert!(window.is_empty() || window.next_expiry().is_some() || window.peek_resend().is_some());
+                let open = open(&window);
+                prop_assert_eq!(&open, &model.keys().copied().collect::<Vec<_>>());
+                let lost = window.flights.iter().filter(|flight| flight.state == State::Lost).count();
+                prop_assert_eq!(window.out + lost, open.len());
+                prop_assert!(window.out <= cap as usize);
+                prop_assert!(window.lost.len() >= lost);
+                prop_assert_eq!(window.is_empty(), open.is_empty());
+                prop_assert!(window.is_empty() || window.flights[0].state != State::Acked);
+                // Nothing is forgotten: what is out expires, what is lost goes as soon as there is room.
+                prop_assert_eq!(window.next_expiry().is_some(), window.out > 0);
+                prop_assert!(lost == 0 || window.peek_resend().is_some() || window.room() == 0);
             }
         }
     }

@@ -1,37 +1,29 @@
-//! The one loop that sleeps and reads a clock: joins a [`Client`], a [`Link`] and a core, and reports how it went. A core
-//! that is packed on its way is packed by other threads ([`crate::stream`]) while this one sends.
+//! The one loop that sleeps and reads a clock: joins a [`crate::client::Client`], a [`Link`] and a core, and reports how
+//! it went. A core that is sent as it is is hashed, and one that is packed on its way is packed ([`crate::stream`]), by
+//! other threads while this one sends.
 
+mod dense;
+mod driver;
 mod hash;
 mod source;
 
-use std::error::Error;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use self::hash::CoreHash;
+pub use self::dense::{Dense, Zeros};
+use self::driver::Driver;
 use self::source::{Source, Stream};
-use crate::client::{
-    Client, ClientConfig, ClientEvent, ConfigError, CorePlan, DumpPlan, Ending, FailReason, Packet, Phase,
-};
+use crate::ReadAt;
+use crate::client::{ClientConfig, ConfigError, CorePlan, DumpPlan, Phase};
 use crate::ekcd::{DumpKey, DumpKeyError, StreamCipher, SysRng};
-use crate::link::{Link, Received, Sent};
+use crate::link::Link;
 use crate::report::DumpReport;
 use crate::stream::backlog::Backlog;
 use crate::stream::{self, Packing, StreamError};
 use crate::vmcore::KernelDumpHeader;
 use crate::vmcore::kdh::Compression;
-use crate::{ReadAt, ReadError};
-
-/// How often the caller is told, and asked, at most.
-const TELL_EVERY: Duration = Duration::from_millis(100);
-/// How long to wait for room on a busy link before trying again.
-const BUSY_WAIT: Duration = Duration::from_millis(1);
-/// Frames received in a row before sending has its turn.
-const RECEIVE_BATCH: usize = 64;
-/// Missing ranges that a report lists.
-const MAX_MISSING: usize = 1000;
 
 /// How far a dump is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +65,12 @@ pub enum RunError {
     Key(#[from] DumpKeyError),
 }
 
+/// A number for [`ClientConfig::dump_id`] that no other dump of this client has, in all likelihood; 0, which is none, if
+/// the system has no random numbers.
+pub fn random_dump_id() -> u32 {
+    getrandom::u32().unwrap_or(0)
+}
+
 /// Sends a dump over `link` and says how it ended; only what can be refused before the first frame is an error.
 ///
 /// `control` is told of the progress ten times a second and at each new phase, and ends the dump by breaking with the
@@ -86,9 +84,7 @@ pub fn run(
     let _span = tracing::info_span!("client", server = %config.server).entered();
     let config = named(config);
     if dump.packing.is_plain() {
-        let core = CorePlan::Known { length: dump.image.length(), header: dump.header(0).to_bytes() };
-        let source = Source::Core { image: dump.image, hash: CoreHash::new() };
-        return Ok(Drive::new(config, dump.plan(core, None), source, link, control)?.run());
+        return Ok(run_hashing(config, dump, link, control)?);
     }
     let (block, cipher) = dump.key()?.map(|key| (key.block, key.stream)).unzip();
     let backlog = Backlog::default();
@@ -100,8 +96,27 @@ pub fn run(
         end: None,
         told: 0,
     });
-    let drive = Drive::new(config, dump.plan(CorePlan::Growing, block), source, link, control)?;
-    Ok(run_packing(dump, cipher, &backlog, drive))
+    let driver = Driver::new(config, dump.plan(CorePlan::Growing, block), source, link, control)?;
+    Ok(run_packing(dump, cipher, &backlog, driver))
+}
+
+/// Runs a dump of a core as it is while other threads hash it. They end together.
+fn run_hashing(
+    config: ClientConfig,
+    dump: &Dump<'_>,
+    link: &mut dyn Link,
+    control: &mut dyn FnMut(&Progress) -> ControlFlow<String>,
+) -> Result<DumpReport, ConfigError> {
+    let core = CorePlan::Known { length: dump.image.length(), header: dump.header(0).to_bytes() };
+    let work = hash::Work::new(dump.image);
+    thread::scope(|scope| {
+        let (hashing, threads) = work.start(scope);
+        let source = Source::Core { image: dump.image, hashing };
+        let report = Driver::new(config, dump.plan(core, None), source, link, control).map(Driver::run);
+        // Of one that has panicked there is no digest.
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+        report
+    })
 }
 
 /// Gives the dump a name of its own, unless it has one: of a dump without a name a receiver takes what is not sent for lost.
@@ -117,7 +132,7 @@ fn run_packing(
     dump: &Dump<'_>,
     cipher: Option<StreamCipher>,
     backlog: &Backlog,
-    drive: Drive<'_>,
+    driver: Driver<'_>,
 ) -> DumpReport {
     let compressor = dump.packing.compressor();
     thread::scope(|scope| {
@@ -126,7 +141,7 @@ fn run_packing(
         let packer = packer.map_err(|error| backlog.end(Err(StreamError::Thread(error)))).ok();
         // Also when the caller's own code panics: the packer would wait for room for ever, and the scope for the packer.
         let leaving = AbandonOnDrop(backlog);
-        let report = drive.run();
+        let report = driver.run();
         drop(leaving);
         // That it panicked, it has told the backlog, and thus the report.
         let _ = packer.map(thread::ScopedJoinHandle::join);
@@ -175,197 +190,6 @@ impl fmt::Debug for Dump<'_> {
             .field("packing", &self.packing)
             .finish_non_exhaustive()
     }
-}
-
-struct Drive<'a> {
-    client: Client,
-    source: Source<'a>,
-    link: &'a mut dyn Link,
-    control: &'a mut dyn FnMut(&Progress) -> ControlFlow<String>,
-    path: Option<String>,
-    started: Instant,
-    /// When the caller was told last.
-    told: Option<Instant>,
-    /// The frame to send, and to keep while the link is busy.
-    outgoing: Packet,
-    /// Whether the link has not taken it yet.
-    is_pending: bool,
-    incoming: Received,
-    ending: Option<Ending>,
-}
-
-impl<'a> Drive<'a> {
-    fn new(
-        config: ClientConfig,
-        plan: DumpPlan,
-        source: Source<'a>,
-        link: &'a mut dyn Link,
-        control: &'a mut dyn FnMut(&Progress) -> ControlFlow<String>,
-    ) -> Result<Self, ConfigError> {
-        let started = Instant::now();
-        let path = plan.path.clone();
-        Ok(Self {
-            client: Client::new(ClientConfig { offloads: link.offloads(), ..config }, plan, started)?,
-            source,
-            link,
-            control,
-            path,
-            started,
-            told: None,
-            outgoing: Packet::default(),
-            is_pending: false,
-            incoming: Received::default(),
-            ending: None,
-        })
-    }
-
-    fn run(mut self) -> DumpReport {
-        let ending = self.until_closed();
-        self.report(&ending)
-    }
-
-    fn until_closed(&mut self) -> Ending {
-        loop {
-            let now = Instant::now();
-            self.client.handle_timeout(now);
-            self.source.update(&mut self.client);
-            self.send_all(now);
-            self.take_events(now);
-            if self.told.is_none_or(|told| now - told >= TELL_EVERY) {
-                self.tell(now);
-                self.take_events(now);
-            }
-            if let Some(ending) = self.ending.take() {
-                return ending;
-            }
-            self.receive_all(now);
-        }
-    }
-
-    /// Sends until the client has nothing more or the link no room.
-    fn send_all(&mut self, now: Instant) {
-        loop {
-            if !self.is_pending {
-                match self.next_frame(now) {
-                    Ok(true) => self.is_pending = true,
-                    Ok(false) => return,
-                    Err(error) => return self.client.abort(FailReason::Read(error)),
-                }
-            }
-            match self.link.send(&self.outgoing.frame()) {
-                Ok(Sent::Yes) => self.is_pending = false,
-                Ok(Sent::Busy) => return,
-                Err(source) => {
-                    return self.client.abort(FailReason::Link { phase: self.client.phase(), source });
-                }
-            }
-        }
-    }
-
-    /// Puts the client's next frame into `outgoing`; whether there is one.
-    fn next_frame(&mut self, now: Instant) -> Result<bool, ReadError> {
-        let Some(transmit) = self.client.poll_transmit(now, self.source.bytes(), &mut self.outgoing)? else {
-            return Ok(false);
-        };
-        tracing::trace!(?transmit, "send");
-        self.source.note(&transmit)?;
-        Ok(true)
-    }
-
-    /// Waits for a frame until the client or the caller wants to act, then takes what else has come.
-    fn receive_all(&mut self, now: Instant) {
-        let client = self.client.poll_timeout().map_or(TELL_EVERY, |at| at.saturating_duration_since(now));
-        let caller = self.told.map_or(TELL_EVERY, |told| (told + TELL_EVERY).saturating_duration_since(now));
-        let link = if self.is_pending { BUSY_WAIT } else { TELL_EVERY };
-        let mut wait = self.source.wait(&self.client, client.min(caller).min(link));
-        for _ in 0..RECEIVE_BATCH {
-            match self.link.receive(&mut self.incoming, wait) {
-                Ok(true) => {
-                    let taken = self.client.handle(Instant::now(), &self.incoming);
-                    tracing::trace!(len = self.incoming.bytes.len(), ?taken, "received");
-                    wait = Duration::ZERO;
-                }
-                Ok(false) => return,
-                Err(source) => {
-                    return self.client.abort(FailReason::Link { phase: self.client.phase(), source });
-                }
-            }
-        }
-    }
-
-    fn take_events(&mut self, now: Instant) {
-        while let Some(event) = self.client.poll_event() {
-            match event {
-                ClientEvent::Resolved { hop, mac } => tracing::debug!(?hop, %mac, "next hop"),
-                ClientEvent::Accepted { port } => {
-                    tracing::info!(port, bytes = self.source.total(), "dump accepted")
-                }
-                ClientEvent::Reached(phase) => {
-                    tracing::debug!(%phase);
-                    self.tell(now);
-                }
-                ClientEvent::AddressConflict { mac } => {
-                    tracing::warn!(%mac, "another host uses the guest's address");
-                }
-                ClientEvent::Closed(ending) => self.ending = Some(ending),
-            }
-        }
-    }
-
-    fn tell(&mut self, now: Instant) {
-        self.told = Some(now);
-        let progress = Progress {
-            phase: self.client.phase(),
-            done: self.source.settled(&self.client),
-            total: self.source.total(),
-            resends: self.client.stats().resends,
-            elapsed: now - self.started,
-        };
-        if let ControlFlow::Break(why) = (self.control)(&progress) {
-            self.client.abort(FailReason::Stopped { phase: progress.phase, why });
-        }
-    }
-
-    fn report(self, ending: &Ending) -> DumpReport {
-        let stats = self.client.stats();
-        let (length, digest, packing) = self.source.finish(&self.client);
-        let mut missing = self.client.missing();
-        // The padding of a stream is not stored.
-        missing.retain_mut(|(start, end)| {
-            *end = length.min(*end);
-            start < end
-        });
-        missing.truncate(MAX_MISSING);
-        let report = DumpReport {
-            outcome: ending.outcome(),
-            reason: ending.reason().map(|reason| with_causes(reason)),
-            server: self.client.server().to_string(),
-            path: self.path,
-            length,
-            digest,
-            packing,
-            bytes_sent: stats.bytes_sent,
-            bytes_untouched: stats.bytes_untouched,
-            missing,
-            messages: stats.messages,
-            resends: stats.resends,
-            ignored: stats.ignored.iter().map(|(reason, count)| (reason.to_string(), count)).collect(),
-            bad_pages: 0,
-            seconds: self.started.elapsed().as_secs_f64(),
-        };
-        let DumpReport { outcome, bytes_sent, resends, seconds, .. } = &report;
-        let reason = report.reason.as_deref().unwrap_or("all acknowledged");
-        tracing::info!(?outcome, reason, bytes_sent, resends, seconds, "dump ended");
-        report
-    }
-}
-
-/// An error and its causes in one line.
-fn with_causes(error: &dyn Error) -> String {
-    std::iter::successors(Some(error), |&error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }
 
 #[cfg(test)]

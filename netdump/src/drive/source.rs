@@ -2,24 +2,23 @@
 
 use std::time::Duration;
 
-use super::hash::CoreHash;
-use crate::client::{Client, FailReason, Transmit};
+use super::hash::Hashing;
+use crate::ReadAt;
+use crate::client::{Client, FailReason};
 use crate::digest::Digest;
 use crate::report::PackingReport;
 use crate::stream::backlog::{Backlog, StreamEnd};
 use crate::stream::{Packing, StreamError};
 use crate::vmcore::KernelDumpHeader;
-use crate::{ReadAt, ReadError};
 
 /// How long a driver that waits for the packing threads leaves the link alone, when nothing is on its way and when acks
 /// are.
 const HUNGRY_WAIT: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(1)];
 
 /// A source of bytes.
-#[expect(clippy::large_enum_variant, reason = "there is one for each dump")]
 pub(super) enum Source<'a> {
-    /// The core as it is; what is sent is hashed here.
-    Core { image: &'a dyn ReadAt, hash: CoreHash },
+    /// The core as it is, which other threads hash.
+    Core { image: &'a dyn ReadAt, hashing: Hashing<'a> },
     /// The core, packed by other threads, which hash it too.
     Stream(Stream<'a>),
 }
@@ -70,16 +69,6 @@ impl Source<'_> {
         }
     }
 
-    /// Takes note of what the client gives out.
-    pub(super) fn note(&mut self, transmit: &Transmit) -> Result<(), ReadError> {
-        let Self::Core { image, hash } = self else { return Ok(()) };
-        if let Some(fresh) = &transmit.fresh {
-            let len = usize::try_from(fresh.end - fresh.start).unwrap_or(usize::MAX);
-            image.read_at(fresh.start, hash.room(fresh.start, len))?;
-        }
-        Ok(())
-    }
-
     /// How long the link may be waited for, at most `longest`. A client that waits for the packing threads and for no
     /// ack waits here for the threads; meanwhile the link can hardly have anything.
     pub(super) fn wait(&self, client: &Client, longest: Duration) -> Duration {
@@ -96,15 +85,26 @@ impl Source<'_> {
         }
     }
 
-    /// Bytes of the core as stored, their digest if all were sent, and how they were packed.
+    /// Waits for the digest at most so long; whether there is nothing to wait for any more.
+    pub(super) fn wait_for_digest(&self, wait: Duration) -> bool {
+        match self {
+            Self::Core { hashing, .. } => hashing.wait(wait),
+            Self::Stream(_) => true,
+        }
+    }
+
+    /// Bytes of the core as stored, their digest if all were acknowledged and are hashed, and how they were packed.
     pub(super) fn finish(self, client: &Client) -> (u64, Option<Digest>, Option<PackingReport>) {
         match self {
-            Self::Core { image, hash } => (image.length(), hash.finish(image.length()), None),
+            Self::Core { image, hashing } => {
+                let is_there = client.missing().is_empty();
+                (image.length(), is_there.then(|| hashing.digest()).flatten(), None)
+            }
             Self::Stream(Stream { backlog, packing, total, end, .. }) => {
                 let report = PackingReport::new(packing, total, end.as_ref().map(|end| end.stored));
                 let length = end.as_ref().map_or_else(|| backlog.length(), |end| end.stored);
-                let sent = end.filter(|end| client.stats().bytes_sent == end.sent);
-                (length, sent.and_then(|end| end.digest), Some(report))
+                let digest = end.filter(|_| client.missing().is_empty()).and_then(|end| end.digest);
+                (length, digest, Some(report))
             }
         }
     }

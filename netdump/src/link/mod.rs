@@ -59,7 +59,7 @@ pub enum Sent {
 /// What a link, or the device behind it, does for whoever sends through it. Nothing, by default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offloads {
-    /// Parts of a frame may stay in guest memory ([`Frame::guest`]).
+    /// Parts of a frame may stay in guest memory ([`Frame::guest`]). Needs `checksum`, as nobody else sees every byte.
     pub gather: bool,
     /// The checksum field of every UDP frame holds the sum of the pseudo header, as `VIRTIO_NET_HDR_F_NEEDS_CSUM` wants
     /// it, and the device completes it.

@@ -1,4 +1,7 @@
 //! Records the frames that pass through any link, as a classic pcap file with nanosecond times (LINKTYPE_ETHERNET).
+//!
+//! What the link leaves to a device is recorded as the device will make it: trains datagram by datagram, with whole
+//! checksums.
 
 use std::fmt;
 use std::fs::File;
@@ -7,7 +10,10 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Frame, Link, LinkError, Offloads, Received, Sent};
-use crate::wire::{MacAddr, datagram};
+use crate::wire::checksum::Checksum;
+use crate::wire::datagram::{HEADERS_LEN, segment_headers};
+use crate::wire::udp::UdpChecksum;
+use crate::wire::{MacAddr, Route};
 
 /// First word of a pcap file with nanoseconds, in the writer's byte order (here always little-endian).
 const MAGIC_NANOSECONDS: u32 = 0xa1b2_3c4d;
@@ -40,7 +46,11 @@ impl<W: Write> PcapFile<W> {
 
     /// Appends one frame that passed at `time` since 1970 (which is cut to 32 bits of seconds).
     pub fn record(&mut self, time: Duration, frame: &[u8]) -> io::Result<()> {
-        let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        self.record_parts(time, [frame, &[]])
+    }
+
+    fn record_parts(&mut self, time: Duration, parts: [&[u8]; 2]) -> io::Result<()> {
+        let len = u32::try_from(parts.iter().map(|part| part.len()).sum::<usize>()).unwrap_or(u32::MAX);
         #[expect(clippy::cast_possible_truncation, reason = "the format has 32 bits of seconds")]
         let words = [time.as_secs() as u32, time.subsec_nanos(), len, len];
         let mut header = [0; 16];
@@ -48,7 +58,23 @@ impl<W: Write> PcapFile<W> {
             *bytes = word.to_le_bytes();
         }
         self.out.write_all(&header)?;
-        self.out.write_all(frame)
+        parts.iter().try_for_each(|part| self.out.write_all(part))
+    }
+
+    /// Appends a frame whose checksum is yet to be made, or each datagram of a train.
+    fn record_unfinished(&mut self, time: Duration, frame: &[u8], segment: Option<u16>) -> io::Result<()> {
+        let Ok((_, payload)) = Route::parse_checked(frame) else { return self.record(time, frame) };
+        let (headers, rest) = frame.split_first_chunk::<HEADERS_LEN>().expect("headers were parsed");
+        let mut record = |index, payload: &[u8], rest| {
+            let checksum = UdpChecksum::Complete(Checksum::of(payload));
+            self.record_parts(time, [&segment_headers(headers, index, payload.len(), checksum), rest])
+        };
+        match segment {
+            Some(1..) => (0..)
+                .zip(payload.chunks(segment.map_or(1, usize::from)))
+                .try_for_each(|(index, datagram)| record(index, datagram, datagram)),
+            _ => record(0, payload, rest),
+        }
     }
 
     /// Hands everything to the operating system.
@@ -62,20 +88,23 @@ impl<W: Write> PcapFile<W> {
 pub struct PcapWriter<L: Link, W: Write = BufWriter<File>> {
     link: L,
     file: Option<PcapFile<W>>,
-    /// A frame as a link wants it that completes checksums.
-    partial: Vec<u8>,
 }
 
 impl<L: Link, W: Write> PcapWriter<L, W> {
     /// Records into `file` what passes through `link`.
     pub fn new(link: L, file: PcapFile<W>) -> Self {
-        Self { link, file: Some(file), partial: Vec::new() }
+        Self { link, file: Some(file) }
     }
 
-    fn record(&mut self, frame: &[u8]) {
+    /// Records a frame or train; `whole` says that its checksum needs no more work.
+    fn record(&mut self, frame: &[u8], segment: Option<u16>, whole: bool) {
         let Some(file) = &mut self.file else { return };
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if let Err(error) = file.record(time, frame) {
+        let recorded = match segment {
+            None if whole => file.record(time, frame),
+            _ => file.record_unfinished(time, frame, segment),
+        };
+        if let Err(error) = recorded {
             tracing::warn!(%error, "the pcap recording stops");
             self.file = None;
         }
@@ -91,32 +120,26 @@ impl<L: Link, W: Write> Link for PcapWriter<L, W> {
         self.link.mac()
     }
 
-    /// A recording needs whole frames, one by one.
+    /// Those of the link, but that a recording has to see every byte.
     fn offloads(&self) -> Offloads {
-        Offloads::default()
+        Offloads { gather: false, ..self.link.offloads() }
     }
 
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
-        let sent = if self.link.offloads().checksum {
-            self.partial.clear();
-            self.partial.extend_from_slice(frame.bytes);
-            datagram::leave_checksum(&mut self.partial);
-            self.link.send(&Frame::plain(&self.partial))?
-        } else {
-            self.link.send(frame)?
-        };
+        let sent = self.link.send(frame)?;
         if sent == Sent::Yes {
-            self.record(frame.bytes);
+            let whole = !self.link.offloads().checksum;
+            self.record(frame.bytes, frame.segment, whole);
         }
         Ok(sent)
     }
 
-    fn receive(&mut self, frame: &mut Received, wait: Duration) -> Result<bool, LinkError> {
-        let received = self.link.receive(frame, wait)?;
-        if received {
-            self.record(&frame.bytes);
+    fn receive(&mut self, received: &mut Received, wait: Duration) -> Result<bool, LinkError> {
+        let came = self.link.receive(received, wait)?;
+        if came {
+            self.record(&received.bytes, received.segment, !received.checked);
         }
-        Ok(received)
+        Ok(came)
     }
 }
 
@@ -217,49 +240,82 @@ mod tests {
         assert!((24..=60).contains(&written.len()));
     }
 
-    #[test]
-    fn a_gathering_link_still_completes_the_checksums() {
-        /// Wants UDP checksums left to it.
-        struct Gathering(pipe::Pipe);
-        impl Link for Gathering {
-            fn mtu(&self) -> Result<u32, LinkError> {
-                self.0.mtu()
-            }
-            fn mac(&self) -> MacAddr {
-                self.0.mac()
-            }
-            fn offloads(&self) -> Offloads {
-                Offloads { gather: true, checksum: true, segments: 44 }
-            }
-            fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
-                self.0.send(frame)
-            }
-            fn receive(&mut self, frame: &mut Received, wait: Duration) -> Result<bool, LinkError> {
-                self.0.receive(frame, wait)
-            }
-        }
+    /// Leaves checksums and trains to the other end of a pipe.
+    struct Device(pipe::Pipe);
 
+    impl Link for Device {
+        fn mtu(&self) -> Result<u32, LinkError> {
+            self.0.mtu()
+        }
+        fn mac(&self) -> MacAddr {
+            self.0.mac()
+        }
+        fn offloads(&self) -> Offloads {
+            Offloads { gather: true, checksum: true, segments: 44 }
+        }
+        fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
+            self.0.send(&Frame { segment: None, ..*frame })
+        }
+        fn receive(&mut self, received: &mut Received, wait: Duration) -> Result<bool, LinkError> {
+            let came = self.0.receive(received, wait)?;
+            (received.segment, received.checked) = (Some(4), true);
+            Ok(came)
+        }
+    }
+
+    /// The frames in a recording.
+    fn frames(mut recording: &[u8]) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        recording = &recording[24..];
+        while let Some((header, rest)) = recording.split_first_chunk::<16>() {
+            let len = u32::from_le_bytes(*header.last_chunk().unwrap()).try_into().unwrap();
+            let (frame, next) = rest.split_at(len);
+            frames.push(frame.to_vec());
+            recording = next;
+        }
+        frames
+    }
+
+    #[test]
+    fn trains_are_recorded_as_the_plain_frames_they_become() {
         let route = Route {
             source_mac: MACS[0],
             destination_mac: MACS[1],
             source: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 20024),
             destination: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 9), 20023),
         };
-        let mut whole = Vec::new();
-        route.emit(b"some bytes", &mut whole);
+        let payload: Vec<u8> = (0..250).collect();
+        let whole = |payload: &[u8], index: u8| {
+            let mut frame = Vec::new();
+            route.emit(payload, &mut frame);
+            // Of a train, datagrams count up in their identification, and the header's checksum down.
+            frame[19] += index;
+            frame[25] -= index;
+            frame
+        };
+        let partial =
+            |payload: &[u8]| [&route.headers(payload.len(), UdpChecksum::Partial)[..], payload].concat();
         let [near, mut far] = pipe::pair(MACS, 1500, 8);
         let mut written = Vec::new();
-        let file = PcapFile::new(&mut written).unwrap();
-        let mut recorded = PcapWriter::new(Gathering(near), file);
-        assert_eq!(recorded.offloads(), Offloads::default());
-        recorded.send(&frame(&whole)).unwrap();
-        drop(recorded);
-        assert_eq!(written[24 + 16..], whole);
-
+        let mut recorded = PcapWriter::new(Device(near), PcapFile::new(&mut written).unwrap());
+        assert_eq!(recorded.offloads(), Offloads { gather: false, checksum: true, segments: 44 });
+        let train = partial(&payload);
+        recorded.send(&Frame { segment: Some(100), ..frame(&train) }).unwrap();
+        let mut padded = partial(b"");
+        padded.extend_from_slice(&[0xee; 18]);
+        recorded.send(&frame(&padded)).unwrap();
+        recorded.send(&frame(&[6; 60])).unwrap();
         let mut received = Received::default();
-        far.receive(&mut received, Duration::ZERO).unwrap();
-        let sum = crate::wire::checksum::Checksum::of(&received.bytes[34..]).complete();
-        received.bytes[40..42].copy_from_slice(&sum);
-        assert_eq!(received.bytes, whole);
+        assert!(far.receive(&mut received, Duration::ZERO).unwrap());
+        assert_eq!(received.bytes, train, "it goes through as it is");
+        far.send(&frame(&partial(&payload[..8]))).unwrap();
+        assert!(recorded.receive(&mut received, Duration::ZERO).unwrap());
+        drop(recorded);
+
+        let mut want: Vec<_> = (0..).zip(payload.chunks(100)).map(|(i, bytes)| whole(bytes, i)).collect();
+        want.push([&whole(b"", 0)[..], &[0xee; 18]].concat());
+        want.push(vec![6; 60]);
+        want.extend([whole(&payload[..4], 0), whole(&payload[4..8], 1)]);
+        assert_eq!(frames(&written), want);
     }
 }

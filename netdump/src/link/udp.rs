@@ -1,49 +1,55 @@
 //! Host sockets dressed as a link, for hosts where routing is the host's business: frames are unwrapped to datagrams
-//! and datagrams wrapped into frames, and the client's ARP is answered here.
+//! and datagrams wrapped into frames, and the client's ARP is answered here. So is what the host learns by ICMP of
+//! datagrams that did not arrive: it becomes the frame that it was.
+//!
+//! Trains go and come whole where the kernel knows how; where not they are sent one by one.
+
+mod socket;
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsFd;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{getsockopt, sockopt};
-use nix::sys::time::TimeSpec;
 
-use super::{Frame, Link, LinkError, Received, Sent};
+use self::socket::{Datagrams, MAX_SEGMENTS, Socket, Undelivered, address_of};
+use super::{Frame, Link, LinkError, Offloads, Received, Sent};
 use crate::wire::arp::{ArpOperation, ArpPacket};
-use crate::wire::ethernet::{EtherType, EthernetHeader};
+use crate::wire::checksum::Checksum;
+use crate::wire::ethernet::{EtherType, EthernetHeader, HEADER_LEN as ETHERNET_LEN};
+use crate::wire::ipv4::Ipv4Header;
+use crate::wire::udp::UdpChecksum;
 use crate::wire::{CLIENT_PORT, MacAddr, Route};
 
 /// What frames call the client's side; locally administered, as is the next.
 const OUR_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 1]);
 /// What frames call everything beyond the host.
 const FAR_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 2]);
-/// Acks have 4 bytes; anything longer than this is cut, and is no ack either way.
-const RECEIVE_LEN: usize = 2048;
-/// ARP answers that wait to be received; a client has one question open at a time.
+/// Frames made here that wait to be received; a client has one question open at a time.
 const MAX_ANSWERS: usize = 4;
 /// Where the kernel does not tell the route's MTU.
 const USUAL_MTU: u32 = 1500;
+/// Protocol number of ICMP.
+const PROTOCOL_ICMP: u8 = 1;
 
 /// A UDP socket as a link.
 #[derive(Debug)]
 pub struct UdpLink {
-    socket: UdpSocket,
+    socket: Socket,
     server: SocketAddrV4,
     local_ip: Ipv4Addr,
     /// The client's address in frames, as its own frames have it.
     client: SocketAddrV4,
-    answers: VecDeque<ArpPacket>,
-    buffer: [u8; RECEIVE_LEN],
+    /// Frames made here.
+    answers: VecDeque<Vec<u8>>,
 }
 
 impl UdpLink {
     /// Binds `local`, or port 20024 on every address: stock servers acknowledge to that port only.
     pub fn open(server: SocketAddrV4, local: Option<SocketAddrV4>) -> Result<Self, LinkError> {
         let local = local.unwrap_or(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT));
-        let socket = UdpSocket::bind(local).map_err(|source| {
+        let socket = Socket::bind(local).map_err(|source| {
             let why = if source.kind() == ErrorKind::AddrInUse {
                 " (is another dump being sent from here?)"
             } else {
@@ -51,11 +57,12 @@ impl UdpLink {
             };
             LinkError::Io { doing: format!("taking UDP address {local} to send from{why}"), source }
         })?;
-        let bound = address_of(&socket, || format!("asking for the address of the socket at {local}"))?;
-        socket
-            .set_nonblocking(true)
-            .map_err(|source| LinkError::Io { doing: format!("preparing the socket at {bound}"), source })?;
-        let route = address_of(&route_to(server)?, || format!("finding the route to {server}"))?;
+        let bound = socket.local_addr().map_err(|source| {
+            let doing = format!("asking for the address of the socket at {local}");
+            LinkError::Io { doing, source }
+        })?;
+        let route = address_of(&route_to(server)?)
+            .map_err(|source| LinkError::Io { doing: format!("finding the route to {server}"), source })?;
         let local_ip = [*bound.ip(), *route.ip()].into_iter().find(|ip| !ip.is_unspecified());
         let local_ip = apart_from(*server.ip(), local_ip.unwrap_or_else(|| *route.ip()));
         Ok(Self {
@@ -64,7 +71,6 @@ impl UdpLink {
             local_ip,
             client: SocketAddrV4::new(local_ip, bound.port()),
             answers: VecDeque::with_capacity(MAX_ANSWERS),
-            buffer: [0; RECEIVE_LEN],
         })
     }
 
@@ -82,48 +88,70 @@ impl UdpLink {
     fn take_arp(&mut self, packet: &[u8]) {
         if let Ok(question) = ArpPacket::parse(packet)
             && question.operation == ArpOperation::Request
-            && self.answers.len() < MAX_ANSWERS
         {
-            self.answers.push_back(question.reply_from(FAR_MAC));
+            self.answer(EtherType::ARP, |frame| question.reply_from(FAR_MAC).emit(frame));
         }
     }
 
-    fn take_datagram(&mut self, frame: &[u8]) -> Result<Sent, LinkError> {
-        let Ok((route, payload)) = Route::parse(frame) else { return Ok(Sent::Yes) };
+    /// Has a frame received that is made here, if not too many wait already.
+    fn answer(&mut self, ethertype: EtherType, emit: impl FnOnce(&mut Vec<u8>)) {
+        if self.answers.len() < MAX_ANSWERS {
+            let ethernet = EthernetHeader { destination: OUR_MAC, source: FAR_MAC, ethertype };
+            let mut frame = ethernet.to_bytes().to_vec();
+            emit(&mut frame);
+            self.answers.push_back(frame);
+        }
+    }
+
+    fn send_datagrams(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
+        let Ok((route, payload)) = Route::parse_checked(frame.bytes) else { return Ok(Sent::Yes) };
+        if let Some(segment) = frame.segment
+            && (segment == 0 || payload.len().div_ceil(segment.into()) > MAX_SEGMENTS)
+        {
+            return Err(LinkError::Unfit {
+                link: "udp".into(),
+                problem: "takes trains of 1 to 64 datagrams",
+            });
+        }
         self.client = route.source;
-        match self.socket.send_to(payload, route.destination) {
-            Ok(_) => Ok(Sent::Yes),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                Ok(Sent::Busy)
-            }
-            Err(error) if is_loss(&error) => Ok(Sent::Yes),
-            Err(source) => Err(LinkError::Io { doing: format!("sending to {}", route.destination), source }),
+        let sent = self.socket.send(payload, frame.segment, route.destination);
+        sent.map_err(|source| LinkError::Io { doing: format!("sending to {}", route.destination), source })
+    }
+
+    /// The next datagrams as a frame, if any are there.
+    fn take_received(&mut self, received: &mut Received) -> Result<bool, LinkError> {
+        let came = self
+            .socket
+            .receive()
+            .map_err(|source| LinkError::Io { doing: format!("receiving at {}", self.client), source })?;
+        let Some(Datagrams { source, payload, segment }) = came else { return Ok(false) };
+        let route = Route { source_mac: FAR_MAC, destination_mac: OUR_MAC, source, destination: self.client };
+        let frame = received.clear();
+        frame.extend_from_slice(&route.headers(payload.len(), UdpChecksum::Partial));
+        frame.extend_from_slice(payload);
+        received.segment = segment;
+        received.checked = true;
+        Ok(true)
+    }
+
+    /// Turns what the host learned by ICMP back into frames.
+    fn take_errors(&mut self) {
+        while let Some(Undelivered { from, icmp_type, icmp_code, destination }) = self.socket.undelivered() {
+            let ip = Ipv4Header { source: from, destination: self.local_ip, protocol: PROTOCOL_ICMP };
+            let route =
+                Route { source_mac: OUR_MAC, destination_mac: FAR_MAC, source: self.client, destination };
+            // IPv4 and UDP headers of the datagram; how long it was, nobody asks.
+            let headers = route.headers(0, UdpChecksum::Partial);
+            let quote = headers.get(ETHERNET_LEN..).unwrap_or_default();
+            self.answer(EtherType::IPV4, |frame| emit_icmp(&ip, icmp_type, icmp_code, quote, frame));
         }
     }
 
-    /// One datagram as a frame, if one is there.
-    fn take_received(&mut self, frame: &mut Vec<u8>) -> Result<bool, LinkError> {
-        loop {
-            match self.socket.recv_from(&mut self.buffer) {
-                Ok((len, SocketAddr::V4(source))) => {
-                    let route = Route {
-                        source_mac: FAR_MAC,
-                        destination_mac: OUR_MAC,
-                        source,
-                        destination: self.client,
-                    };
-                    frame.clear();
-                    route.emit(self.buffer.get(..len).unwrap_or_default(), frame);
-                    return Ok(true);
-                }
-                Ok((_, SocketAddr::V6(_))) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == ErrorKind::Interrupted || is_loss(&error) => {}
-                Err(source) => {
-                    return Err(LinkError::Io { doing: format!("receiving at {}", self.client), source });
-                }
-            }
-        }
+    fn take_answer(&mut self, received: &mut Received) -> bool {
+        self.answers.pop_front().is_some_and(|frame| {
+            received.put(&frame);
+            true
+        })
     }
 }
 
@@ -137,43 +165,45 @@ impl Link for UdpLink {
         OUR_MAC
     }
 
+    /// The host makes its own checksums. It copies what is sent, so gathering would gain nothing.
+    fn offloads(&self) -> Offloads {
+        Offloads { gather: false, checksum: true, segments: self.socket.segments() }
+    }
+
     fn send(&mut self, frame: &Frame<'_>) -> Result<Sent, LinkError> {
-        if !frame.is_plain() {
-            return Err(LinkError::Unfit { link: "udp".into(), problem: "takes plain frames only" });
+        if !frame.guest.is_empty() {
+            return Err(LinkError::Unfit { link: "udp".into(), problem: "takes no pieces of guest memory" });
         }
         match EthernetHeader::parse(frame.bytes) {
             Ok((EthernetHeader { ethertype: EtherType::ARP, .. }, packet)) => {
                 self.take_arp(packet);
                 Ok(Sent::Yes)
             }
-            _ => self.take_datagram(frame.bytes),
+            _ => self.send_datagrams(frame),
         }
     }
 
     fn receive(&mut self, received: &mut Received, wait: Duration) -> Result<bool, LinkError> {
-        let frame = received.clear();
-        if let Some(answer) = self.answers.pop_front() {
-            let ethernet =
-                EthernetHeader { destination: OUR_MAC, source: FAR_MAC, ethertype: EtherType::ARP };
-            frame.extend_from_slice(&ethernet.to_bytes());
-            answer.emit(frame);
+        let failed = |client| move |source| LinkError::Io { doing: format!("waiting at {client}"), source };
+        self.socket.flush().map_err(failed(self.client))?;
+        if self.take_answer(received) || self.take_received(received)? {
             return Ok(true);
         }
-        if self.take_received(frame)? {
-            return Ok(true);
+        let ready = self.socket.wait(wait).map_err(failed(self.client))?;
+        if ready.errors {
+            self.take_errors();
         }
-        if wait.is_zero() {
-            return Ok(false);
-        }
-        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        match ppoll(&mut fds, Some(TimeSpec::from_duration(wait)), None) {
-            Ok(0) | Err(nix::Error::EINTR) => Ok(false),
-            Ok(_) => self.take_received(frame),
-            Err(error) => {
-                Err(LinkError::Io { doing: format!("waiting at {}", self.client), source: error.into() })
-            }
-        }
+        Ok(self.take_answer(received) || ready.datagrams && self.take_received(received)?)
     }
+}
+
+/// Appends an ICMP message that quotes the start of an undelivered datagram (RFC 792) as an IPv4 packet.
+fn emit_icmp(ip: &Ipv4Header, icmp_type: u8, icmp_code: u8, quote: &[u8], out: &mut Vec<u8>) {
+    let mut message = [&[icmp_type, icmp_code, 0, 0, 0, 0, 0, 0][..], quote].concat();
+    let checksum = Checksum::of(&message).complete();
+    message.splice(2..4, checksum);
+    out.extend_from_slice(&ip.to_bytes(message.len()));
+    out.extend_from_slice(&message);
 }
 
 /// A socket that knows the way to the server; nothing is sent by it.
@@ -186,31 +216,18 @@ fn route_to(server: SocketAddrV4) -> Result<UdpSocket, LinkError> {
     connect().map_err(|source| LinkError::Io { doing: format!("finding the route to {server}"), source })
 }
 
-fn address_of(socket: &UdpSocket, doing: impl Fn() -> String) -> Result<SocketAddrV4, LinkError> {
-    match socket.local_addr() {
-        Ok(SocketAddr::V4(address)) => Ok(address),
-        Ok(SocketAddr::V6(_)) => Err(LinkError::Io { doing: doing(), source: ErrorKind::Unsupported.into() }),
-        Err(source) => Err(LinkError::Io { doing: doing(), source }),
-    }
-}
-
 /// `local`, or the address beside it when it is the server's.
 fn apart_from(server: Ipv4Addr, local: Ipv4Addr) -> Ipv4Addr {
     let [a, b, c, d] = local.octets();
     if local == server { Ipv4Addr::new(a, b, c, d ^ 3) } else { local }
 }
 
-/// What ICMP or a firewall said of an earlier datagram, or a full queue: datagrams may be lost, and a server that is
-/// restarting says such things too.
-fn is_loss(error: &io::Error) -> bool {
-    use ErrorKind::{ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, PermissionDenied};
-    let kinds = [ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, PermissionDenied];
-    kinds.contains(&error.kind()) || error.raw_os_error() == Some(nix::Error::ENOBUFS as i32)
-}
-
 #[cfg(test)]
 mod tests {
+    use nix::sys::socket::setsockopt;
+
     use super::*;
+    use crate::link::GuestPiece;
 
     const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
 
@@ -222,7 +239,7 @@ mod tests {
     }
 
     fn v4(socket: &UdpSocket) -> SocketAddrV4 {
-        address_of(socket, String::new).unwrap()
+        address_of(socket).unwrap()
     }
 
     fn send(link: &mut UdpLink, bytes: &[u8]) -> Sent {
@@ -275,22 +292,83 @@ mod tests {
 
         server.send_to(&[0, 0, 0, 1], from).unwrap();
         assert!(link.receive(&mut received, Duration::from_secs(5)).unwrap());
-        assert_eq!(Route::parse(&received.bytes), Ok((way.reversed(), &[0, 0, 0, 1][..])));
+        assert!(received.checked);
+        assert_eq!(Route::parse_checked(&received.bytes), Ok((way.reversed(), &[0, 0, 0, 1][..])));
         assert!(!link.receive(&mut received, Duration::from_millis(1)).unwrap());
     }
 
+    /// A train of datagrams, each of `segment` bytes but for the last, and what they carry.
+    fn train(way: &Route, segment: u16, len: usize) -> (Vec<u8>, Vec<u8>) {
+        let payload: Vec<u8> = (0..=250).cycle().take(len).collect();
+        let frame = [&way.headers(len, UdpChecksum::Partial)[..], &payload].concat();
+        assert!(len > segment.into());
+        (frame, payload)
+    }
+
     #[test]
-    fn a_closed_server_port_is_no_failure() {
+    fn trains_arrive_as_datagrams() {
+        let (mut link, server) = link();
+        assert_eq!(link.offloads(), Offloads { gather: false, checksum: true, segments: 64 });
+        let (bytes, payload) = train(&route(&link, v4(&server)), 1000, 63_500);
+        let sent = link.send(&Frame { segment: Some(1000), ..Frame::plain(&bytes) });
+        assert_eq!(sent.unwrap(), Sent::Yes);
+        let mut buffer = [0; 2000];
+        for datagram in payload.chunks(1000) {
+            let len = server.recv(&mut buffer).unwrap();
+            assert!(buffer[..len] == *datagram);
+        }
+    }
+
+    #[test]
+    fn trains_of_acks_arrive_whole() {
+        let (mut link, server) = link();
+        let mut received = Received::default();
+        setsockopt(&server, sockopt::UdpGsoSegment, &4).unwrap();
+        let acks: Vec<u8> = (0..64_u32).flat_map(u32::to_be_bytes).collect();
+        server.send_to(&acks, (Ipv4Addr::LOCALHOST, link.local_port())).unwrap();
+        assert!(link.receive(&mut received, Duration::from_secs(5)).unwrap());
+        assert_eq!((received.segment, received.checked), (Some(4), true));
+        let (_, payload) = Route::parse_checked(&received.bytes).unwrap();
+        assert_eq!(payload, acks);
+        server.send_to(&acks[..4], (Ipv4Addr::LOCALHOST, link.local_port())).unwrap();
+        assert!(link.receive(&mut received, Duration::from_secs(5)).unwrap());
+        assert_eq!(received.segment, None);
+    }
+
+    #[test]
+    fn what_is_no_train_is_refused() {
+        let (mut link, server) = link();
+        let (bytes, _) = train(&route(&link, v4(&server)), 10, 650);
+        let mut send = |segment| link.send(&Frame { segment: Some(segment), ..Frame::plain(&bytes) });
+        assert!(send(0).is_err());
+        assert!(send(10).is_err(), "65 datagrams");
+        assert_eq!(send(11).unwrap(), Sent::Yes);
+        let piece = GuestPiece { at: 50, address: 0, len: 1 };
+        assert!(link.send(&Frame { guest: &[piece], ..Frame::plain(&bytes) }).is_err());
+    }
+
+    #[test]
+    fn a_closed_server_port_is_told_by_icmp_and_is_no_failure() {
         let (mut link, server) = link();
         let way = route(&link, v4(&server));
         drop(server);
         let (mut frame, mut received) = (Vec::new(), Received::default());
-        for _ in 0..3 {
-            frame.clear();
-            way.emit(b"message", &mut frame);
+        way.emit(b"message", &mut frame);
+        for _ in 0..100 {
             assert_eq!(send(&mut link, &frame), Sent::Yes);
-            assert!(!link.receive(&mut received, Duration::from_millis(5)).unwrap());
         }
+        assert!(link.receive(&mut received, Duration::from_secs(5)).unwrap());
+        let (ethernet, packet) = EthernetHeader::parse(&received.bytes).unwrap();
+        assert_eq!((ethernet.destination, ethernet.ethertype), (OUR_MAC, EtherType::IPV4));
+        let (ip, message) = Ipv4Header::parse(packet).unwrap();
+        let icmp = Ipv4Header { source: *way.destination.ip(), destination: link.local_ip(), protocol: 1 };
+        assert_eq!(ip, icmp);
+        assert_eq!((&message[..2], Checksum::of(message).complete()), (&[3, 3][..], [0, 0]));
+        assert_eq!(message[8..], way.headers(0, UdpChecksum::Partial)[14..]);
+        // Only few of them wait, and then there is silence.
+        let told = (0..100).filter(|_| link.receive(&mut received, Duration::ZERO).unwrap()).count();
+        assert!(told < 10, "{told}");
+        assert!(!link.receive(&mut received, Duration::from_millis(1)).unwrap());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::ops::Range;
 
-use super::summary::{DumpSummary, Ending, HeaderSeen};
+use super::summary::{Cause, DumpSummary, Ending, HeaderSeen};
 use crate::calendar::CalendarTime;
 use crate::vmcore::KernelDumpHeader;
 use crate::vmcore::kdh::{Compression, KdhError};
@@ -37,10 +37,12 @@ impl InfoText {
         let mut text = self.beginning(&summary.header);
         line(&mut text, "Client", &summary.peer.to_string());
         let seconds = summary.elapsed.as_secs_f64();
-        let received = format!(
-            "{}B in {} messages, {seconds:.3} s; {} messages repeated, {} datagrams ignored",
-            summary.bytes, summary.messages, summary.repeated, summary.ignored
-        );
+        let received = match ending {
+            Ending::Incomplete(Cause::ReceiverDied) => {
+                format!("{}B, {seconds:.3} s, by the journal of the receiver that died", summary.bytes)
+            }
+            _ => counts(summary, seconds),
+        };
         line(&mut text, "Received", &received);
         if let Some(header) = summary.header.valid().filter(|header| header.compression != Compression::None)
         {
@@ -104,6 +106,13 @@ impl InfoText {
     }
 }
 
+fn counts(summary: &DumpSummary, seconds: f64) -> String {
+    format!(
+        "{}B in {} messages, {seconds:.3} s; {} messages repeated, {} datagrams ignored",
+        summary.bytes, summary.messages, summary.repeated, summary.ignored
+    )
+}
+
 /// The lines that savecore and netdumpd write.
 fn header_lines(text: &mut String, header: &KernelDumpHeader, parity: &str) {
     let length = header.dump_length;
@@ -162,7 +171,6 @@ mod tests {
     use std::time::Duration;
 
     use super::super::ranges::RangeSet;
-    use super::super::summary::Cause;
     use super::*;
 
     const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);

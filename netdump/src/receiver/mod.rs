@@ -31,7 +31,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use disk::{DiskStore, StoredDump};
+pub use disk::{DiskStore, Leftover, Proof, Proven, StoredDump};
 pub use embedded::EmbeddedLink;
 pub use host::{Host, HostConfig};
 pub use ignored::Ignored;

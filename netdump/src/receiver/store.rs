@@ -173,6 +173,28 @@ pub enum StoreError {
         /// Where.
         directory: PathBuf,
     },
+    /// See [`StoreLimits::max_bytes_per_dump`].
+    #[error("the dump is larger than the {limit} bytes that one may have")]
+    DumpTooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// See [`StoreLimits::max_bytes_total`].
+    #[error("dumps take {used} bytes of the {limit} that all together may have")]
+    TooMuchStored {
+        /// The limit in bytes.
+        limit: u64,
+        /// What is stored.
+        used: u64,
+    },
+    /// See [`StoreLimits::min_free`].
+    #[error("{free} bytes are free where {limit} must stay so")]
+    TooLittleFree {
+        /// The limit in bytes.
+        limit: u64,
+        /// What is free.
+        free: u64,
+    },
     /// The store in memory has reached its limit.
     #[error("{end} bytes exceed the store's limit of {limit}")]
     Full {

@@ -165,6 +165,8 @@ pub enum Cause {
     Restarted,
     /// The receiver was told to stop.
     Stopped,
+    /// The receiver died; the next one found what was left.
+    ReceiverDied,
     /// The client said FINISHED, but parts of the core never came. A compressed or encrypted core cannot be read behind a
     /// gap. Of any other core a gap means zeros if the client names its dumps ([`DumpSummary::dump_id`]); a stock client
     /// sends everything, so what did not come was lost.
@@ -193,6 +195,7 @@ impl std::fmt::Display for Ending {
             Self::Incomplete(Cause::TimedOut) => f.write_str("Dump incomplete: client timed out"),
             Self::Incomplete(Cause::Restarted) => f.write_str("Dump incomplete: client began another dump"),
             Self::Incomplete(Cause::Stopped) => f.write_str("Dump incomplete: receiver was stopped"),
+            Self::Incomplete(Cause::ReceiverDied) => f.write_str("Dump incomplete: the receiver died"),
             Self::Incomplete(Cause::Gap { first, bytes }) => write!(
                 f,
                 "Dump incomplete: client finished, but {bytes}B of the core never came, the first at {:#x}-{:#x}",

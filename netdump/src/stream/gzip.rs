@@ -12,9 +12,10 @@ use crc32fast::Hasher;
 use flate2::{Compress, Compression, FlushCompress};
 
 use super::seal::Sealer;
-use super::source::{self, Content};
+use super::source;
 use super::{Method, READ_SIZE, StreamError};
 use crate::ReadAt;
+use crate::reader::{Content, Reader};
 
 /// Deflate, no name, no time, written on Unix.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
@@ -69,7 +70,7 @@ fn start<'scope>(
     sender: SyncSender<Result<Packed, StreamError>>,
 ) -> io::Result<ScopedJoinHandle<'scope, ()>> {
     Builder::new().name("gzip".into()).spawn_scoped(scope, move || {
-        for block in source::blocks(worker.image.length()).skip(first).step_by(step) {
+        for block in source::blocks(worker.reader.length()).skip(first).step_by(step) {
             let packed = worker.pack(block.start, source::buffer(&block));
             if sender.send(packed).is_err() {
                 return;
@@ -95,7 +96,7 @@ fn collect(length: u64, packings: &[Packings], sealer: &mut Sealer<'_>) -> Resul
 
 /// One thread's compressor.
 struct Worker<'a> {
-    image: &'a (dyn ReadAt + Sync),
+    reader: Reader<'a>,
     deflate: Compress,
     /// A whole block of untouched zeros: a guest may have many GiB of them.
     hole: Option<Packed>,
@@ -103,12 +104,16 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(image: &'a (dyn ReadAt + Sync), level: u8) -> Self {
-        Self { image, deflate: Compress::new(Compression::new(u32::from(level)), false), hole: None }
+        Self {
+            reader: Reader::new(image),
+            deflate: Compress::new(Compression::new(u32::from(level)), false),
+            hole: None,
+        }
     }
 
     /// Reads and packs the block at `offset`, for which there is room in `block`.
     fn pack(&mut self, offset: u64, mut block: Vec<u8>) -> Result<Packed, StreamError> {
-        let content = source::read(self.image, offset, &mut block)?;
+        let content = self.reader.read(offset, &mut block)?;
         if content == Content::Data || block.len() < READ_SIZE {
             return self.deflate(&block);
         }

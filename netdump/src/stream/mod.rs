@@ -28,6 +28,7 @@ pub use self::compressor::{CompressOption, Compressor, DEFAULT_LEVEL, Method, Pa
 pub use self::packing::{Encryption, Packing, PackingError};
 use self::seal::Sealer;
 use crate::ekcd::StreamCipher;
+use crate::reader::Reader;
 use crate::{ReadAt, ReadError};
 
 /// Block size of a netdump (FreeBSD `netdump_client.c`): streams are padded to it.
@@ -92,9 +93,10 @@ pub(crate) fn pack(
 
 /// The core as it is, for the cipher.
 fn copy(image: &(dyn ReadAt + Sync), sealer: &mut Sealer<'_>) -> Result<(), StreamError> {
+    let mut reader = Reader::new(image);
     for block in source::blocks(image.length()) {
         let mut bytes = source::buffer(&block);
-        source::read(image, block.start, &mut bytes)?;
+        reader.read(block.start, &mut bytes)?;
         sealer.put(&bytes, block.end)?;
     }
     Ok(())

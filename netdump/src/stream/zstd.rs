@@ -9,6 +9,7 @@ use ::zstd::zstd_safe::CParameter;
 use super::seal::Sealer;
 use super::{Method, StreamError, source};
 use crate::ReadAt;
+use crate::reader::Reader;
 
 /// What one of the library's threads compresses at a time. The default is several times that, and it keeps a few.
 const JOB_SIZE: u32 = 2 << 20;
@@ -28,9 +29,10 @@ pub(super) fn compress(
     let failed = |source| StreamError::Compress { method: Method::Zstd, source };
     let threads = u32::try_from(threads).unwrap_or(1);
     let mut encoder = encoder(level, threads, Output { sealer, packed: 0 }).map_err(failed)?;
+    let mut reader = Reader::new(image);
     for block in source::blocks(image.length()) {
         let mut bytes = source::buffer(&block);
-        source::read(image, block.start, &mut bytes)?;
+        reader.read(block.start, &mut bytes)?;
         encoder.get_mut().packed = block.end;
         encoder.write_all(&bytes).map_err(failed)?;
     }

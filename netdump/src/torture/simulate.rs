@@ -1,40 +1,31 @@
 //! Many seeds, on every core of the machine.
 
 use std::any::Any;
+use std::convert::Infallible;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use super::control::{Control, play_all};
 use super::judge::Fault;
 use super::scenarios::{ALL, KNOWN_BAD, KnownBad, Scenario, Verdict};
-use super::tally::{Discovery, Tally};
+use super::tally::{Discovery, Failure, Tally};
 use crate::report::Outcome;
 
 /// Seeds after which a known-bad peer counts as overlooked. Most often the first or second is enough.
 const FIND_WITHIN: u64 = 100;
 
-/// Plays these seeds, each the scenario of its turn or all the same one, until `more` says that it is enough; it is
-/// asked before each.
-pub fn simulate(seeds: Range<u64>, only: Option<Scenario>, more: &(dyn Fn() -> bool + Sync)) -> Tally {
-    let next = AtomicU64::new(seeds.start);
-    let work = || {
-        let mut tally = Tally::of(only.as_ref().map_or(&ALL[..], std::slice::from_ref));
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end || !more() {
-                return tally;
-            }
-            let scenario = only.unwrap_or_else(|| Scenario::of_seed(seed));
-            tally.add(scenario.name, seed, run(scenario, seed));
-        }
-    };
+/// Plays these seeds, each the scenario of its turn or all the same one.
+pub fn simulate(seeds: Range<u64>, only: Option<Scenario>, control: &Control<'_>) -> Tally {
+    let empty = Tally::of(only.as_ref().map_or(&ALL[..], std::slice::from_ref));
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let tallies = workers.into_iter().map(|worker| worker.join().expect("panics of runs are caught"));
-        tallies.reduce(Tally::merged).expect("there is a thread")
-    })
+    let played = play_all(seeds, threads, &empty, control, &|seed| {
+        let scenario = only.unwrap_or_else(|| Scenario::of_seed(seed));
+        Ok::<_, Infallible>(Some((scenario.name, run(scenario, seed))))
+    });
+    match played {
+        Ok(tally) => tally,
+    }
 }
 
 /// Looks for the faults of the known-bad peers, from this seed on.
@@ -45,7 +36,8 @@ pub fn find_known_bad(first: u64) -> Vec<Discovery> {
 fn find(KnownBad { scenario, is_it }: KnownBad, first: u64) -> Discovery {
     let found = (first..first.saturating_add(FIND_WITHIN)).find_map(|seed| {
         let faults = run(scenario, seed).faults;
-        faults.into_iter().find(is_it).map(|fault| (seed, fault))
+        let fault = faults.into_iter().find(is_it)?;
+        Some(Failure { seed, faults: vec![fault.to_string()] })
     });
     Discovery { scenario: scenario.name, about: scenario.about, found }
 }
@@ -86,14 +78,14 @@ mod tests {
     #[test]
     fn their_careful_twins_are_not_accused() {
         for name in ["freebsd", "careful"] {
-            let tally = simulate(0..200, Scenario::by_name(name), &|| true);
+            let control = Control { stops: &|| false, ended: &|| {} };
+            let tally = simulate(0..200, Scenario::by_name(name), &control);
             assert!(tally.is_good(), "{tally}");
         }
     }
 
     #[test]
     fn a_panic_is_a_fault_of_its_run() {
-        let _ = catch_unwind(|| {});
         let panics = Scenario::test("panics", |_| panic!("boom"));
         assert_eq!(run(panics, 1).faults, [Fault::Panicked("boom".into())]);
     }

@@ -50,14 +50,14 @@ pub struct Failure {
 }
 
 /// Whether the fault of a known-bad peer was found.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Discovery {
     /// The scenario.
     pub scenario: &'static str,
     /// Who it is.
     pub about: &'static str,
-    /// The seed that shows it, and what it did.
-    pub found: Option<(u64, Fault)>,
+    /// The run that shows it.
+    pub found: Option<Failure>,
 }
 
 impl Tally {
@@ -172,7 +172,9 @@ impl fmt::Display for Tally {
 impl fmt::Display for Discovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.found {
-            Some((seed, fault)) => write!(f, "found  --scenario {} --seed {seed}: {fault}", self.scenario),
+            Some(Failure { seed, faults }) => {
+                write!(f, "found  --scenario {} --seed {seed}: {}", self.scenario, faults.join("; "))
+            }
             None => write!(f, "FAULT  {} was not found", self.about),
         }
     }

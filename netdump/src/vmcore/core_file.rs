@@ -33,7 +33,11 @@ impl CoreFile {
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
         }
-        let file = File::open(path)?;
+        Self::of(File::open(path)?)
+    }
+
+    /// A regular file that is open.
+    pub(crate) fn of(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
         Ok(Self { file, length, packed: None })
     }

@@ -65,6 +65,11 @@ pub trait PhysicalMemory: Sync {
         Some(address..range.end())
     }
 
+    /// Where the first byte of that run lies, for less than the run where its end is found page by page.
+    fn touched_from(&self, address: u64) -> Option<u64> {
+        self.next_touched(address).map(|run| run.start)
+    }
+
     /// The CPUs, in the order of their numbers.
     fn cpus(&self) -> &[CpuState];
 

@@ -1,7 +1,6 @@
 //! A whole frame that carries one UDP datagram: the Ethernet, IPv4 and UDP headers together.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::ops::Range;
 
 use thiserror::Error;
 
@@ -119,9 +118,6 @@ impl Route {
     }
 }
 
-/// Where the UDP checksum lies in such a frame.
-const CHECKSUM_AT: Range<usize> = HEADERS_LEN - 2..HEADERS_LEN;
-
 /// The headers of datagram number `index` of a train, with `payload_len` bytes behind them: those of the whole train
 /// with lengths and checksums of their own. The IP identification counts up from the train's, as Linux has it
 /// (`inet_gso_segment`); with don't-fragment set it means nothing (RFC 6864).
@@ -150,21 +146,6 @@ pub fn segment_headers(
     };
     udp.copy_from_slice(&ports.to_bytes(&ip, payload_len, checksum));
     headers
-}
-
-/// Puts the sum of the pseudo header into the checksum field of a frame that carries a UDP datagram, for a device to
-/// complete; other frames are left alone.
-pub fn leave_checksum(frame: &mut [u8]) {
-    let Ok((ethernet, packet)) = EthernetHeader::parse(frame) else { return };
-    let Ok((ip, datagram)) = Ipv4Header::parse(packet) else { return };
-    if ethernet.ethertype != EtherType::IPV4 || ip.protocol != PROTOCOL_UDP {
-        return;
-    }
-    let Ok((udp, payload)) = UdpHeader::parse(&ip, datagram) else { return };
-    let [.., c0, c1] = udp.to_bytes(&ip, payload.len(), UdpChecksum::Partial);
-    if let Some(field) = frame.get_mut(CHECKSUM_AT) {
-        field.copy_from_slice(&[c0, c1]);
-    }
 }
 
 #[cfg(test)]
@@ -208,20 +189,6 @@ mod tests {
         frame[40] ^= 1;
         assert_eq!(Route::parse(&frame), Err(DatagramError::Udp(UdpError::Checksum)));
         assert_eq!(Route::parse_checked(&frame), Ok((ROUTE, &FRAME[42..])));
-    }
-
-    #[test]
-    fn checksum_is_left_to_a_device() {
-        let mut frame = FRAME;
-        leave_checksum(&mut frame);
-        assert_eq!((&frame[..40], &frame[42..]), (&FRAME[..40], &FRAME[42..]));
-        let sum = Checksum::of(&frame[34..]).complete();
-        assert_eq!(sum, FRAME[40..42], "what the device makes of it is what was there before");
-        let mut arp = FRAME;
-        arp[13] = 6;
-        let before = arp;
-        leave_checksum(&mut arp);
-        assert_eq!(arp, before);
     }
 
     #[test]

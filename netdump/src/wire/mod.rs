@@ -6,6 +6,7 @@ pub mod arp;
 pub mod checksum;
 pub mod datagram;
 pub mod ethernet;
+pub mod icmp;
 pub mod ipv4;
 pub mod mac;
 pub mod message;

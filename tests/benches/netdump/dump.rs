@@ -158,9 +158,8 @@ pub(crate) fn send(guest: &Guest, link: &mut dyn Link, to: SendTo) -> anyhow::Re
     };
     let packing = Packing::default();
     let dump = Dump { path: None, header: &header, image: &image, packing: &packing };
-    let started = Instant::now();
     let report = drive::run(config, &dump, link, &mut |_| ControlFlow::Continue(()))?;
-    let took = started.elapsed();
+    let took = Duration::from_secs_f64(report.seconds);
     ensure!(report.outcome == Outcome::Complete, "{:?}: {:?}", report.outcome, report.reason);
     Ok((report, took))
 }

@@ -9,7 +9,7 @@ use netdump::vmcore::{
     CoreNotes, DumpFormat, DumpImage, MemoryError, MemoryRange, PhysicalMemory, StoppedGuest,
 };
 use vm_memory::{Bytes, GuestAddress};
-use vmm::memory::{GuestMemory, MemorySize, next_touched};
+use vmm::memory::{GuestMemory, MemorySize, next_touched, touched_from};
 
 const BLOCK: usize = 1 << 20;
 /// What a sparse guest touches in one piece.
@@ -97,6 +97,10 @@ impl PhysicalMemory for Guest {
 
     fn next_touched(&self, address: u64) -> Option<Range<u64>> {
         next_touched(&self.memory, address)
+    }
+
+    fn touched_from(&self, address: u64) -> Option<u64> {
+        touched_from(&self.memory, address)
     }
 
     fn cpus(&self) -> &[CpuState] {

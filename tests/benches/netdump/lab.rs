@@ -144,12 +144,12 @@ impl Lab {
         Ok(receiver)
     }
 
-    /// Uses as much memory as a measurement will, and frees it. A virtual machine may give memory that is free for some
+    /// Uses more memory than a measurement will (a core, and what waits for a reader that falls behind), and frees it. A virtual machine may give memory that is free for some
     /// seconds back to its host, and gets it again at a rate of 0.5 GB/s: a measurement of the host's, not of ours.
     pub(crate) fn warm(&self) -> anyhow::Result<()> {
         let mut file = tempfile::tempfile_in(self.memory.root.path())?;
         let chunk = vec![0xaa; CHUNK];
-        for _ in 0..self.size.bytes() / CHUNK as u64 {
+        for _ in 0..2 * self.size.bytes() / CHUNK as u64 {
             file.write_all(&chunk)?;
         }
         Ok(())
@@ -237,7 +237,8 @@ impl Receiver {
                 compare(&path, guest)?;
                 found += 1;
             }
-            fs::remove_file(&path)?;
+            // The receiver removes what it needs no more, too.
+            let _ = fs::remove_file(&path);
         }
         ensure!(found == cores, "{found} cores were stored instead of {cores}");
         Ok(())

@@ -250,7 +250,8 @@ impl Reader {
         let address = SocketAddrV4::new(address, socket.local_addr()?.port());
         let writer_ended = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&writer_ended);
-        let thread = thread::spawn(move || read(&socket, &told, take));
+        let reader = thread::Builder::new().name("reader".into());
+        let thread = reader.spawn(move || read(&socket, &told, take))?;
         Ok(Self { address, writer_ended, thread })
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -13,7 +13,7 @@ use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, fsync, symlinkat, unlinkat};
 
 /// How a directory is opened: for reading, as fsync wants it.
-const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+pub(super) const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 /// How a file is made: anew or not at all, which also never follows a link.
 const NEW_FILE: OFlag =
     OFlag::O_RDWR.union(OFlag::O_CREAT).union(OFlag::O_EXCL).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
@@ -23,6 +23,12 @@ const NEW_FILE: OFlag =
 pub(super) struct Directory {
     fd: OwnedFd,
     path: PathBuf,
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 impl Directory {
@@ -39,6 +45,13 @@ impl Directory {
         Ok(Self { fd, path: self.path.join(path) })
     }
 
+    /// Opens a directory below this one; no link is followed.
+    pub(super) fn open_inside(&self, path: &Path) -> io::Result<Self> {
+        let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+        let fd = openat2(&self.fd, path, OpenHow::new().flags(DIRECTORY).resolve(resolve))?;
+        Ok(Self { fd, path: self.path.join(path) })
+    }
+
     /// Another handle of the same directory.
     pub(super) fn again(&self) -> io::Result<Self> {
         Ok(Self { fd: self.fd.try_clone()?, path: self.path.clone() })
@@ -47,6 +60,11 @@ impl Directory {
     /// Where a name in it is, for messages.
     pub(super) fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Where a name in it can be opened, wherever the directory has been moved.
+    pub(super) fn fd_path(&self, name: &Path) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.fd.as_raw_fd().to_string()).join(name)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -66,6 +84,12 @@ impl Directory {
     /// Opens a file for reading, unless it is a link. Does not wait for the writer of a pipe.
     pub(super) fn open_file(&self, name: &str) -> io::Result<File> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        Ok(File::from(openat(&self.fd, name, flags, Mode::empty())?))
+    }
+
+    /// Opens a file for reading and writing, unless it is a link.
+    pub(super) fn open_for_update(&self, name: &str) -> io::Result<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         Ok(File::from(openat(&self.fd, name, flags, Mode::empty())?))
     }
 

@@ -10,32 +10,32 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::uio::pwritev;
 
+use super::PRIVATE;
 use super::directory::Directory;
-use super::{PRIVATE, StoredDump};
 use crate::receiver::info::{self, InfoText};
 use crate::receiver::store::StoreError;
 use crate::receiver::summary::{DumpSummary, Ending, HeaderSeen};
 use crate::vmcore::kdh::Compression;
 
 /// Nobody writes to a key once it is there.
-const READ_ONLY: u32 = 0o400;
+pub(super) const READ_ONLY: u32 = 0o400;
 /// Behind the names of files that are being written.
-const PARTIAL: &str = ".partial";
+pub(super) const PARTIAL: &str = ".partial";
 /// Behind the names of what is left of a dump that stopped early.
-const INCOMPLETE: &str = ".incomplete";
+pub(super) const INCOMPLETE: &str = ".incomplete";
 
 /// The open files of a dump and their names.
 #[derive(Debug)]
 pub(super) struct Files {
-    directory: Directory,
-    host: String,
-    index: u32,
-    core: File,
-    key: OnceLock<File>,
+    pub(super) directory: Directory,
+    pub(super) host: String,
+    pub(super) index: u32,
+    pub(super) core: File,
+    pub(super) key: OnceLock<File>,
     /// Claims the number, and says that the dump is incomplete as long as it is.
-    info: File,
+    pub(super) info: File,
     /// Replaces it. Its blocks are allocated when the dump begins: there must be room for it when the disk is full.
-    info_aside: File,
+    pub(super) info_aside: File,
 }
 
 impl Files {
@@ -79,10 +79,6 @@ impl Files {
         remove_all(&self.directory, &self.host, self.index);
     }
 
-    pub(super) fn core(&self) -> &File {
-        &self.core
-    }
-
     /// Puts bytes into the core.
     pub(super) fn write_core(&self, offset: u64, pieces: &[IoSlice<'_>]) -> Result<(), StoreError> {
         write_all(&self.core, offset, pieces).map_err(|source| {
@@ -93,7 +89,7 @@ impl Files {
 
     /// Puts bytes into the key, whose file is made when its first ones come.
     pub(super) fn write_key(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        self.key().and_then(|key| key.write_all_at(bytes, offset)).map_err(|source| {
+        self.made_key().and_then(|key| key.write_all_at(bytes, offset)).map_err(|source| {
             let path = self.path_of("key", PARTIAL);
             StoreError::Write { path, offset, len: bytes.len(), source }
         })
@@ -104,9 +100,10 @@ impl Files {
         replace_text(&self.info, text).map_err(self.failed("writing", "info", ""))
     }
 
-    /// Brings everything to stable storage, then under its final name, then the names to stable storage.
-    pub(super) fn commit(&self, mut text: InfoText, summary: &DumpSummary) -> Result<StoredDump, StoreError> {
-        let core = self.core_name(&summary.header);
+    /// Brings everything to stable storage, then under its final name, then the names to stable storage. The info file is
+    /// the last to get its name: when it says that the dump is complete, everything is in its place.
+    pub(super) fn commit(&self, mut text: InfoText, summary: &DumpSummary) -> Result<Settled, StoreError> {
+        let CoreName { kind, suffix } = self.core_name(&summary.header);
         if summary.length != summary.end
             && let Err(error) = self.core.set_len(summary.length)
         {
@@ -121,38 +118,58 @@ impl Files {
             .and_then(|()| self.info_aside.sync_all())
             .map_err(self.failed("writing", "info", PARTIAL))?;
 
-        let core_path = self.settle("vmcore", PARTIAL, core.kind, core.suffix)?;
-        let key_path = match self.key.get() {
-            Some(_) => Some(self.settle("key", PARTIAL, "key", "")?),
-            None => None,
-        };
-        let info_path = self.put_info()?;
-        // Complete without these links too; netdumpd also goes on when it cannot make them.
-        for (kind, target) in [("vmcore", self.name(core.kind, core.suffix)), ("info", self.name("info", ""))]
-        {
-            if let Err(error) = self.directory.link(&format!("{kind}.{}.last", self.host), &target) {
-                tracing::debug!(kind, %error, "link to the last dump not made");
-            }
-        }
-        self.directory.sync().map_err(self.failed("syncing the directory of", core.kind, core.suffix))?;
-        Ok(StoredDump { core: core_path, info: info_path, key: key_path, complete: true })
+        let core = self.settle("vmcore", PARTIAL, kind, suffix)?;
+        let key = self.key.get().map(|_| self.settle("key", PARTIAL, "key", "")).transpose()?;
+        let info = self.put_info()?;
+        self.link_last("vmcore", "", &core);
+        self.link_last("info", "", &info);
+        self.directory.sync().map_err(self.failed("syncing the directory of", kind, suffix))?;
+        Ok(Settled { core, key, info, complete: true })
     }
 
     /// Puts all there is under names that say that it is incomplete.
-    pub(super) fn abandon(&self, text: &str, header: &HeaderSeen) -> Result<StoredDump, StoreError> {
+    pub(super) fn abandon(&self, text: &str, header: &HeaderSeen) -> Result<Settled, StoreError> {
         // The info file first: it is worth the most.
         let written = replace_text(&self.info_aside, text).map_err(self.failed("writing", "info", PARTIAL));
         let info = written.and_then(|()| self.put_info());
-        let core = self.core_name(header);
+        let settled = self.settle_incomplete(header)?;
+        info.map(|_| settled)
+    }
+
+    /// Gives core and key the names of what is left of a dump.
+    pub(super) fn settle_incomplete(&self, header: &HeaderSeen) -> Result<Settled, StoreError> {
+        let CoreName { kind, suffix } = self.core_name(header);
         // A commit that failed late has renamed them before.
-        let core_path = self
-            .settle("vmcore", PARTIAL, core.kind, INCOMPLETE)
-            .or_else(|_| self.settle(core.kind, core.suffix, core.kind, INCOMPLETE));
+        let core = self
+            .settle("vmcore", PARTIAL, kind, INCOMPLETE)
+            .or_else(|_| self.settle(kind, suffix, kind, INCOMPLETE));
         let key = self.key.get().map(|_| {
             let partial = self.settle("key", PARTIAL, "key", INCOMPLETE);
             partial.or_else(|_| self.settle("key", "", "key", INCOMPLETE))
         });
-        Ok(StoredDump { core: core_path?, info: info?, key: key.transpose()?, complete: false })
+        Ok(Settled { core: core?, key: key.transpose()?, info: self.name("info", ""), complete: false })
+    }
+
+    /// Puts a manifest, as `write` writes it, beside the dump.
+    pub(super) fn put_manifest(
+        &self,
+        complete: bool,
+        write: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<PathBuf> {
+        let (name, aside) = (self.name("manifest", ".json"), self.name("manifest", ".json.partial"));
+        self.directory.remove(&aside)?;
+        let file = self.directory.create_new(&aside, PRIVATE)?;
+        let put =
+            write(&file).and_then(|()| file.sync_all()).and_then(|()| self.directory.rename(&aside, &name));
+        if let Err(error) = put {
+            let _ = self.directory.remove(&aside);
+            return Err(error);
+        }
+        if complete {
+            self.link_last("manifest", ".json", &name);
+        }
+        self.directory.sync()?;
+        Ok(self.directory.path_of(&name))
     }
 
     /// What an operation on one of the files failed with.
@@ -165,7 +182,7 @@ impl Files {
         move |source| StoreError::File { doing, path: self.path_of(kind, suffix), source }
     }
 
-    fn name(&self, kind: &str, suffix: &str) -> String {
+    pub(super) fn name(&self, kind: &str, suffix: &str) -> String {
         format!("{kind}.{}.{}{suffix}", self.host, self.index)
     }
 
@@ -173,7 +190,7 @@ impl Files {
         self.directory.path_of(&self.name(kind, suffix))
     }
 
-    fn key(&self) -> io::Result<&File> {
+    fn made_key(&self) -> io::Result<&File> {
         if let Some(key) = self.key.get() {
             return Ok(key);
         }
@@ -205,21 +222,37 @@ impl Files {
         suffix: &str,
         final_kind: &str,
         final_suffix: &str,
-    ) -> Result<PathBuf, StoreError> {
+    ) -> Result<String, StoreError> {
         let (from, to) = (self.name(kind, suffix), self.name(final_kind, final_suffix));
         self.directory.rename_new(&from, &to).map_err(self.failed("renaming", kind, suffix))?;
-        Ok(self.directory.path_of(&to))
+        Ok(to)
+    }
+
+    /// A dump is complete without such links too; netdumpd also goes on when it cannot make them.
+    fn link_last(&self, kind: &str, suffix: &str, target: &str) {
+        if let Err(error) = self.directory.link(&format!("{kind}.{}.last{suffix}", self.host), target) {
+            tracing::debug!(kind, %error, "link to the last dump not made");
+        }
     }
 
     /// Puts the text written aside in the place of the one that says that the dump is being received.
-    fn put_info(&self) -> Result<PathBuf, StoreError> {
+    fn put_info(&self) -> Result<String, StoreError> {
         match self.directory.rename(&self.name("info", PARTIAL), &self.name("info", "")) {
             // A commit that failed late has done it before.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             renamed => renamed.map_err(self.failed("renaming", "info", PARTIAL))?,
         }
-        Ok(self.path_of("info", ""))
+        Ok(self.name("info", ""))
     }
+}
+
+/// The names of a dump's files when it has ended.
+#[derive(Debug, Clone)]
+pub(super) struct Settled {
+    pub(super) core: String,
+    pub(super) key: Option<String>,
+    pub(super) info: String,
+    pub(super) complete: bool,
 }
 
 /// The parts of a core's name around host and number.

@@ -13,8 +13,13 @@ use super::super::{
 };
 use std::io::IoSlice;
 
+mod limits;
+mod manifests;
+mod recovery;
+
 use super::*;
-use crate::receiver::ranges::RangeSet;
+use crate::manifest::{self, Manifest};
+use crate::receiver::ranges::{Gaps, RangeSet};
 use crate::vmcore::KernelDumpHeader;
 use crate::vmcore::kdh::Compression;
 use crate::wire::{Message, MessageKind};
@@ -68,6 +73,16 @@ fn dump(store: &mut DiskStore, path: &[u8], core: &[u8]) -> StoredDump {
     commit(&mut dump, &summary(HeaderSeen::Missing, core.len() as u64)).unwrap()
 }
 
+/// What its manifest says, as soon as there is one.
+fn manifest(stored: &StoredDump) -> Manifest {
+    loop {
+        match stored.proof.outcome() {
+            Some(proven) => return manifest::read(&proven.as_ref().unwrap().manifest).unwrap(),
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
 fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -83,12 +98,21 @@ fn text(path: impl AsRef<Path>) -> String {
 fn files_are_named_and_kept_as_netdumpd_does() {
     let dir = tempfile::tempdir().unwrap();
     let stored = dump(&mut store(dir.path()), b"", b"core");
-    let expected = ["bounds.H", "info.H.0", "info.H.last", "vmcore.H.0", "vmcore.H.last"];
+    manifest(&stored);
+    let expected = [
+        "bounds.H",
+        "info.H.0",
+        "info.H.last",
+        "manifest.H.0.json",
+        "manifest.H.last.json",
+        "vmcore.H.0",
+        "vmcore.H.last",
+    ];
     assert_eq!(names(dir.path()), expected.map(|name| name.replace('H', H)));
     assert_eq!(fs::read(&stored.core).unwrap(), b"core");
     assert_eq!(stored.core, dir.path().join(format!("vmcore.{H}.0")));
     assert!(stored.complete);
-    for path in [&stored.core, &stored.info] {
+    for path in [&stored.core, &stored.info, &stored.proof.outcome().unwrap().as_ref().unwrap().manifest] {
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
     }
     assert_eq!(text(dir.path().join(format!("bounds.{H}"))), "1\n");
@@ -153,8 +177,9 @@ fn abandoned_dump_is_kept_under_a_name_that_says_so() {
         dump.abandon(&summary(HeaderSeen::Missing, 4), &Ending::Incomplete(Cause::TimedOut)).unwrap();
     assert!(!stored.complete);
     assert_eq!(text(&stored.core), "half");
-    let expected = [format!("bounds.{H}"), format!("info.{H}.0"), format!("key.{H}.0.incomplete")];
-    assert_eq!(names(dir.path())[..3], expected);
+    assert!(!manifest(&stored).complete);
+    let expected = ["bounds.H", "info.H.0", "key.H.0.incomplete", "manifest.H.0.json"];
+    assert_eq!(names(dir.path())[..4], expected.map(|name| name.replace('H', H)));
     assert!(stored.core.ends_with(format!("vmcore_encrypted.{H}.0.incomplete")), "there is a key");
     assert!(text(stored.info).ends_with("Dump incomplete: client timed out\n"));
 }
@@ -260,6 +285,11 @@ fn planted_links_are_never_followed() {
         "info.H.0.partial",
         "vmcore_encrypted.H.0.gz",
         "key.H.0.partial",
+        "journal.H.0",
+        ".journal.H.0.new",
+        "manifest.H.0.json",
+        "manifest.H.0.json.partial",
+        "manifest.H.last.json",
         "vmcore.H.0.incomplete",
         "vmcore.H.last",
         "info.H.last",
@@ -274,6 +304,7 @@ fn planted_links_are_never_followed() {
             let _ = fs::remove_file(dir.path().join(&name));
             symlink(target, dir.path().join(&name)).unwrap();
             let stored = dump(&mut store(dir.path()), b"", b"core");
+            manifest(&stored);
             assert_eq!(text(stored.core), "core", "{name}");
         }
         assert_eq!(names(outside.path()), ["victim"], "{name}");

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -16,18 +17,28 @@ const WIDEST: u64 = 2 * STEP;
 /// Orders that wait; when the disk is slower, the kernel writes what is left out.
 const MAX_WAITING: usize = 64;
 
-/// The thread, for all dumps of a store.
-#[derive(Debug, Clone)]
-pub(super) struct WriteBack(SyncSender<(File, Range<u64>)>);
+/// The thread, for all dumps of a store; it starts with the first order and ends with the store.
+#[derive(Debug, Default)]
+pub(super) struct WriteBack(OnceLock<Option<SyncSender<Order>>>);
+
+type Order = (File, Range<u64>);
 
 impl WriteBack {
-    /// Starts the thread. It ends with the last handle. `None`: there is none; the kernel does it alone.
-    pub(super) fn start() -> Option<Self> {
-        let (orders, waiting) = sync_channel::<(File, Range<u64>)>(MAX_WAITING);
-        let thread = std::thread::Builder::new().name("netdump-writeback".into());
-        let started = thread.spawn(move || waiting.iter().for_each(|(file, range)| begin(&file, &range)));
-        started.ok().map(|_| Self(orders))
+    /// Begins to write a range. When too many wait, or without a thread, it is left to the kernel.
+    fn order(&self, file: &File, range: Range<u64>) {
+        if let Some(orders) = self.0.get_or_init(start)
+            && let Ok(file) = file.try_clone()
+        {
+            let _ = orders.try_send((file, range));
+        }
     }
+}
+
+fn start() -> Option<SyncSender<Order>> {
+    let (orders, waiting) = sync_channel::<Order>(MAX_WAITING);
+    let thread = std::thread::Builder::new().name("netdump-writeback".into());
+    let started = thread.spawn(move || waiting.iter().for_each(|(file, range)| begin(&file, &range)));
+    started.ok().map(|_| orders)
 }
 
 /// What one dump has written since its last order.
@@ -40,7 +51,7 @@ pub(super) struct Unflushed {
 
 impl Unflushed {
     /// Notes bytes that were written, and orders their write-back when they are many.
-    pub(super) fn add(&mut self, written: &Range<u64>, file: &File, write_back: Option<&WriteBack>) {
+    pub(super) fn add(&mut self, written: &Range<u64>, file: &File, write_back: &WriteBack) {
         self.bytes += written.end - written.start;
         let range = self.range.get_or_insert_with(|| written.clone());
         *range = range.start.min(written.start)..range.end.max(written.end);
@@ -48,11 +59,8 @@ impl Unflushed {
             return;
         }
         let Self { range, .. } = std::mem::take(self);
-        let narrow = range.filter(|range| range.end - range.start <= WIDEST);
-        if let (Some(WriteBack(orders)), Some(range)) = (write_back, narrow)
-            && let Ok(file) = file.try_clone()
-        {
-            let _ = orders.try_send((file, range));
+        if let Some(narrow) = range.filter(|range| range.end - range.start <= WIDEST) {
+            write_back.order(file, narrow);
         }
     }
 }

@@ -4,11 +4,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::Fault;
+use super::server::ABLE;
 use crate::wire::{Ack, Message, MessageKind, SERVER_PORT};
 
 /// Messages that a client may have unacknowledged: far more than any server has room for, and few enough that a client
 /// which does not look at acks is told from one with a large window.
 const MAX_IN_FLIGHT: usize = 1 << 16;
+
+/// Messages that are remembered, to know them when they are sent again.
+const MAX_KNOWN: usize = 4 * MAX_IN_FLIGHT;
 
 /// Which acks count for a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,20 +28,21 @@ pub enum AcksFrom {
 pub struct ClientJudge {
     server: Ipv4Addr,
     acks_from: AcksFrom,
-    /// Every message of the present attempt, by number.
+    /// Messages of the present attempt, by number: all from `oldest` on.
     sent: HashMap<u32, Sent>,
+    oldest: u32,
     /// Its data messages that are not acknowledged.
     in_flight: usize,
     /// Data that was acknowledged, as start and end, in any order.
     acked: Vec<(u64, u64)>,
-    /// Data of attempts before that was not.
-    left_over: Vec<(u64, u64)>,
     /// Ports of the server from which something came in this attempt.
     ports: BTreeSet<u16>,
     /// The one that acknowledged the HERALD.
     learned: Option<u16>,
     /// The HERALD's last word, by which our client names a dump that goes on.
     dump: u32,
+    /// Numbers of the HERALDs by which it asks a silent server for that dump.
+    questions: BTreeSet<u32>,
     header: Option<u32>,
     /// Whether FINISHED was sent.
     finished: bool,
@@ -61,12 +66,13 @@ impl ClientJudge {
             server,
             acks_from,
             sent: HashMap::new(),
+            oldest: 0,
             in_flight: 0,
             acked: Vec::new(),
-            left_over: Vec::new(),
             ports: BTreeSet::new(),
             learned: None,
             dump: 0,
+            questions: BTreeSet::new(),
             header: None,
             finished: false,
             faults: Vec::new(),
@@ -84,6 +90,9 @@ impl ClientJudge {
         }
         if !self.ports.contains(&port) {
             return self.accuse(Fault::UnlearnedPort { port, kind: message.kind });
+        }
+        if message.sequence < self.oldest {
+            return;
         }
         let sent = Sent {
             kind: message.kind,
@@ -109,6 +118,10 @@ impl ClientJudge {
         }
         self.ports.insert(source.port());
         let Ok(Ack(number)) = Ack::parse(payload) else { return };
+        let answers = |question: &&u32| [**question, **question ^ ABLE, !**question].contains(&number);
+        if let Some(&question) = self.questions.iter().find(answers) {
+            return self.answered(question, number, source.port());
+        }
         let other = self.learned.is_some_and(|learned| learned != source.port());
         if other && self.acks_from == AcksFrom::LearnedPort {
             return;
@@ -149,19 +162,36 @@ impl ClientJudge {
             return;
         }
         if message.aux != 0 && message.aux == self.dump {
-            // Our client goes on with a dump: what was acknowledged is.
-            let unacked: Vec<_> = self.unacked().collect();
-            self.left_over.extend(unacked);
-        } else {
-            self.acked.clear();
-            self.left_over.clear();
+            // Our client asks whether the dump goes on, and goes on with it until it is told.
+            self.questions.insert(message.sequence);
+            return;
         }
-        self.sent.clear();
-        self.ports.clear();
-        (self.in_flight, self.learned, self.header, self.finished) = (0, None, None, false);
+        self.begin(message.sequence);
         self.dump = message.aux;
-        let herald = Sent { kind: MessageKind::Herald, offset: 0, len: 0, checksum: 0, is_acked: false };
-        self.sent.insert(message.sequence, herald);
+    }
+
+    /// The server has said whether the dump goes on.
+    fn answered(&mut self, question: u32, number: u32, port: u16) {
+        if number == !question {
+            self.questions.clear();
+        } else {
+            self.begin(question);
+            self.ports.insert(port);
+            self.sent.values_mut().for_each(|herald| herald.is_acked = true);
+        }
+        self.learned = Some(port);
+    }
+
+    /// The dump begins with this HERALD: nothing is acknowledged.
+    fn begin(&mut self, herald: u32) {
+        self.acked.clear();
+        self.sent.clear();
+        self.oldest = 0;
+        self.ports.clear();
+        self.questions.clear();
+        (self.in_flight, self.learned, self.header, self.finished) = (0, None, None, false);
+        let sent = Sent { kind: MessageKind::Herald, offset: 0, len: 0, checksum: 0, is_acked: false };
+        self.sent.insert(herald, sent);
     }
 
     /// A message that was not sent before.
@@ -199,14 +229,32 @@ impl ClientJudge {
             MessageKind::EkcdKey | MessageKind::Herald => {}
         }
         self.sent.insert(sequence, sent);
+        if self.sent.len() > MAX_KNOWN {
+            self.forget(sequence);
+        }
+    }
+
+    /// Forgets messages that were acknowledged long ago: a dump may be larger than this machine.
+    fn forget(&mut self, newest: u32) {
+        self.oldest = newest.saturating_sub(u32::try_from(MAX_IN_FLIGHT).unwrap_or(u32::MAX));
+        let oldest = self.oldest;
+        self.sent.retain(|number, sent| *number >= oldest || !sent.is_acked);
+        self.acked.sort_unstable();
+        self.acked.dedup_by(|next, last| {
+            let joins = next.0 <= last.1;
+            if joins {
+                last.1 = last.1.max(next.1);
+            }
+            joins
+        });
     }
 
     /// Data that was sent and never acknowledged.
     fn first_hole(&mut self) -> Option<(u64, u64)> {
-        if self.in_flight == 0 && self.left_over.is_empty() {
+        if self.in_flight == 0 {
             return None;
         }
-        let mut open: Vec<_> = self.unacked().chain(self.left_over.iter().copied()).collect();
+        let mut open: Vec<_> = self.unacked().collect();
         open.sort_unstable();
         self.acked.sort_unstable();
         // What one attempt had cut into messages one way, the next may have acknowledged cut another way.

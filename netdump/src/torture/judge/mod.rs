@@ -144,6 +144,9 @@ pub enum Fault {
     /// Of a server, or of the network.
     #[error("the server did not acknowledge message {0} of a client that had the right to it")]
     Unanswered(u32),
+    /// Of a server.
+    #[error("the server stored outside of its directory, in {0}")]
+    Escaped(String),
     /// Of the program.
     #[error("the program panicked: {0}")]
     Panicked(String),

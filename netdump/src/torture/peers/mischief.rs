@@ -5,8 +5,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
 use crate::wire::arp::{ArpOperation, ArpPacket};
-use crate::wire::{Ack, MacAddr, Route};
+use crate::wire::{Ack, MacAddr, Message, MessageKind, Route};
 
+use super::core::header;
 use crate::torture::sim::Rng;
 use crate::torture::sim::Station;
 use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp};
@@ -160,6 +161,72 @@ impl Station for Vandal {
 
     fn poll_transmit(&mut self, _now: Instant, frame: &mut Vec<u8>) -> bool {
         self.lies.pop_front().map(|lie| *frame = lie).is_some()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+}
+
+/// Speaks to the server for the client, from another address or another port: nothing of it may change what is stored.
+#[derive(Debug)]
+pub struct Stranger {
+    rng: Rng,
+    forgeries: VecDeque<Vec<u8>>,
+}
+
+/// Where strangers live.
+const STRANGER_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 66);
+
+impl Stranger {
+    /// With forgeries of its own.
+    pub fn new(seed: u64) -> Self {
+        Self { rng: Rng::new(!seed), forgeries: VecDeque::new() }
+    }
+
+    /// A message as the client's own next ones could be, but for its bytes and for where it comes from.
+    fn forge(&mut self, seen: &Route, like: &Message<'_>) -> Vec<u8> {
+        let (kind, payload): (_, &[u8]) = match self.rng.below(4) {
+            0 => (MessageKind::Finished, &[]),
+            1 => (MessageKind::Kdh, &header(1)),
+            2 => (MessageKind::EkcdKey, b"evil"),
+            _ => (MessageKind::Vmcore, &[0x66; 512]),
+        };
+        let sequence = like.sequence.wrapping_add(u32::try_from(self.rng.below(3)).expect("small"));
+        let offset = if kind == MessageKind::Vmcore { like.offset } else { 0 };
+        let mut message = Vec::new();
+        Message { kind, sequence, offset, payload, aux: 0 }.emit(&mut message);
+        let source = match self.rng.below(2) {
+            0 => SocketAddrV4::new(STRANGER_IP, seen.source.port()),
+            _ => SocketAddrV4::new(*seen.source.ip(), seen.source.port() + 7),
+        };
+        let route = Route {
+            source_mac: VANDAL_MAC,
+            destination_mac: SERVER_MAC,
+            source,
+            destination: seen.destination,
+        };
+        let mut frame = Vec::new();
+        route.emit(&message, &mut frame);
+        frame
+    }
+}
+
+impl Station for Stranger {
+    fn handle_frame(&mut self, _now: Instant, frame: &[u8]) {
+        let Ok((seen, payload)) = Route::parse(frame) else { return };
+        let Ok(message) = Message::parse(payload) else { return };
+        let is_to_server = *seen.destination.ip() == SERVER_IP;
+        if is_to_server && message.kind != MessageKind::Herald && self.rng.chance(200) {
+            let forgery = self.forge(&seen, &message);
+            self.forgeries.push_back(forgery);
+        }
+    }
+
+    fn handle_timeout(&mut self, _now: Instant) {}
+
+    fn poll_transmit(&mut self, _now: Instant, frame: &mut Vec<u8>) -> bool {
+        self.forgeries.pop_front().map(|forgery| *frame = forgery).is_some()
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

@@ -16,9 +16,9 @@ pub use self::core::Core;
 pub use classic::{AckMask, Classic, ClassicEnding, Patience};
 pub use crowd::{Both, Crowd};
 pub use fake_server::{FakeServer, Manner, Writes};
-pub use mischief::{Echo, Replay, Vandal};
+pub use mischief::{Echo, Replay, Stranger, Vandal};
 pub use pranks::{Paths, Prank, PrankEnding, Prankster};
-pub use stations::{ClientStation, HostStation};
+pub use stations::{ClientStation, HostStation, Memory};
 pub use store::DiskKind;
 pub use talker::{Home, Wired};
 

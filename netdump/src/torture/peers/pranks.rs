@@ -19,6 +19,9 @@ const TRIES: u32 = 40;
 /// How long to listen for acks that may come or must not.
 const LISTEN: Duration = Duration::from_millis(20);
 
+/// What of a core a prankster sends in earnest, all of it or the first half.
+const CORE: &[u8] = b"datamore";
+
 /// One thing to do to a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Prank {
@@ -173,8 +176,8 @@ fn short_stream(_: &Paths, _: usize) -> Vec<Step> {
     };
     vec![
         herald(b""),
-        due(message(MessageKind::Vmcore, 2, 0, &[7; 1000])),
-        due(message(MessageKind::Vmcore, 3, 4000, &[7; 1000])),
+        due(message(MessageKind::Vmcore, 2, 0, b"data")),
+        due(message(MessageKind::Vmcore, 3, 4, b"more")),
         open(message(MessageKind::Kdh, 4, 0, &header.to_bytes())),
         open(message(MessageKind::Finished, 5, 0, &[])),
     ]
@@ -383,9 +386,8 @@ impl Talker for Prankster {
 }
 
 impl Dumps for Wired<Prankster> {
-    /// Nobody misses what a prankster stored.
     fn cores(&self) -> Vec<(SocketAddrV4, &[u8])> {
-        Vec::new()
+        vec![(SocketAddrV4::new(self.address(), CLIENT_PORT), CORE)]
     }
 }
 

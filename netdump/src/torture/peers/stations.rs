@@ -242,12 +242,21 @@ impl Party for ClientStation {
     }
 }
 
+/// What a receiver that was killed knows of the dumps on its disk when it is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// Nothing.
+    Lost,
+    /// Those that can go on.
+    Kept,
+}
+
 /// The product's receiver.
 #[derive(Debug)]
 pub struct HostStation {
     host: Host<SimStore>,
     store: SimStore,
-    restart: Option<Instant>,
+    restart: Option<(Instant, Memory)>,
     /// The dumps that it has on disk, once it was closed.
     pub files: Vec<StoredFile>,
 }
@@ -261,16 +270,17 @@ impl HostStation {
     /// A receiver with such a disk.
     pub fn with_disk(kind: DiskKind) -> Self {
         let store = SimStore::new(kind);
-        Self { host: Self::host(&store), store, restart: None, files: Vec::new() }
+        Self { host: Self::host(&store, |_| {}), store, restart: None, files: Vec::new() }
     }
 
     /// One that is killed at that time, and started again with the same disk.
-    pub fn restarting_at(restart: Instant) -> Self {
-        Self { restart: Some(restart), ..Self::new() }
+    pub fn restarting_at(restart: Instant, memory: Memory) -> Self {
+        Self { restart: Some((restart, memory)), ..Self::new() }
     }
 
-    fn host(store: &SimStore) -> Host<SimStore> {
-        let receiver = Receiver::new(ReceiverConfig::default(), store.clone());
+    fn host(store: &SimStore, begin: impl FnOnce(&mut Receiver<SimStore>)) -> Host<SimStore> {
+        let mut receiver = Receiver::new(ReceiverConfig::default(), store.clone());
+        begin(&mut receiver);
         Host::new(HostConfig { mac: SERVER_MAC, address: SERVER_IP }, receiver)
     }
 
@@ -293,9 +303,11 @@ impl Station for HostStation {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        if self.restart.is_some_and(|at| at <= now) {
-            self.restart = None;
-            self.host = Self::host(&self.store);
+        if let Some((_, memory)) = self.restart.take_if(|(at, _)| *at <= now) {
+            self.host = Self::host(&self.store, |receiver| match memory {
+                Memory::Lost => {}
+                Memory::Kept => drop(receiver.restore_unfinished(now)),
+            });
         }
         self.host.handle_timeout(now);
     }
@@ -307,7 +319,7 @@ impl Station for HostStation {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.restart.into_iter().chain(self.host.poll_timeout()).min()
+        self.restart.map(|(at, _)| at).into_iter().chain(self.host.poll_timeout()).min()
     }
 }
 

@@ -2,9 +2,9 @@
 //! a run, which is the same each time.
 
 mod bad;
-mod judging;
+pub(super) mod judging;
 mod others;
-mod ours;
+pub(super) mod ours;
 
 use std::time::Duration;
 

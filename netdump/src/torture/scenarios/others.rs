@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Verdict;
 use super::judging::{Accused, judged, outcome, play, untruth, verdict};
-use super::ours::{Place, any_client, any_config, must_complete};
+use super::ours::{Place, any_client, any_config, any_core, must_complete};
 use crate::report::Outcome;
 use crate::torture::judge::{AcksFrom, Fault, Judge, Stored};
 use crate::torture::peers::{
@@ -57,8 +57,8 @@ pub(super) fn netdumpd(seed: u64) -> Verdict {
 pub(super) fn netdumpd_of(rng: &mut Rng, writes: Writes, manner: Manner) -> (FakeServer, bool) {
     let server = FakeServer::new(manner);
     match rng.below(3) {
-        0 => (server.writing(writes, usize::MAX), false),
-        1 => (server.writing(writes, usize::MAX).stopping_after(1 + rng.below(150)), true),
+        0 => (server.writing(writes, 1 << 30), false),
+        1 => (server.writing(writes, 1 << 30).stopping_after(1 + rng.below(150)), true),
         _ => (server.writing(writes, rng.index(300_000)), true),
     }
 }
@@ -115,7 +115,7 @@ pub(super) fn pranks(seed: u64) -> Verdict {
     let home = Home { mac, address, server: SERVER_IP };
     let prankster = Prankster::new(prank, rng.index(8), &Paths::default());
     let config = any_config(&mut rng, Place::default());
-    let core = Core::sparse(&mut rng, 2);
+    let core = any_core(&mut rng, &config, 2);
     let honest = ClientStation::starting_at(started, config, ClientStation::plan(&core), core);
     let clients = Both { first: Wired::new(started, home, prankster), second: honest };
     let weather = Weather { duplicate: *rng.pick(&[0, 200]), ..Weather::calm() };
@@ -124,7 +124,7 @@ pub(super) fn pranks(seed: u64) -> Verdict {
     net.judge = Some(Judge::new(SERVER_IP, AcksFrom::LearnedPort));
     let mut faults = play(&mut net, Accused::Server);
     let honest = &net.client.second;
-    faults.extend(untruth(honest, &net.server.stored(), must_complete(&weather, &honest.config)));
+    faults.extend(untruth(honest, Some(&net.server.stored()), must_complete(&weather, &honest.config)));
     if let Some(PrankEnding::Unanswered(number)) = net.client.first.ending() {
         faults.push(Fault::Unanswered(*number));
     }

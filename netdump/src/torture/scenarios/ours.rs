@@ -10,7 +10,7 @@ use crate::client::{ClientConfig, DumpPlan, WindowChoice};
 use crate::link::Offloads;
 use crate::report::Outcome;
 use crate::torture::judge::{AcksFrom, Judge};
-use crate::torture::peers::{ClientStation, Core, Crowd, DiskKind, HostStation, Vandal};
+use crate::torture::peers::{ClientStation, Core, Crowd, DiskKind, HostStation, Memory, Stranger, Vandal};
 use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, GATEWAY_IP, SERVER_IP};
 use crate::torture::sim::{Gateway, Keeper, Party, Rng, SimNet, Weather};
 use crate::vmcore::KernelDumpHeader;
@@ -59,7 +59,7 @@ pub(super) fn restart(seed: u64) -> Verdict {
     let weather = Weather::lossy(*rng.pick(&[0, 20, 100]));
     let client = any_client(&mut rng, Place::default());
     let at = Duration::from_micros(rng.below(5_000));
-    let server = HostStation::restarting_at(client.started() + at);
+    let server = HostStation::restarting_at(client.started() + at, *rng.pick(&[Memory::Lost, Memory::Kept]));
     let judge = Judge::new(SERVER_IP, AcksFrom::LearnedPort).expecting_restart(at);
     let net = SimNet::new("restart", seed, weather, client, server).with_judge(judge);
     verdict(net, Accused::Both, false)
@@ -85,7 +85,7 @@ pub(super) fn crowd(seed: u64) -> Verdict {
     let count = 2 + u8::try_from(rng.below(6)).expect("few");
     let clients = (0..count).map(|number| {
         let config = any_config(&mut rng, Place::number(number));
-        let core = Core::sparse(&mut rng, 2);
+        let core = any_core(&mut rng, &config, 2);
         ClientStation::starting_at(started, config, ClientStation::plan(&core), core)
     });
     let crowd = Crowd::of(clients.collect());
@@ -94,7 +94,9 @@ pub(super) fn crowd(seed: u64) -> Verdict {
     let stored = net.server.stored();
     let clients = &net.client.clients;
     faults.extend(
-        clients.iter().filter_map(|client| untruth(client, &stored, must_complete(&weather, &client.config))),
+        clients
+            .iter()
+            .filter_map(|client| untruth(client, Some(&stored), must_complete(&weather, &client.config))),
     );
     // As well as it went for the unluckiest.
     let all = |wanted| clients.iter().all(|client| outcome(client) == wanted);
@@ -121,7 +123,7 @@ impl Default for Place {
 
 impl Place {
     /// Of one among several.
-    pub(super) fn number(number: u8) -> Self {
+    pub(in crate::torture) fn number(number: u8) -> Self {
         let MacAddr([a, b, c, d, e, _]) = CLIENT_MAC;
         let mac = MacAddr([a, b, c, d, e, 100 + number]);
         Self { client: Ipv4Addr::new(10, 0, 0, 100 + number), mac, gateway: None }
@@ -134,7 +136,8 @@ pub fn any_client(rng: &mut Rng, place: Place) -> ClientStation {
     if rng.chance(200) {
         return packed_client(rng, config);
     }
-    let core = any_core(rng);
+    let pieces = rng.below(5);
+    let core = any_core(rng, &config, pieces);
     let plan = DumpPlan { key: any_key(rng), ..ClientStation::plan(&core) };
     ClientStation::new(config, plan, core)
 }
@@ -156,12 +159,16 @@ fn packed_client(rng: &mut Rng, config: ClientConfig) -> ClientStation {
     ClientStation::growing(config, key, core, header.to_bytes(), growth)
 }
 
-/// Small and sparse, now and then so large that windows have time to grow.
-fn any_core(rng: &mut Rng) -> Core {
+/// Small and sparse, now and then so large that windows have time to grow. What leaves parts out must say so by naming its
+/// dump.
+pub(in crate::torture) fn any_core(rng: &mut Rng, config: &ClientConfig, pieces: u64) -> Core {
     if rng.chance(50) {
         return Core::solid(rng, 4 << 20);
     }
-    let pieces = rng.below(5);
+    if config.dump_id == 0 {
+        let len = rng.index(200_000);
+        return Core::solid(rng, len);
+    }
     Core::sparse(rng, pieces)
 }
 
@@ -171,7 +178,7 @@ fn any_key(rng: &mut Rng) -> Option<Vec<u8>> {
 }
 
 /// Enough patience for any weather in which a dump must get through, most often.
-pub(super) fn any_config(rng: &mut Rng, place: Place) -> ClientConfig {
+pub(in crate::torture) fn any_config(rng: &mut Rng, place: Place) -> ClientConfig {
     let segments = *rng.pick(&[0, 0, 2, 44]);
     let cap = *rng.pick(&[1, 16, 64, 1000, 16_384, 16_384, 16_384]);
     let window = if rng.chance(100) { WindowChoice::Classic } else { WindowChoice::Adaptive { cap } };
@@ -191,12 +198,16 @@ pub(super) fn any_config(rng: &mut Rng, place: Place) -> ClientConfig {
 }
 
 /// Whether the dump must get through.
-pub(super) fn must_complete(weather: &Weather, config: &ClientConfig) -> bool {
+pub(in crate::torture) fn must_complete(weather: &Weather, config: &ClientConfig) -> bool {
     weather.is_modest() && config.deadline.is_none() && config.retries >= 10
 }
 
 /// Hostile company at times, and frames that come together or one by one.
 fn with_company<S: Keeper>(net: SimNet<S>, seed: u64, rng: &mut Rng) -> SimNet<S> {
     let net = judged(net).with_batch(*rng.pick(&[1, 64]));
-    if rng.chance(300) { net.with(Vandal::new(seed)) } else { net }
+    match rng.below(4) {
+        0 => net.with(Vandal::new(seed)),
+        1 => net.with(Stranger::new(seed)),
+        _ => net,
+    }
 }

@@ -66,6 +66,25 @@ impl Weather {
         }
     }
 
+    /// Any weather that a few seconds are enough for.
+    pub fn brief(rng: &mut Rng) -> Self {
+        let ms = Duration::from_millis;
+        let base = *rng.pick(&[ms(0), ms(0), ms(1), ms(10)]);
+        let jitter = *rng.pick(&[ms(0), ms(0), ms(1), ms(10)]);
+        let outage_at = ms(rng.below(50));
+        let outage = *rng.pick(&[ms(0), ms(0), ms(0), ms(300), ms(1000)]);
+        Self {
+            loss: *rng.pick(&[0, 0, 5, 20, 50, 100]),
+            burst: *rng.pick(&[0, 0, 300, 800]),
+            duplicate: *rng.pick(&[0, 0, 10, 200]),
+            corrupt: *rng.pick(&[0, 0, 10, 100]),
+            straggle: *rng.pick(&[0, 0, 10, 50]),
+            straggle_by: ms(1)..*rng.pick(&[ms(20), ms(300)]),
+            delay: base..base + jitter,
+            outage: outage_at..outage_at + outage,
+        }
+    }
+
     /// Whether a dump must get through this.
     pub fn is_modest(&self) -> bool {
         let outage = self.outage.end.saturating_sub(self.outage.start);

@@ -23,16 +23,50 @@ impl Presence<'_> {
     /// The first run of it at or behind `address`, in the RAM range that holds `address`.
     pub(super) fn next(&self, address: u64) -> Option<Range<u64>> {
         let touched = self.memory.next_touched(address);
-        let patched = self.patches.next_page(address).filter(|page| {
-            // The page of `address` is in its range; a later one may be behind it.
-            page.start <= address || self.range_end(address).is_some_and(|end| page.start < end)
-        });
-        let patched = patched.map(|page| page.start.max(address)..page.end);
-        match (touched, patched) {
+        match (touched, self.patched_page(address)) {
             (Some(touched), Some(patched)) if patched.start < touched.start => Some(patched),
             (None, patched) => patched,
             (touched, _) => touched,
         }
+    }
+
+    /// Where that run begins, for less than the run.
+    pub(super) fn start(&self, address: u64) -> Option<u64> {
+        let touched = self.memory.touched_from(address);
+        let patched = self.patched_page(address).map(|page| page.start);
+        touched.into_iter().chain(patched).min()
+    }
+
+    /// The first patched page at or behind `address`, in the same RAM range, as far as it lies there.
+    fn patched_page(&self, address: u64) -> Option<Range<u64>> {
+        let patched = self.patches.next_page(address).filter(|page| {
+            // The page of `address` is in its range; a later one may be behind it.
+            page.start <= address || self.range_end(address).is_some_and(|end| page.start < end)
+        })?;
+        Some(patched.start.max(address)..patched.end)
+    }
+
+    /// In the pages of `set`, one behind the other, where the first run of it at or behind byte `from` begins.
+    pub(super) fn start_in_pages(&self, set: &PageSet, from: u64) -> Option<u64> {
+        let mut rank = from / PAGE_SIZE;
+        loop {
+            let run = set.run(rank, STEP_PAGES)?;
+            let Some(touched) = self.start(run.address) else {
+                rank = self.rank_behind_range(set, &run);
+                continue;
+            };
+            let before = touched.saturating_sub(run.address) / PAGE_SIZE;
+            if before < run.pages {
+                return Some(from.max((run.rank + before) * PAGE_SIZE));
+            }
+            rank = set.pages_below(touched).max(run.rank + run.pages);
+        }
+    }
+
+    /// The first page of a set behind the RAM range of a run of it; behind the run's first page, if that is outside RAM.
+    fn rank_behind_range(&self, set: &PageSet, run: &PageRun) -> u64 {
+        let end = self.range_end(run.address).unwrap_or(run.address).max(run.address + PAGE_SIZE);
+        set.pages_below(end).max(run.rank + 1)
     }
 
     /// In the pages of `set`, one behind the other, the first run of it at or behind byte `from`.
@@ -76,9 +110,7 @@ impl Steps<'_> {
             let run = self.set.run(self.rank, STEP_PAGES)?;
             let Some(touched) = self.touched_from(run.address) else {
                 // Nothing in the rest of this RAM range; a page outside RAM holds nothing either.
-                let end =
-                    self.presence.range_end(run.address).unwrap_or(run.address).max(run.address + PAGE_SIZE);
-                self.rank = self.set.pages_below(end).max(run.rank + 1);
+                self.rank = self.presence.rank_behind_range(self.set, &run);
                 continue;
             };
             if let Some(ranks) = shared(&run, &touched) {

@@ -225,6 +225,25 @@ impl ReadAt for DumpImage<'_> {
         })
     }
 
+    fn data_from(&self, offset: u64) -> Option<u64> {
+        self.extents[self.extent_at(offset)..].iter().find_map(|extent| {
+            let from = offset.max(extent.offset);
+            match &extent.content {
+                Content::Bytes(_) => Some(from),
+                Content::Zeros => None,
+                Content::Guest(start) => {
+                    let inside =
+                        self.presence().start(start + (from - extent.offset))?.saturating_sub(*start);
+                    (inside < extent.len).then(|| from.max(extent.offset + inside))
+                }
+                Content::Pages(pages) => {
+                    let start = self.presence().start_in_pages(pages, from - extent.offset)?;
+                    Some(extent.offset + start)
+                }
+            }
+        })
+    }
+
     fn locate(&self, offset: u64, len: usize) -> Option<u64> {
         let extent = self.extents.get(self.extent_at(offset))?;
         if offset.checked_add(len as u64)? > extent.end() {

@@ -15,6 +15,8 @@ pub enum Writes {
     /// As netdumpd: when 128 KiB have come, when the next data is not adjacent, or at the end. What it has not written
     /// when it drops a client is lost.
     Behind,
+    /// Never: what a server says and does is all that matters.
+    Nowhere,
 }
 
 /// The disk is full.
@@ -41,8 +43,10 @@ impl Disk {
 
     pub(super) fn put(&mut self, message: &Message<'_>) -> Result<(), Full> {
         let at = usize::try_from(message.offset).map_err(|_| Full)?;
-        if self.writes == Writes::BeforeAck {
-            return self.write(at, message.payload);
+        match self.writes {
+            Writes::Nowhere => return Ok(()),
+            Writes::BeforeAck => return self.write(at, message.payload),
+            Writes::Behind => {}
         }
         if self.buffer.len() + MESSAGE > BUFFER || at != self.at + self.buffer.len() {
             self.flush()?;

@@ -76,10 +76,30 @@ impl Manner {
         Self::StockBuffer,
     ];
 
-    /// In a few words.
-    pub fn name(self) -> &'static str {
+    /// What options call it.
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::ByTheBook => "by the book",
+            Self::ByTheBook => "by-the-book",
+            Self::Deaf => "deaf",
+            Self::NeverAcksFinished => "never-acks-finished",
+            Self::LosesLastAck => "loses-last-ack",
+            Self::MovesPort { .. } => "moves-port",
+            Self::AcksFromAnotherHost => "other-host",
+            Self::LateAcks { .. } => "late-acks",
+            Self::ReversedAcks { .. } => "reversed-acks",
+            Self::AcksTheFuture => "future-acks",
+            Self::OddAcks => "odd-acks",
+            Self::GoesSilent { .. } => "silent",
+            Self::Restarts { .. } => "restarts",
+            Self::ForgetsNeighbor { .. } => "forgetful",
+            Self::StockBuffer => "stock-buffer",
+        }
+    }
+
+    /// In a few words.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::ByTheBook => "a server by the book",
             Self::Deaf => "no netdump service",
             Self::NeverAcksFinished => "never acknowledges FINISHED",
             Self::LosesLastAck => "its last ack is lost",
@@ -94,6 +114,11 @@ impl Manner {
             Self::ForgetsNeighbor { .. } => "forgets the client's hardware address",
             Self::StockBuffer => "netdumpd's socket buffer and speed",
         }
+    }
+
+    /// Whether a client hears that its dump is complete.
+    pub fn acks_finished(self) -> bool {
+        !matches!(self, Self::NeverAcksFinished | Self::LosesLastAck)
     }
 
     /// Whether a client can bring its dump to an end there, however often it tries.

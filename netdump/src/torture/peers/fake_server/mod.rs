@@ -25,6 +25,12 @@ use crate::wire::{Ack, MacAddr, Message, MessageKind, Route};
 /// Memory that Linux charges a socket of 128 KiB (doubled, as it does): about 113 datagrams of 1440 bytes or 31 of 4096.
 const BUFFER: usize = 2 * 128 * 1024;
 
+/// No core of a simulation is larger.
+const MAX_CORE: usize = 1 << 30;
+/// No key block is larger, and no more headers are kept.
+const MAX_KEY: usize = 1 << 20;
+const MAX_HEADERS: usize = 16;
+
 /// Port of the first dump; each further one has the next.
 const FIRST_PORT: u16 = 40_000;
 
@@ -46,8 +52,7 @@ pub struct FakeServer {
     disk: Disk,
     /// Cores of dumps that were given up for a new HERALD, or followed by one, and whether they were finished.
     pub earlier: Vec<(Vec<u8>, bool)>,
-    /// The key block.
-    pub key: Vec<u8>,
+    key: Disk,
     /// Every dump header that came.
     pub headers: Vec<Vec<u8>>,
     /// The kinds of messages in order of arrival, repetitions of a kind left out.
@@ -81,12 +86,12 @@ impl FakeServer {
         Self {
             manner,
             writes: Writes::BeforeAck,
-            room: usize::MAX,
+            room: MAX_CORE,
             stops_after: u64::MAX,
             is_stopped: false,
-            disk: Disk::new(Writes::BeforeAck, usize::MAX),
+            disk: Disk::new(Writes::BeforeAck, MAX_CORE),
             earlier: Vec::new(),
-            key: Vec::new(),
+            key: Disk::new(Writes::BeforeAck, MAX_KEY),
             headers: Vec::new(),
             order: Vec::new(),
             finished: false,
@@ -162,8 +167,15 @@ impl FakeServer {
                 }
                 self.act_on_count(now);
             }
-            MessageKind::EkcdKey => put(&mut self.key, message),
-            MessageKind::Kdh => self.headers.push(message.payload.to_vec()),
+            MessageKind::EkcdKey => {
+                if self.key.put(message).is_err() {
+                    return;
+                }
+            }
+            MessageKind::Kdh => {
+                self.headers.push(message.payload.to_vec());
+                self.headers.truncate(MAX_HEADERS);
+            }
             MessageKind::Finished => {
                 if self.disk.flush().is_err() {
                     return self.drop_client();
@@ -358,15 +370,6 @@ impl Keeper for FakeServer {
             self.earlier.iter().map(|(core, is_complete)| Stored { core, is_complete: *is_complete });
         earlier.chain([Stored { core: &self.disk.file, is_complete: self.finished }]).collect()
     }
-}
-
-fn put(object: &mut Vec<u8>, message: &Message<'_>) {
-    let start = usize::try_from(message.offset).expect("cores of tests are small");
-    let end = start + message.payload.len();
-    if object.len() < end {
-        object.resize(end, 0);
-    }
-    object[start..end].copy_from_slice(message.payload);
 }
 
 /// What a datagram takes of the socket's buffer, bookkeeping included.

@@ -4,6 +4,8 @@
 //! tests. Tests that need what the machine lacks print `SKIPPED <need>: <why>`; a need that this machine does meet must
 //! not have been skipped, and that is checked here by looking for it once more.
 
+mod fuzz;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -30,14 +32,15 @@ struct Step {
     run: fn(&Path) -> anyhow::Result<()>,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step { name: "install", run: install },
     Step { name: "format", run: format },
     Step { name: "readme", run: readme },
     Step { name: "lint", run: lint },
-    Step { name: "fuzz", run: fuzz },
+    Step { name: "fuzz", run: fuzz::fuzz },
     Step { name: "doc", run: doc },
     Step { name: "build", run: build },
+    Step { name: "torture", run: torture },
     Step { name: "test", run: test },
 ];
 
@@ -75,7 +78,12 @@ fn run(wanted: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn install(_root: &Path) -> anyhow::Result<()> {
+fn install(root: &Path) -> anyhow::Result<()> {
+    install_packages()?;
+    fuzz::install(root)
+}
+
+fn install_packages() -> anyhow::Result<()> {
     let missing: Vec<_> = PACKAGES
         .iter()
         .filter(|(_, program)| !harness::needs::has_program(program))
@@ -120,16 +128,6 @@ fn lint(root: &Path) -> anyhow::Result<()> {
     )
 }
 
-/// Fuzz targets are outside the workspace; that they still build is checked here, running them is a person's choice.
-fn fuzz(root: &Path) -> anyhow::Result<()> {
-    for manifest in ["netdump/fuzz/Cargo.toml", "vmm/fuzz/Cargo.toml"] {
-        cargo(root, &["fmt", "--check", "--manifest-path", manifest])?;
-        let check = ["check", "--quiet", "--release", "--locked", "--target-dir", "target"];
-        cargo(root, &[&check[..], &["--manifest-path", manifest]].concat())?;
-    }
-    Ok(())
-}
-
 fn doc(root: &Path) -> anyhow::Result<()> {
     let mut command = Command::new(env!("CARGO"));
     command.current_dir(root).env("RUSTDOCFLAGS", "--deny warnings");
@@ -138,6 +136,11 @@ fn doc(root: &Path) -> anyhow::Result<()> {
 
 fn build(root: &Path) -> anyhow::Result<()> {
     cargo(root, &["build", "--quiet", "--release", "--workspace", "--bins"])
+}
+
+/// 10,000 seeds of the simulated network; they take seconds.
+fn torture(root: &Path) -> anyhow::Result<()> {
+    cargo(root, &["run", "--quiet", "--release", "--package", "netdump", "--", "torture"])
 }
 
 /// Every path that README names must exist.
