@@ -19,8 +19,18 @@ use tempfile::TempDir;
 
 #[path = "cli/encrypted.rs"]
 mod encrypted;
+#[path = "cli/hook.rs"]
+mod hook;
+#[path = "cli/limits.rs"]
+mod limits;
+#[path = "cli/metrics.rs"]
+mod metrics;
 #[path = "cli/packed.rs"]
 mod packed;
+#[path = "cli/recovery.rs"]
+mod recovery;
+#[path = "cli/serving.rs"]
+mod serving;
 #[path = "cli/torture.rs"]
 mod torture;
 
@@ -45,19 +55,20 @@ impl Server {
     }
 
     fn start_at(listen: &str, dir: &Path, arguments: &[&str]) -> Self {
-        let mut child = netdump()
-            .args(["serve", "--json", "--listen", listen, "--dir"])
-            .arg(dir)
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program can be started");
+        let mut command = netdump();
+        command.args(["serve", "--json", "--listen", listen, "--dir"]).arg(dir).args(arguments);
+        Self::spawn(&mut command).0
+    }
+
+    /// Starts a command that is or becomes a server; also what it says of itself.
+    fn spawn(command: &mut Command) -> (Self, Value) {
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program can be started");
         let events = BufReader::new(child.stdout.take().expect("it is piped"));
         let mut server = Self { child, events, address: ([0, 0, 0, 0], 0).into() };
         let listening = server.event("listening");
-        server.address = listening["address"].as_str().expect("a text").parse().expect("an address");
-        server
+        server.address = address_of(&listening, "address");
+        (server, listening)
     }
 
     /// The next event of this kind.
@@ -168,6 +179,11 @@ fn text(path: impl AsRef<Path>) -> String {
 
 fn path_of(event: &Value, key: &str) -> PathBuf {
     event[key].as_str().unwrap_or_else(|| panic!("no {key} in {event}")).into()
+}
+
+fn address_of(event: &Value, key: &str) -> SocketAddr {
+    let address = event[key].as_str().unwrap_or_else(|| panic!("no {key} in {event}"));
+    address.parse().expect("an address")
 }
 
 /// Exit code and standard error of a command that should end soon.
@@ -314,8 +330,9 @@ fn acknowledged_bytes_survive_the_receivers_death() {
     let info = text(info.unwrap());
     assert!(info.contains("Panic String: boom") && info.contains("Dump incomplete"), "{info}");
 
-    // The next receiver leaves it alone.
+    // The next receiver gives it another name, and takes another number.
     let mut next = Server::start(dir.path(), &["--once"]);
+    assert!(fs::read(path_of(&next.event("ended"), "core")).unwrap() == partial);
     let peer = Peer::herald(next.address, b"");
     peer.deliver(MessageKind::Vmcore, 2, 0, b"x");
     peer.deliver(MessageKind::Finished, 3, 0, b"");

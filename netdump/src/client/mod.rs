@@ -19,6 +19,7 @@ mod congestion;
 mod ignored;
 mod incoming;
 mod neighbor;
+mod options;
 mod outgoing;
 mod pacing;
 mod phase;
@@ -38,6 +39,7 @@ pub use config::{
 };
 pub use ignored::{Ignored, IgnoredCounts};
 pub use neighbor::NextHop;
+pub use options::{ParseRateError, ParseWindowError, parse_rate};
 pub use outgoing::{Attempt, PAYLOAD_AT, Packet, Sending, Transmit};
 pub use phase::{ClientEvent, Ending, FailReason, Missing, Phase};
 pub use silence::Suspicion;
@@ -435,7 +437,7 @@ impl Client {
         match chunk.kind {
             MessageKind::Herald => {
                 self.learned_port = Some(port);
-                self.resume.opened(sequence);
+                self.resume.opened(now, sequence);
                 self.events.push_back(ClientEvent::Accepted { port });
             }
             MessageKind::Vmcore => {

@@ -2,6 +2,7 @@
 //! it went. A core that is sent as it is is hashed, and one that is packed on its way is packed ([`crate::stream`]), by
 //! other threads while this one sends.
 
+mod dense;
 mod driver;
 mod hash;
 mod source;
@@ -11,6 +12,7 @@ use std::ops::ControlFlow;
 use std::thread;
 use std::time::Duration;
 
+pub use self::dense::{Dense, Zeros};
 use self::driver::Driver;
 use self::source::{Source, Stream};
 use crate::ReadAt;
@@ -63,6 +65,12 @@ pub enum RunError {
     Key(#[from] DumpKeyError),
 }
 
+/// A number for [`ClientConfig::dump_id`] that no other dump of this client has, in all likelihood; 0, which is none, if
+/// the system has no random numbers.
+pub fn random_dump_id() -> u32 {
+    getrandom::u32().unwrap_or(0)
+}
+
 /// Sends a dump over `link` and says how it ended; only what can be refused before the first frame is an error.
 ///
 /// `control` is told of the progress ten times a second and at each new phase, and ends the dump by breaking with the
@@ -74,6 +82,7 @@ pub fn run(
     control: &mut dyn FnMut(&Progress) -> ControlFlow<String>,
 ) -> Result<DumpReport, RunError> {
     let _span = tracing::info_span!("client", server = %config.server).entered();
+    let config = named(config);
     if dump.packing.is_plain() {
         return Ok(run_hashing(config, dump, link, control)?);
     }
@@ -108,6 +117,14 @@ fn run_hashing(
         threads.into_iter().for_each(|thread| drop(thread.join()));
         report
     })
+}
+
+/// Gives the dump a name of its own, unless it has one: of a dump without a name a receiver takes what is not sent for lost.
+fn named(config: ClientConfig) -> ClientConfig {
+    match config.dump_id {
+        0 => ClientConfig { dump_id: getrandom::u32().unwrap_or(1).max(1), ..config },
+        _ => config,
+    }
 }
 
 /// Runs a dump while another thread packs the core. The two end together.

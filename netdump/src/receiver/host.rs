@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Instant;
 
-use super::{Arrived, DumpStore, Endpoint, Ignored, Receiver, ReceiverEvent, SessionId};
+use super::{ACK_SEGMENT, Arrived, DumpStore, Endpoint, Ignored, Receiver, ReceiverEvent, SessionId};
 use crate::link::{Frame, Received};
 use crate::wire::arp::{ArpError, ArpOperation, ArpPacket};
 use crate::wire::datagram::{DatagramError, Route};
@@ -188,7 +188,7 @@ impl<S: DumpStore> Host<S> {
         frame.extend_from_slice(&route.headers(train.len(), UdpChecksum::Partial));
         frame.extend_from_slice(train);
         received.checked = true;
-        received.segment = (train.len() > ACK_LEN).then_some(const { ACK_LEN as u16 });
+        received.segment = (train.len() > ACK_LEN).then_some(ACK_SEGMENT);
         *sent = train.len();
         true
     }

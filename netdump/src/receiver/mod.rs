@@ -31,7 +31,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use disk::{DiskStore, StoredDump};
+pub use disk::{DiskStore, Leftover, Proof, Proven, StoredDump};
 pub use embedded::EmbeddedLink;
 pub use host::{Host, HostConfig};
 pub use ignored::Ignored;
@@ -46,6 +46,8 @@ pub use summary::{Cause, DumpSummary, Ending, HeaderSeen};
 
 /// Most acks in a train: as many segments as the kernel sends at once (`UDP_MAX_SEGMENTS`, linux/udp.h).
 pub const MAX_TRAIN: usize = 128;
+/// Bytes of each ack in a train: [`ACK_LEN`](crate::wire::message::ACK_LEN), in the type of `UDP_SEGMENT`.
+const ACK_SEGMENT: u16 = 4;
 
 /// Names one session for as long as the receiver lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -82,7 +82,14 @@ fn our_client_survives() {
             while !is_over.load(Ordering::Relaxed) {
                 let server = format!("127.0.0.1:{port}");
                 let mut send = netdump();
-                send.arg("send").arg(&file).args(["--client-port", "0", "--server", &server, "--polls", "400"]);
+                send.arg("send").arg(&file).args([
+                    "--client-port",
+                    "0",
+                    "--server",
+                    &server,
+                    "--polls",
+                    "400",
+                ]);
                 send.output().expect("the program can be started");
             }
         });

@@ -78,7 +78,9 @@ pub(super) fn reason(ending: &Ending) -> &'static str {
     match ending {
         Ending::Complete => "success",
         // netdumpd says so also of a client that begins anew, and when it is stopped itself.
-        Ending::Incomplete(Cause::TimedOut | Cause::Restarted | Cause::Stopped | Cause::ReceiverDied) => "timeout",
+        Ending::Incomplete(Cause::TimedOut | Cause::Restarted | Cause::Stopped | Cause::ReceiverDied) => {
+            "timeout"
+        }
         Ending::Incomplete(_) => "error",
     }
 }

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netdump::receiver::{Cause, DumpSummary, Ending, StoreError};
+use netdump::receiver::{
+    Cause, DumpStore, DumpSummary, Ending, Receiver, ReceiverEvent, StoreError, StoredDump,
+};
 use nix::sys::statvfs::fstatvfs;
 
 use super::hook::Outcomes;
@@ -29,22 +31,46 @@ const AT_ONCE: usize = 8;
 /// What is counted.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    pub(super) sessions_opened: AtomicU64,
-    pub(super) sessions_open: AtomicU64,
-    pub(super) refused: AtomicU64,
-    pub(super) resumed: AtomicU64,
+    sessions_opened: AtomicU64,
+    sessions_open: AtomicU64,
+    refused: AtomicU64,
+    resumed: AtomicU64,
     complete: AtomicU64,
-    /// Bytes of dumps that have ended, and of those that are open.
-    bytes_ended: AtomicU64,
-    pub(super) bytes_open: AtomicU64,
+    bytes: AtomicU64,
     messages: AtomicU64,
     repeated: AtomicU64,
     /// By reason.
     incomplete: Mutex<BTreeMap<&'static str, u64>>,
-    pub(super) ignored: Mutex<BTreeMap<&'static str, u64>>,
+    ignored: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Counters {
+    /// Counts what has happened, ends excepted.
+    pub(super) fn count(&self, event: &ReceiverEvent<StoredDump>) {
+        let counter = match event {
+            ReceiverEvent::Opened { .. } => &self.sessions_opened,
+            ReceiverEvent::Resumed { .. } => &self.resumed,
+            ReceiverEvent::Refused { .. } => &self.refused,
+            _ => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes over what the receiver counts itself. Dumps that have ended have brought `bytes`.
+    pub(super) fn observe<S: DumpStore>(&self, receiver: &Receiver<S>, mut bytes: u64) {
+        let mut open = 0;
+        for (_, _, received) in receiver.progress() {
+            open += 1;
+            bytes = bytes.saturating_add(received);
+        }
+        self.sessions_open.store(open, Ordering::Relaxed);
+        self.bytes.fetch_max(bytes, Ordering::Relaxed);
+        // Whoever reads them now reads them again.
+        if let Ok(mut ignored) = self.ignored.try_lock() {
+            ignored.extend(receiver.ignored());
+        }
+    }
+
     /// Counts a dump that has ended.
     pub(super) fn ended(&self, ending: &Ending, summary: &DumpSummary) {
         match ending {
@@ -56,11 +82,7 @@ impl Counters {
                 *incomplete.entry(reason(cause)).or_default() += 1;
             }
         }
-        for (counter, count) in [
-            (&self.bytes_ended, summary.bytes),
-            (&self.messages, summary.messages),
-            (&self.repeated, summary.repeated),
-        ] {
+        for (counter, count) in [(&self.messages, summary.messages), (&self.repeated, summary.repeated)] {
             counter.fetch_add(count, Ordering::Relaxed);
         }
     }
@@ -165,7 +187,6 @@ impl Metrics {
         };
         let one = |value: u64| vec![(String::new(), value)];
         let counters = &*self.counters;
-        let bytes = counter(&counters.bytes_ended) + counter(&counters.bytes_open);
         let mut text = String::new();
         let mut add = |name: &str, kind: &str, help: &str, values: Vec<(String, u64)>| {
             let _ = writeln!(text, "# HELP netdump_{name} {help}\n# TYPE netdump_{name} {kind}");
@@ -173,14 +194,39 @@ impl Metrics {
                 let _ = writeln!(text, "netdump_{name}{labels} {value}");
             }
         };
-        add("sessions_open", "gauge", "Dumps that are being received.", one(counter(&counters.sessions_open)));
-        add("sessions_opened_total", "counter", "Dumps that have begun.", one(counter(&counters.sessions_opened)));
+        add(
+            "sessions_open",
+            "gauge",
+            "Dumps that are being received.",
+            one(counter(&counters.sessions_open)),
+        );
+        add(
+            "sessions_opened_total",
+            "counter",
+            "Dumps that have begun.",
+            one(counter(&counters.sessions_opened)),
+        );
         add("refused_total", "counter", "Dumps that could not be begun.", one(counter(&counters.refused)));
-        add("resumed_total", "counter", "Dumps that went on after a receiver was lost.", one(counter(&counters.resumed)));
+        add(
+            "resumed_total",
+            "counter",
+            "Dumps that went on after a receiver was lost.",
+            one(counter(&counters.resumed)),
+        );
         add("dumps_complete_total", "counter", "Dumps that are whole and stored.", one(counter(complete)));
         add("dumps_incomplete_total", "counter", "Dumps that stopped early.", of(incomplete));
-        add("bytes_received_total", "counter", "Bytes of cores, each counted once.", one(bytes));
-        add("messages_total", "counter", "Messages of dumps that have ended.", one(counter(&counters.messages)));
+        add(
+            "bytes_received_total",
+            "counter",
+            "Bytes of cores, each counted once.",
+            one(counter(&counters.bytes)),
+        );
+        add(
+            "messages_total",
+            "counter",
+            "Messages of dumps that have ended.",
+            one(counter(&counters.messages)),
+        );
         let help = "Data messages of dumps that have ended that brought nothing new.";
         add("resends_seen_total", "counter", help, one(counter(&counters.repeated)));
         add("datagrams_ignored_total", "counter", "Datagrams that changed nothing.", of(ignored));

@@ -1,5 +1,9 @@
 //! `netdump serve`: the receiver on real sockets.
 
+mod ended;
+mod hook;
+mod metrics;
+mod options;
 mod telling;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -13,6 +17,7 @@ use netdump::receiver::{
     DiskStore, HostNames, Ipv4Net, Receiver, ReceiverConfig, ReceiverEvent, Server, StoredDump,
 };
 
+use self::options::{Limits, Outlets};
 use self::telling::Teller;
 use super::Exit;
 use super::signals::Signals;
@@ -56,19 +61,26 @@ pub(super) struct Serve {
     /// Receive from these addresses only; may be given more than once.
     #[arg(long, value_name = "IP[/BITS]", value_parser = network)]
     allow: Vec<Ipv4Net>,
+    #[command(flatten)]
+    limits: Limits,
+    #[command(flatten)]
+    outlets: Outlets,
 }
 
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
-        let store = DiskStore::open(&self.dir, HostNames::from_hosts_file(HOSTS_FILE))?;
+        let mut store = DiskStore::open(&self.dir, HostNames::from_hosts_file(HOSTS_FILE))?
+            .with_limits(self.limits.for_store());
         let signals = Signals::take().context("preparing to be interrupted")?;
+        let mut teller = Teller::new(self.json, &self.dir, self.outlets.start(&self.dir)?);
+        let leftovers = store.take_over(self.resume);
         let receiver = Receiver::new(self.config(), store);
         let mut server = Server::bind(self.listen, RECEIVE_BUFFER, receiver)
             .with_context(|| format!("listening on {}", self.listen))?;
         server.wake_by(&signals).context("waiting for signals")?;
-        let teller = Teller::new(self.json);
         let address = server.address().context("asking for the address of the socket")?;
-        teller.listening(address, &self.dir, server.receive_buffer());
+        teller.listening(address, server.receive_buffer());
+        leftovers.into_iter().for_each(|leftover| teller.leftover(leftover));
         if self.resume {
             let count = server.restore_unfinished();
             tracing::info!(count, "unfinished dumps may go on");
@@ -115,14 +127,14 @@ impl Service {
             let now = Instant::now();
             self.follow(now);
             let over = self.stopped || self.last_words.is_some_and(|end| end <= now);
-            if over && self.server.receiver().is_settled() {
+            if over && self.server.receiver().is_settled() && self.teller.is_settled() {
                 break;
             }
-            let due = self.last_words.into_iter().chain(self.teller.due(self.server.receiver())).min();
+            let due = self.last_words.into_iter().chain(self.teller.due(now, self.server.receiver())).min();
             let woken = self.server.turn(due).context("waiting for datagrams")?;
             if woken && self.signals.received().is_some() {
                 if self.stopped {
-                    tracing::warn!("stopped again: a dump is left unfinished");
+                    tracing::warn!("stopped again: a dump, its manifest or a hook is left unfinished");
                     return Ok(Exit::Failed);
                 }
                 self.stopped = true;

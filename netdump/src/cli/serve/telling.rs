@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use netdump::receiver::server::RECEIVE_BUFFER;
 use netdump::receiver::{
-    DumpStore, DumpSummary, Ending, HeaderSeen, Receiver, ReceiverEvent, SessionId, StoreError, StoredDump,
+    DumpStore, HeaderSeen, Leftover, Receiver, ReceiverEvent, SessionId, StoreError, StoredDump,
 };
 use serde_json::{Value, json};
 
+use super::ended::EndedDump;
+use super::hook::Hook;
+use super::options::Started;
 use crate::cli::{megabytes, rate};
 
 /// How often progress is told, in JSON only.
@@ -19,34 +22,66 @@ const PROGRESS: Duration = Duration::from_secs(1);
 /// A client whose dumps cannot be stored asks again and again: it is told of once in this time.
 const QUIET: Duration = Duration::from_secs(60);
 
+/// How often is looked whether a manifest is made.
+const LOOK: Duration = Duration::from_millis(10);
+
 #[derive(Debug)]
 pub(super) struct Teller {
     json: bool,
+    /// The store's.
+    directory: PathBuf,
+    others: Started,
     next_progress: Option<Instant>,
     /// When a refusal was told of last.
     refused: Option<Instant>,
     peers: BTreeMap<SessionId, String>,
+    /// Dumps that have ended and whose manifests are being made.
+    unsettled: Vec<EndedDump>,
+    /// Bytes of all dumps that have ended.
+    bytes_ended: u64,
 }
 
 impl Teller {
-    pub(super) fn new(json: bool) -> Self {
-        Self { json, next_progress: None, refused: None, peers: BTreeMap::new() }
+    pub(super) fn new(json: bool, directory: &Path, others: Started) -> Self {
+        Self {
+            json,
+            directory: directory.to_owned(),
+            others,
+            next_progress: None,
+            refused: None,
+            peers: BTreeMap::new(),
+            unsettled: Vec::new(),
+            bytes_ended: 0,
+        }
     }
 
     /// `buffer` is what the kernel gives each socket, in bytes.
-    pub(super) fn listening(&self, address: SocketAddr, directory: &Path, buffer: usize) {
-        tracing::info!(%address, directory = %directory.display(), buffer, "listening");
+    pub(super) fn listening(&self, address: SocketAddr, buffer: usize) {
+        tracing::info!(%address, directory = %self.directory.display(), buffer, "listening");
         if buffer < RECEIVE_BUFFER {
             tracing::warn!(
                 "sockets have {buffer}B of receive buffer, less than the {RECEIVE_BUFFER}B asked for: a fast client loses \
                  messages and sends them again; as root: sysctl net.core.rmem_max={RECEIVE_BUFFER}"
             );
         }
-        let address = address.to_string();
-        self.emit(&json!({ "event": "listening", "address": address, "receive_buffer": buffer }));
+        let metrics = self.others.metrics;
+        if let Some(address) = metrics {
+            tracing::info!(%address, "metrics");
+        }
+        let (address, metrics) = (address.to_string(), metrics.map(|address| address.to_string()));
+        let listening = json!({
+            "event": "listening", "address": address, "receive_buffer": buffer, "metrics": metrics
+        });
+        self.emit(&listening);
+    }
+
+    /// A dump that a dead receiver left.
+    pub(super) fn leftover(&mut self, leftover: Leftover) {
+        self.end(leftover.into());
     }
 
     pub(super) fn tell(&mut self, now: Instant, event: &ReceiverEvent<StoredDump>) {
+        self.others.counters.count(event);
         match event {
             ReceiverEvent::Opened { session, local, peer } => {
                 tracing::info!(%peer, "dump begins");
@@ -80,7 +115,9 @@ impl Teller {
             ReceiverEvent::Header { session, header } => self.header(*session, header),
             ReceiverEvent::Ended { session, ending, summary, stored } => {
                 self.peers.remove(session);
-                self.ended(*session, ending, summary, stored.as_ref().map_err(|error| chain(error)));
+                let stored = stored.clone().map_err(|error| chain(&error));
+                let (ending, summary) = (ending.clone(), summary.clone());
+                self.end(EndedDump { session: Some(*session), ending, summary, stored });
             }
             ReceiverEvent::Closed { session } => {
                 if let Some(peer) = self.peers.remove(session) {
@@ -92,11 +129,21 @@ impl Teller {
     }
 
     /// When [`Self::progress`] is due.
-    pub(super) fn due<S: DumpStore>(&self, receiver: &Receiver<S>) -> Option<Instant> {
-        self.next_progress.filter(|_| self.json && !receiver.is_settled())
+    pub(super) fn due<S: DumpStore>(&self, now: Instant, receiver: &Receiver<S>) -> Option<Instant> {
+        let progress = self.next_progress.filter(|_| self.json && !receiver.is_settled());
+        progress.into_iter().chain((!self.is_settled()).then(|| now + LOOK)).min()
+    }
+
+    /// Whether all dumps that have ended have been told of, also to the hook, and that has ended, too.
+    pub(super) fn is_settled(&self) -> bool {
+        self.unsettled.is_empty() && self.others.hook.as_ref().is_none_or(Hook::is_idle)
     }
 
     pub(super) fn progress<S: DumpStore>(&mut self, now: Instant, receiver: &Receiver<S>) {
+        self.others.counters.observe(receiver, self.bytes_ended);
+        for dump in self.unsettled.extract_if(.., |dump| dump.is_settled()).collect::<Vec<_>>() {
+            self.ended(&dump);
+        }
         if self.next_progress.is_none_or(|due| due > now) {
             return;
         }
@@ -140,13 +187,15 @@ impl Teller {
         }));
     }
 
-    fn ended(
-        &self,
-        session: SessionId,
-        ending: &Ending,
-        summary: &DumpSummary,
-        stored: Result<&StoredDump, String>,
-    ) {
+    /// Counts a dump that has ended; it is told of when its manifest is made.
+    fn end(&mut self, dump: EndedDump) {
+        self.others.counters.ended(&dump.ending, &dump.summary);
+        self.bytes_ended = self.bytes_ended.saturating_add(dump.summary.bytes);
+        self.unsettled.push(dump);
+    }
+
+    fn ended(&self, dump: &EndedDump) {
+        let EndedDump { ending, summary, stored, .. } = dump;
         let peer = summary.peer;
         let seconds = summary.elapsed.as_secs_f64();
         let sizes = format!(
@@ -162,31 +211,16 @@ impl Teller {
         } else {
             tracing::warn!(%peer, gaps = summary.gaps.count, missing = holes, "{ending}; received {sizes}");
         }
-        if let Err(error) = &stored {
+        if let Err(error) = stored {
             tracing::error!(%peer, error, "the dump could not be kept");
         }
-        let stored = stored.ok();
-        if let (false, Some(stored)) = (self.json, stored) {
+        if let (false, Ok(stored)) = (self.json, stored) {
             print(&stored.core.display().to_string());
         }
-        let path = |path: &std::path::PathBuf| path.display().to_string();
-        self.emit(&json!({
-            "event": "ended",
-            "session": session.number(),
-            "peer": peer.to_string(),
-            "complete": ending.is_complete(),
-            "ending": ending.to_string(),
-            "core": stored.map(|stored| path(&stored.core)),
-            "info": stored.map(|stored| path(&stored.info)),
-            "key": stored.and_then(|stored| stored.key.as_ref()).map(path),
-            "bytes": summary.bytes,
-            "length": summary.length,
-            "gaps": { "count": summary.gaps.count, "bytes": holes },
-            "messages": summary.messages,
-            "repeated": summary.repeated,
-            "ignored": summary.ignored,
-            "seconds": seconds,
-        }));
+        self.emit(&dump.describe());
+        if let Some(hook) = &self.others.hook {
+            hook.run(dump.run(&self.directory));
+        }
     }
 
     fn emit(&self, event: &Value) {
@@ -202,7 +236,7 @@ fn print(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn chain(error: &StoreError) -> String {
+pub(super) fn chain(error: &StoreError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

@@ -407,7 +407,7 @@ mod tests {
             }
             store(journal, directory, Object::Key, 0..5);
         });
-        assert_eq!((core, key), (vec![0..50], vec![0..5]));
+        assert_eq!((core, key), (vec![Range { start: 0, end: 50 }], vec![Range { start: 0, end: 5 }]));
         assert_eq!(contents.head, head());
         assert!(contents.head.is_of_this_boot());
         assert_eq!(length, RECORDS_AT + 4 * RECORD as u64);
@@ -420,7 +420,7 @@ mod tests {
                 store(journal, directory, Object::Core, i * 100..(i + 1) * 100);
             }
         });
-        assert_eq!((core, length), (vec![0..100_000], RECORDS_AT + RECORD as u64));
+        assert_eq!((core, length), (vec![Range { start: 0, end: 100_000 }], RECORDS_AT + RECORD as u64));
     }
 
     #[test]
@@ -435,7 +435,7 @@ mod tests {
                 store(journal, directory, Object::Core, i * 20 + 10..(i + 1) * 20);
             }
         });
-        assert_eq!(core, [0..79_999 * 20 + 10]);
+        assert_eq!(core, [Range { start: 0, end: 79_999 * 20 + 10 }]);
         assert_eq!(
             (contents.head, contents.header),
             (head(), HeaderSeen::Valid(KernelDumpHeader::default()))

@@ -15,11 +15,11 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, getsockopt, recvmsg, sendmsg, setsockopt,
 };
 
-use crate::receiver::{Arrived, Endpoint};
+use crate::receiver::{ACK_SEGMENT, Arrived, Endpoint};
 use crate::wire::message::ACK_LEN;
 
 /// Bytes that are received before they are stored. They stay in the processor's cache meanwhile.
-const BATCH: usize = 1 << 20;
+const BATCH: usize = 512 << 10;
 /// Room for one more datagram or train: an IPv4 packet.
 const ROOM: usize = 1 << 16;
 /// Most datagrams and trains in a batch.
@@ -80,9 +80,8 @@ impl Socket {
 
     /// Sends acks to the client, a datagram each, or loses them: then their messages come again.
     pub(super) fn send(&mut self, train: &[u8]) {
-        let segment = const { ACK_LEN as u16 };
         if self.sends_trains && train.len() > ACK_LEN {
-            match self.send_once(train, &[ControlMessage::UdpGsoSegments(&segment)]) {
+            match self.send_once(train, &[ControlMessage::UdpGsoSegments(&ACK_SEGMENT)]) {
                 Err(Errno::EIO | Errno::EINVAL | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => {
                     tracing::debug!("acks cannot be sent in trains here");
                     self.sends_trains = false;

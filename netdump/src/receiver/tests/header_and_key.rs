@@ -138,7 +138,7 @@ fn key_in_too_many_parts_is_not_acknowledged() {
 #[test]
 fn core_gets_the_length_that_its_header_announces() {
     let mut bench = bench();
-    let to = bench.open();
+    let to = bench.open_named();
     bench.data(to, 2, 4, b"x").unwrap();
     bench.send(to, PEER, MessageKind::Kdh, 3, 0, &kdh(8, Compression::None)).unwrap();
     bench.finish(to, 4).unwrap();

@@ -81,7 +81,7 @@ fn finished_is_not_acknowledged_when_the_commit_fails() {
 /// A store that records the writes it was asked for, and fails from the given one on.
 #[derive(Debug, Clone)]
 struct Recorder {
-    writes: Arc<Mutex<Vec<(u64, usize)>>>,
+    writes: Writes,
     fails_at: usize,
 }
 
@@ -123,7 +123,9 @@ impl OpenDump for Recorder {
     }
 }
 
-fn recorder(fails_at: usize) -> (Bench<Recorder>, Arc<Mutex<Vec<(u64, usize)>>>) {
+type Writes = Arc<Mutex<Vec<(u64, usize)>>>;
+
+fn recorder(fails_at: usize) -> (Bench<Recorder>, Writes) {
     let store = Recorder { writes: Arc::default(), fails_at };
     let writes = Arc::clone(&store.writes);
     (bench_with(ReceiverConfig::default(), store), writes)

@@ -96,6 +96,13 @@ impl Witnesses<'_> {
             );
             return Err((Finding::NotApplicable, text));
         }
+        if let Some(digest) = report.digest.as_ref().filter(|digest| digest.length != report.length) {
+            let text = format!(
+                "the sender sent {} bytes, and hashed {}: no core has both",
+                report.length, digest.length
+            );
+            return Err((Finding::Fail, text));
+        }
         report.digest.as_ref().ok_or_else(|| {
             if report.length != length {
                 let text = format!("the sender sent {} bytes, the file has {length}", report.length);

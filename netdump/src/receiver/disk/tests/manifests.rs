@@ -1,5 +1,7 @@
 //! What a manifest says of complete and incomplete dumps.
 
+use std::ops::Range;
+
 use super::*;
 use crate::digest::Digest;
 use crate::manifest::{GapList, HeaderFacts};
@@ -23,7 +25,8 @@ fn manifest_says_what_is_stored_and_from_whom() {
     }
     dump.header(&header).unwrap();
     let mut summary = summary(header.clone(), 5 << 20);
-    summary.gaps = Gaps { count: 1, bytes: 3_242_879, listed: vec![2_000_000..(5 << 20) - 1] };
+    summary.gaps =
+        Gaps { count: 1, bytes: 3_242_879, listed: vec![Range { start: 2_000_000, end: (5 << 20) - 1 }] };
     let stored = commit(&mut dump, &summary).unwrap();
     let manifest = manifest(&stored);
     assert_eq!(manifest.digest, Some(Digest::of(&bytes)));
@@ -50,7 +53,7 @@ fn incomplete_dump_has_a_manifest_of_what_came() {
     dump.write_at(100, &[IoSlice::new(b"half")]).unwrap();
     dump.key_at(0, b"key").unwrap();
     let mut summary = summary(HeaderSeen::Missing, 104);
-    summary.gaps = Gaps { count: 1, bytes: 100, listed: vec![0..100] };
+    summary.gaps = Gaps { count: 1, bytes: 100, listed: vec![Range { start: 0, end: 100 }] };
     let stored = dump.abandon(&summary, &Ending::Incomplete(Cause::TimedOut)).unwrap();
     let manifest = manifest(&stored);
     assert!(!manifest.complete && manifest.ending == "Dump incomplete: client timed out");
