@@ -187,6 +187,10 @@ impl<S: DumpStore> Receiver<S> {
     /// HERALD of it that the network delivers late is known for what it is.
     fn supersede(&mut self, now: Instant, id: SessionId) {
         let session = self.sessions.get(&id);
+        // A commit cannot be stopped: it goes on beside the new dump.
+        if session.is_some_and(Session::is_committing) {
+            return;
+        }
         if session.is_some_and(|session| session.request().dump_id.is_some() && !session.is_unused()) {
             self.abandon(now, id, Cause::Restarted);
         } else {

@@ -167,6 +167,11 @@ impl<D: OpenDump> Session<D> {
         matches!(self.state, State::Receiving(_) | State::Committing { .. })
     }
 
+    /// Whether FINISHED came and the store brings the dump to stable storage.
+    pub(super) fn is_committing(&self) -> bool {
+        matches!(self.state, State::Committing { .. })
+    }
+
     /// Core bytes stored so far, each counted once.
     pub(super) fn bytes(&self) -> u64 {
         self.received.bytes()
@@ -254,7 +259,13 @@ impl<D: OpenDump> Session<D> {
         let needs_port = !self.has_port || peer != self.request.peer;
         self.has_port = true;
         self.request.peer = peer;
-        if self.is_unused() && self.herald == Some(sequence) {
+        // A client that goes on leaves out what was acknowledged: a session that has nothing, as its opening's acks were lost,
+        // must not be taken for the one that had it.
+        let is_empty =
+            self.received.bytes() == 0 && self.key.bytes() == 0 && self.header == HeaderSeen::Missing;
+        if matches!(self.state, State::Receiving(_))
+            && (is_empty || self.is_unused() && self.herald == Some(sequence))
+        {
             self.acknowledge_opening(sequence);
             return Ok(needs_port);
         }

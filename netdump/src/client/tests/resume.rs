@@ -90,8 +90,7 @@ fn an_able_server_that_falls_silent_is_asked_each_second_while_resends_go_on() {
         assert_eq!((herald.to, herald.payload.as_slice()), (20023, &b"vm1\0"[..]));
         assert_eq!(herald.sequence, asked[0].1.sequence, "one question has one number");
     }
-    let last =
-        sent.iter().filter(|(_, seen)| seen.kind == MessageKind::Vmcore && seen.to == PORT).next_back();
+    let last = sent.iter().rfind(|(_, seen)| seen.kind == MessageKind::Vmcore && seen.to == PORT);
     assert!(last.is_some_and(|(at, _)| *at > ms(2500)), "{last:?}");
 }
 
