@@ -112,7 +112,6 @@ impl<D: OpenDump> Session<D> {
     /// A session whose HERALD is to be acknowledged.
     pub(super) fn new(now: Instant, request: NewDump, herald: u32, dump: D, config: &ReceiverConfig) -> Self {
         let mut session = Self::with_dump(now, request, dump, config);
-        session.herald = Some(herald);
         session.has_port = true;
         session.acknowledge_opening(herald);
         session
@@ -254,7 +253,9 @@ impl<D: OpenDump> Session<D> {
         let needs_port = !self.has_port || peer != self.request.peer;
         self.has_port = true;
         self.request.peer = peer;
-        if self.is_unused() && self.herald == Some(sequence) {
+        // As long as nothing has come the client may not know that the dump was begun here, perhaps anew: told to go on, it
+        // would not send again what another receiver has acknowledged.
+        if self.is_unused() || self.herald == Some(sequence) {
             self.acknowledge_opening(sequence);
             return Ok(needs_port);
         }
@@ -266,6 +267,7 @@ impl<D: OpenDump> Session<D> {
     }
 
     fn acknowledge_opening(&mut self, herald: u32) {
+        self.herald = Some(herald);
         self.acks.push_back(herald);
         if self.request.dump_id.is_some() {
             self.acks.push_back(herald ^ ABLE);
