@@ -5,8 +5,8 @@
 //! HERALD. That is answered
 //!
 //! - of a new dump with number `s`: by acks of `s` and of `s ^ ABLE`, the latter to say that dump ids are known here;
-//! - of a dump that is known, be it from another port of the client: by an ack of `!s`, from that dump's port. What was
-//!   acknowledged of it stays so, in a receiver that was started anew too.
+//! - of a dump of which something has come, be it from another port of the client: by an ack of `!s`, from that dump's
+//!   port. What was acknowledged of it stays so, in a receiver that was started anew too.
 //!
 //! Neither number can be that of a message of a client which has sent less than 2^31 of them.
 

@@ -112,7 +112,6 @@ impl<D: OpenDump> Session<D> {
     /// A session whose HERALD is to be acknowledged.
     pub(super) fn new(now: Instant, request: NewDump, herald: u32, dump: D, config: &ReceiverConfig) -> Self {
         let mut session = Self::with_dump(now, request, dump, config);
-        session.herald = Some(herald);
         session.has_port = true;
         session.acknowledge_opening(herald);
         session
@@ -259,13 +258,12 @@ impl<D: OpenDump> Session<D> {
         let needs_port = !self.has_port || peer != self.request.peer;
         self.has_port = true;
         self.request.peer = peer;
-        // A client that goes on leaves out what was acknowledged: a session that has nothing, as its opening's acks were lost,
-        // must not be taken for the one that had it.
+        // As long as nothing is stored the client may not know that the dump was begun here, perhaps anew: told to go on, it
+        // would not send again what another receiver has acknowledged.
         let is_empty =
             self.received.bytes() == 0 && self.key.bytes() == 0 && self.header == HeaderSeen::Missing;
-        if matches!(self.state, State::Receiving(_))
-            && (is_empty || self.is_unused() && self.herald == Some(sequence))
-        {
+        let is_receiving = matches!(self.state, State::Receiving(_));
+        if is_receiving && (is_empty || self.herald == Some(sequence)) {
             self.acknowledge_opening(sequence);
             return Ok(needs_port);
         }
@@ -277,6 +275,7 @@ impl<D: OpenDump> Session<D> {
     }
 
     fn acknowledge_opening(&mut self, herald: u32) {
+        self.herald = Some(herald);
         self.acks.push_back(herald);
         if self.request.dump_id.is_some() {
             self.acks.push_back(herald ^ ABLE);
