@@ -564,10 +564,11 @@ impl Client {
         }
     }
 
-    /// Once only FINISHED is open, the server very likely has the core, whatever ended the wait.
+    /// Once only FINISHED is open, the server very likely has the core, whatever ended the wait; but not one that was asked
+    /// whether it still has the dump and has not answered: a stock server drops it for the new HERALD.
     fn end(&mut self, reason: FailReason) {
         self.close(match self.phase {
-            Phase::Finish => Ending::Unconfirmed(reason),
+            Phase::Finish if !self.resume.is_open() => Ending::Unconfirmed(reason),
             _ => Ending::Failed(reason),
         });
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::link::{GuestPiece, Offloads};
+use crate::link::{Frame, GuestPiece, Offloads};
 use crate::report::Outcome;
 use crate::wire::arp::ArpOperation;
 use crate::wire::checksum::Checksum;

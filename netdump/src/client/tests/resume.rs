@@ -366,7 +366,7 @@ fn a_question_that_is_not_answered_ends_the_dump() {
     assert!(bench.messages().is_empty(), "no FINISHED");
     bench.silence();
     let (outcome, reason) = bench.outcome_and_reason();
-    assert_eq!(outcome, Outcome::Unconfirmed);
+    assert_eq!(outcome, Outcome::Failed);
     assert!(reason.contains("not within 120s that it is stored"), "{reason}");
 }
 
