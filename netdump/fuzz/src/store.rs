@@ -264,6 +264,11 @@ impl Record {
         }
     }
 
+    /// Whether anything is stored.
+    pub fn has_anything(&self) -> bool {
+        !self.core.is_empty() || !self.key.is_empty() || !self.headers.is_empty()
+    }
+
     /// Core bytes written, each counted once.
     pub fn bytes(&self) -> u64 {
         joined(&self.core).iter().map(|range| range.end - range.start).sum()

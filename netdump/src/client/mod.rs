@@ -437,7 +437,7 @@ impl Client {
         match chunk.kind {
             MessageKind::Herald => {
                 self.learned_port = Some(port);
-                self.resume.opened(sequence);
+                self.resume.opened(now, sequence);
                 self.events.push_back(ClientEvent::Accepted { port });
             }
             MessageKind::Vmcore => {

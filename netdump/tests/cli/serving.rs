@@ -63,7 +63,11 @@ fn clients_that_are_not_allowed_get_no_answer() {
     assert!(stranger.is_silent());
     server.signal(Signal::SIGTERM);
     server.exit_code();
-    refuses(netdump().args(["serve", "--dir", ".", "--allow", "10.0.0.0/33"]), 2, &["--allow", "10.0.0.0/24"]);
+    refuses(
+        netdump().args(["serve", "--dir", ".", "--allow", "10.0.0.0/33"]),
+        2,
+        &["--allow", "10.0.0.0/24"],
+    );
 }
 
 #[test]

@@ -88,8 +88,6 @@ struct Port {
 #[derive(Debug, Default)]
 struct Session {
     acked: Vec<(u64, u64)>,
-    /// Where a packed core ends; what follows is padding.
-    length: Option<u64>,
     is_finished: bool,
 }
 
@@ -134,6 +132,7 @@ impl ServerJudge {
     /// Compares what was acknowledged to `client`, whose core this is, with all that the server has stored.
     pub fn compare(&mut self, client: SocketAddrV4, core: &[u8], stored: &[Stored<'_>]) {
         let Some(known) = self.clients.get(&client) else { return };
+        let core = core.get(..known.length().min(core.len())).unwrap_or(core);
         for session in known.sessions.values().chain(&known.earlier) {
             if let Some(fault) = session.compare(client, core, stored) {
                 Fault::note(&mut self.faults, fault);
@@ -184,14 +183,18 @@ impl Client {
             MessageKind::Vmcore => add(&mut session.acked, (sent.offset, sent.offset + sent.len as u64)),
             MessageKind::Finished => {
                 session.is_finished = true;
-                let header = self.ports.get(&port)?.header.as_ref()?;
-                let is_packed = header.compression != Compression::None;
-                session.length = is_packed.then_some(header.dump_length);
-                return self.lack(header);
+                return self.lack(self.ports.get(&port)?.header.as_ref()?);
             }
             _ => {}
         }
         None
+    }
+
+    /// Where its core ends if it is packed; what follows is padding, which a server may cut off.
+    fn length(&self) -> usize {
+        let headers = self.ports.values().filter_map(|to| to.header.as_ref());
+        let packed = headers.filter(|header| header.compression != Compression::None);
+        packed.map(|header| index(header.dump_length)).min().unwrap_or(usize::MAX)
     }
 
     /// What a packed dump lacks to be read, by its header. A dump may have gone on from one port to the next.
@@ -238,10 +241,9 @@ impl Port {
 impl Session {
     /// What of its acked data is in none of the stored dumps. All of it must be in one.
     fn compare(&self, client: SocketAddrV4, core: &[u8], stored: &[Stored<'_>]) -> Option<Fault> {
-        let length = self.length.unwrap_or(u64::MAX);
         let lost = |stored: &Stored<'_>| {
             let same = |&(start, end): &(u64, u64)| {
-                let range = index(start)..index(end.min(length));
+                let range = index(start)..index(end).min(core.len());
                 range.is_empty()
                     || stored.core.get(range.clone()).is_some_and(|bytes| core.get(range) == Some(bytes))
             };

@@ -22,11 +22,17 @@ pub(super) fn servers(seed: u64) -> Verdict {
     let client = any_client(&mut rng, Place::default());
     let weather = Weather::any(&mut rng);
     let must = manner.lets_finish() && is_calm(&weather) && must_complete(&weather, &client.config);
-    let mut net = judged(SimNet::new("servers", seed, weather, client, FakeServer::new(manner)));
+    let mut net =
+        judged(SimNet::new("servers", seed, weather, client, any_host(&mut rng, FakeServer::new(manner))));
     if rng.chance(300) {
         net = net.with(Vandal::new(seed));
     }
     verdict(net, Accused::Client, must)
+}
+
+/// Hosts say by ICMP that a port is closed, or the network keeps that from the client.
+fn any_host(rng: &mut Rng, server: FakeServer) -> FakeServer {
+    if rng.chance(500) { server.refusing() } else { server }
 }
 
 /// A server that is sure to lose nothing for want of an ack: a last ack that is lost makes a stock server's dump
@@ -55,7 +61,7 @@ pub(super) fn netdumpd(seed: u64) -> Verdict {
 
 /// One that has no trouble, or is stopped at some time, or has a small disk.
 pub(super) fn netdumpd_of(rng: &mut Rng, writes: Writes, manner: Manner) -> (FakeServer, bool) {
-    let server = FakeServer::new(manner);
+    let server = any_host(rng, FakeServer::new(manner));
     match rng.below(3) {
         0 => (server.writing(writes, 1 << 30), false),
         1 => (server.writing(writes, 1 << 30).stopping_after(1 + rng.below(150)), true),

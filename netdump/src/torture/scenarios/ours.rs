@@ -53,16 +53,23 @@ pub(super) fn packed(seed: u64) -> Verdict {
     verdict(with_company(net, seed, &mut rng), Accused::Both, must)
 }
 
-/// At any time of a dump, most often in its middle.
+/// At any time of a dump, most often in its middle. A dump that has a name goes on, or begins anew where the receiver has
+/// forgotten it.
 pub(super) fn restart(seed: u64) -> Verdict {
     let mut rng = Rng::new(seed);
     let weather = Weather::lossy(*rng.pick(&[0, 20, 100]));
     let client = any_client(&mut rng, Place::default());
     let at = Duration::from_micros(rng.below(5_000));
-    let server = HostStation::restarting_at(client.started() + at, *rng.pick(&[Memory::Lost, Memory::Kept]));
+    let memory = *rng.pick(&[Memory::Lost, Memory::Kept]);
+    let mut server = HostStation::restarting_at(client.started() + at, memory);
+    if rng.chance(500) {
+        server = server.refusing();
+    }
+    let may_go_on = client.config.dump_id != 0 && (memory == Memory::Kept || !client.is_growing());
+    let must = may_go_on && must_complete(&weather, &client.config);
     let judge = Judge::new(SERVER_IP, AcksFrom::LearnedPort).expecting_restart(at);
     let net = SimNet::new("restart", seed, weather, client, server).with_judge(judge);
-    verdict(net, Accused::Both, false)
+    verdict(net, Accused::Both, must)
 }
 
 pub(super) fn disk(seed: u64) -> Verdict {
