@@ -136,8 +136,16 @@ fn with_resends(text: &str, resends: u64) -> String {
     }
 }
 
+/// What became of the server on the way.
+pub fn with_restarts(report: &DumpReport) -> String {
+    let times = |count: u64| if count == 1 { "once".to_owned() } else { format!("{count} times") };
+    let resumes = (report.resumes > 0).then(|| format!(", gone on with {}", times(report.resumes)));
+    let restarts = (report.restarts > 0).then(|| format!(", begun anew {}", times(report.restarts)));
+    resumes.unwrap_or_default() + &restarts.unwrap_or_default()
+}
+
 fn summary(report: &DumpReport) -> String {
-    let DumpReport { outcome, server, bytes_sent, bytes_untouched, seconds, .. } = report;
+    let DumpReport { outcome, server, bytes_sent, bytes_untouched, bytes_zero, seconds, .. } = report;
     // As long as the server has not answered there is no port.
     let server = server.strip_suffix(":0").unwrap_or(server);
     let what = match outcome {
@@ -157,10 +165,16 @@ fn summary(report: &DumpReport) -> String {
             format!("{core} packed into {stored} ({packing}), {seconds:.2} s")
         }
         None => {
-            format!("{} MiB sent, {} MiB untouched, {seconds:.2} s", mib(bytes_sent), mib(bytes_untouched))
+            let zeros = if *bytes_zero > 0 {
+                format!(", {} MiB of zeros left out", mib(bytes_zero))
+            } else {
+                String::new()
+            };
+            let (sent, untouched) = (mib(bytes_sent), mib(bytes_untouched));
+            format!("{sent} MiB sent, {untouched} MiB untouched{zeros}, {seconds:.2} s")
         }
     };
-    let line = with_resends(&format!("{what}: {sizes}"), report.resends);
+    let line = with_resends(&format!("{what}: {sizes}"), report.resends) + &with_restarts(report);
     match &report.reason {
         Some(reason) => format!("{line}: {reason}"),
         None => line,
@@ -195,20 +209,13 @@ mod tests {
             outcome,
             reason: reason.map(str::to_owned),
             server: "10.0.0.9:4000".into(),
-            path: None,
             length: 3 << 20,
-            digest: None,
-            packing: None,
             bytes_sent: 2 << 20,
             bytes_untouched: 1 << 20,
-            bytes_zero: 0,
-            missing: vec![],
             messages: 1452,
             resends: 1,
-            ignored: vec![],
-            bad_pages: 0,
             seconds: 0.25,
-            digest_seconds: 0.0,
+            ..DumpReport::default()
         }
     }
 
@@ -239,6 +246,12 @@ mod tests {
             said,
             "core delivered to 10.0.0.9:4000: 2 MiB sent, 1 MiB untouched, 0.25 s, 1 message sent again"
         );
+        let troubled =
+            DumpReport { bytes_zero: 5 << 20, resumes: 2, restarts: 1, ..report(Outcome::Complete, None) };
+        let said = summary(&troubled);
+        let want = "core delivered to 10.0.0.9:4000: 2 MiB sent, 1 MiB untouched, 5 MiB of zeros left out, 0.25 s, \
+                    1 message sent again, gone on with 2 times, begun anew once";
+        assert_eq!(said, want);
         let said = summary(&report(Outcome::Failed, Some("no route")));
         assert!(said.starts_with("dump to 10.0.0.9:4000 failed: ") && said.ends_with(": no route"), "{said}");
         let packing = Some(PackingReport {

@@ -41,7 +41,7 @@ pub struct DumpReport {
     /// Bytes of the core as it is stored. Of one that was packed on its way and failed before its end was known, the
     /// bytes packed until then.
     pub length: u64,
-    /// Hashes of the core as it is stored; absent when not all of it was sent.
+    /// Hashes of the core as it is stored; absent when not all of it was acknowledged, or there was no time to hash it.
     pub digest: Option<Digest>,
     /// How the core was packed on its way; absent when it is stored as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,6 +59,18 @@ pub struct DumpReport {
     pub messages: u64,
     /// Messages sent again.
     pub resends: u64,
+    /// How often the server was silent or gone, and then went on with what it had.
+    #[serde(default)]
+    pub resumes: u64,
+    /// How often it began anew, so that everything was sent again.
+    #[serde(default)]
+    pub restarts: u64,
+    /// What may be on its way, where that was an option: as in `--window`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
+    /// Bytes of frames that may be sent in a second, where that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
     /// Frames received and ignored, by reason.
     pub ignored: Vec<(String, u64)>,
     /// Guest pages that could not be read and were sent as zeros.
@@ -160,6 +172,10 @@ mod tests {
             missing: vec![(0, 4096)],
             messages: 3,
             resends: 1,
+            resumes: 1,
+            restarts: 0,
+            window: Some("classic".into()),
+            rate: Some(500_000_000),
             ignored: vec![("bad checksum".into(), 2)],
             bad_pages: 1,
             seconds: 0.5,

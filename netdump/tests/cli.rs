@@ -29,6 +29,8 @@ mod metrics;
 mod packed;
 #[path = "cli/recovery.rs"]
 mod recovery;
+#[path = "cli/serving.rs"]
+mod serving;
 #[path = "cli/torture.rs"]
 mod torture;
 

@@ -110,7 +110,6 @@ fn wire() -> Vec<Seed> {
     for frame in &frames {
         file.record(Duration::from_millis(1), frame).unwrap();
     }
-    drop(file);
     let mut big_endian = capture[..24 + 16 + frames[0].len()].to_vec();
     for word in [0, 20, 24, 28, 32, 36] {
         big_endian[word..word + 4].reverse();

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use harness::simnet::hosts::{GATEWAY_IP, ms};
 use harness::simnet::{
-    ClientStation, Core, Echo, FakeServer, Gateway, HostStation, Keeper, Manner, Party, Replay, Rng, SimNet,
-    Station, Weather,
+    ClientStation, Core, Echo, FakeServer, Gateway, HostStation, Keeper, Manner, Memory, Party, Replay, Rng,
+    SimNet, Station, Weather,
 };
 use netdump::client::{ClientConfig, ClientEvent, Ending, Ignored, NextHop};
 use netdump::wire::MessageKind;
@@ -273,7 +273,8 @@ fn a_full_link_only_slows_the_dump() {
 fn a_receiver_that_restarts_is_missed() {
     let client = client(1500, LEN);
     let restart = client.started() + Duration::from_micros(320);
-    let mut net = SimNet::new("restart", 0, Weather::calm(), client, HostStation::restarting_at(restart));
+    let mut net =
+        SimNet::new("restart", 0, Weather::calm(), client, HostStation::restarting_at(restart, Memory::Lost));
     let why = failed(&mut net);
     assert!(why.starts_with("10.0.0.9:49152 stopped acknowledging while sending memory, 12s ago"), "{why}");
     let missing = net.client.client.missing();

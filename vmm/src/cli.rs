@@ -1,6 +1,7 @@
 //! `vmm run`: options into configuration. What clap can refuse by itself (exit code 2) it does, by the types' parsers.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use netdump::client::{ConfigError, check_path};
+use netdump::client::{ConfigError, WindowChoice, check_path, parse_rate};
+use netdump::drive::Zeros;
 use netdump::ekcd::Cipher;
 use netdump::freebsd::panic_state::PanicWords;
 use netdump::stream::{CompressOption, Packing, PackingError};
@@ -174,6 +176,16 @@ struct NetdumpOptions {
     /// Longest time for the whole dump, in seconds.
     #[arg(long = "netdump-deadline", value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
     deadline: Duration,
+    /// Most messages on their way, or `classic`: FreeBSD's own, which waits after each 64 KiB [default: 16384, and no
+    /// more than path and receiver bear].
+    #[arg(long = "netdump-window", value_name = "N|classic", default_value_t, hide_default_value = true)]
+    window: WindowChoice,
+    /// Most bytes to send in a second, frames with their headers, such as 500M; K, M and G are 10^3, 10^6 and 10^9.
+    #[arg(long = "netdump-rate", value_name = "RATE", value_parser = parse_rate)]
+    rate: Option<NonZeroU64>,
+    /// Send zeros like everything else, for a receiver whose storage does not read as zeros where nothing was written.
+    #[arg(long = "netdump-send-zeros", conflicts_with_all = ["dump_compress", "dump_pubkey"])]
+    send_zeros: bool,
     /// Where the embedded receiver stores cores.
     #[arg(long, value_name = "DIR", default_value = "crash")]
     crash_dir: PathBuf,
@@ -322,6 +334,9 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpCon
         retries: options.retries,
         arp_retries: options.arp_retries,
         deadline: Some(options.deadline),
+        window: options.window,
+        rate: options.rate,
+        zeros: if options.send_zeros { Zeros::Send } else { Zeros::Skip },
         crash_dir: options.crash_dir.clone(),
         pcap: options.pcap.clone(),
         name: options.name.clone().unwrap_or_else(image_name),

@@ -2,11 +2,13 @@
 //! guest's environment, the guest's environment over what was seen on its network, and that over defaults.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use netdump::client::check_path;
+use netdump::client::{WindowChoice, check_path};
+use netdump::drive::Zeros;
 use netdump::stream::Packing;
 use netdump::vmcore::FormatChoice;
 use netdump::wire::message::MAX_PATH;
@@ -104,6 +106,12 @@ pub struct DumpConfig {
     pub arp_retries: u32,
     /// Longest time for the whole dump.
     pub deadline: Option<Duration>,
+    /// How much may be on its way.
+    pub window: WindowChoice,
+    /// Most bytes of frames in a second.
+    pub rate: Option<NonZeroU64>,
+    /// Whether zeros are left out.
+    pub zeros: Zeros,
     /// Where the embedded receiver stores.
     pub crash_dir: PathBuf,
     /// Where to record the dump's frames.
@@ -225,6 +233,9 @@ impl DumpConfig {
             retries: 10,
             arp_retries: 3,
             deadline: None,
+            window: WindowChoice::default(),
+            rate: None,
+            zeros: Zeros::Skip,
             crash_dir,
             pcap: None,
             name,

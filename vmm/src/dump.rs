@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use netdump::ReadAt;
 use netdump::client::ClientConfig;
-use netdump::drive::{self, Dump, Progress};
+use netdump::drive::{self, Dense, Dump, Progress, Zeros};
 use netdump::link::LinkError;
 use netdump::link::pcap::{PcapFile, PcapWriter};
 use netdump::report::{DumpReport, Outcome};
@@ -115,7 +115,13 @@ impl Job<'_> {
         let mut link = self.open_link(memory)?;
         let config = self.client_config(&mut link)?;
         let (path, header) = (self.target.path.as_deref(), self.header());
-        let dump = Dump { path, header: &header, image, packing: &self.target.packing };
+        let dense = Dense::new(image);
+        // What is packed has no holes anyway.
+        let core: &(dyn ReadAt + Sync) = match self.config.zeros {
+            Zeros::Send if self.target.packing.is_plain() => &dense,
+            _ => image,
+        };
+        let dump = Dump { path, header: &header, image: core, packing: &self.target.packing };
         let recording = self.config.pcap.as_deref().and_then(recording);
         let mut report = match recording {
             None => drive::run(config, &dump, link.as_link(), watch)?,
@@ -155,6 +161,9 @@ impl Job<'_> {
             retries: self.config.retries,
             arp_retries: self.config.arp_retries,
             deadline: self.config.deadline,
+            window: self.config.window,
+            rate: self.config.rate,
+            dump_id: drive::random_dump_id(),
             ..ClientConfig::new(*server.ip(), client, wire.mac(), mtu)
         })
     }

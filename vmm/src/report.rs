@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use netdump::drive::Progress;
+use netdump::progress::with_restarts;
 use netdump::report::{DumpReport, Outcome};
 use netdump::vmcore::MemoryRange;
 use netdump::vmcore::cpu::{Activity, CpuState, Registers};
@@ -341,14 +342,16 @@ fn amounts(dump: &DumpReport) -> String {
             format!("{core} core packed into {stored} ({packing})")
         }
         None => format!(
-            "{} MiB core: {} MiB sent, {} MiB never touched",
+            "{} MiB core: {} MiB sent, {} MiB never touched, {} MiB of zeros left out",
             mib(dump.length),
             mib(dump.bytes_sent),
-            mib(dump.bytes_untouched)
+            mib(dump.bytes_untouched),
+            mib(dump.bytes_zero)
         ),
     };
+    let troubles = with_restarts(dump);
     format!(
-        "{sizes}; {} messages, {} resent; {:.2} s, {rate:.0} MB/s",
+        "{sizes}; {} messages, {} resent{troubles}; {:.2} s, {rate:.0} MB/s",
         dump.messages, dump.resends, dump.seconds,
     )
 }

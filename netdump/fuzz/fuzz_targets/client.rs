@@ -23,7 +23,7 @@ use netdump::wire::udp::UdpChecksum;
 use netdump::wire::{Ack, MacAddr, MessageKind, Route};
 use netdump_fuzz::image::Image;
 use netdump_fuzz::sent::{ABLE, Ledger, Payloads};
-use netdump_fuzz::{Script, repair};
+use netdump_fuzz::{Script, repair, trace};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -168,7 +168,10 @@ impl World {
                 break;
             }
             match self.client.poll_transmit(self.now, &self.image, &mut self.packet) {
-                Ok(Some(transmit)) => self.ledger.send(self.now, &self.packet, &transmit, &self.image),
+                Ok(Some(transmit)) => {
+                    trace(|| format!("{transmit:?}"));
+                    self.ledger.send(self.now, &self.packet, &transmit, &self.image);
+                }
                 Ok(None) => break,
                 Err(_) => {
                     assert!(self.image.is_broken.get());
@@ -183,6 +186,7 @@ impl World {
     }
 
     fn hear(&mut self, event: ClientEvent) {
+        trace(|| format!("{event:?}"));
         assert!(self.ending.is_none(), "{event:?} behind the end");
         match event {
             ClientEvent::Resolved { mac, .. } => assert!(self.ledger.offered.contains(&mac)),
@@ -221,6 +225,7 @@ impl World {
         }
         let before = self.ignored();
         let taken = self.client.handle(self.now, &received);
+        trace(|| format!("{} bytes received (in {:?}): {taken:?}", received.bytes.len(), received.segment));
         assert_eq!(taken.is_ok(), self.ignored() == before);
     }
 
@@ -327,6 +332,7 @@ impl World {
     }
 
     fn wait(&mut self, time: Duration) {
+        trace(|| format!("{time:?} later"));
         self.now += time;
         self.client.handle_timeout(self.now);
     }
@@ -334,6 +340,7 @@ impl World {
     /// Waits as long as the client says. Asking at once again must not be the answer.
     fn wait_for_timeout(&mut self) {
         if let Some(until) = self.client.poll_timeout() {
+            trace(|| format!("{:?} later", until.saturating_duration_since(self.now)));
             self.now = self.now.max(until);
             self.client.handle_timeout(self.now);
         }

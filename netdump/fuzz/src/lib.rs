@@ -9,7 +9,17 @@ pub mod store;
 #[path = "../../../tests/src/pcap.rs"]
 pub mod pcap;
 
+use std::sync::LazyLock;
+
 use netdump::wire::checksum::Checksum;
+
+/// Tells what happens, for who repeats a find with `FUZZ_TRACE` set.
+pub fn trace(what: impl FnOnce() -> String) {
+    static IS_ON: LazyLock<bool> = LazyLock::new(|| std::env::var_os("FUZZ_TRACE").is_some());
+    if *IS_ON {
+        eprintln!("{}", what());
+    }
+}
 
 /// Reads an input as a script: numbers and bytes, one behind the other, zeros behind its end.
 #[derive(Debug)]

@@ -1,14 +1,17 @@
 //! A store that watches what a receiver does with it: only bytes that the dump's own client has sent may come, in the
-//! order of calls that [`OpenDump`] promises, and it fails when it is told to.
+//! order of calls that [`OpenDump`] promises, and it fails when it is told to. It outlives its receiver.
 
 use std::cell::{Cell, RefCell};
 use std::io::IoSlice;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use netdump::receiver::store::Commit;
-use netdump::receiver::{DumpStore, DumpSummary, Ending, HeaderSeen, NewDump, OpenDump, StoreError};
+use netdump::receiver::{
+    DumpStore, DumpSummary, Ending, HeaderSeen, NewDump, OpenDump, Restored, SessionId, StoreError,
+};
 use netdump::vmcore::kdh::KDH_LEN;
 use netdump::wire::MessageKind;
 
@@ -34,8 +37,12 @@ pub enum Fate {
     Committed,
     /// It is kept as incomplete.
     Abandoned,
+    /// It is left to the next receiver.
+    Suspended,
     /// It is forgotten.
     Discarded,
+    /// Its receiver has died, and it cannot go on.
+    Lost,
 }
 
 /// What is known of one dump.
@@ -77,6 +84,8 @@ pub struct Faults {
 pub struct Watched {
     /// Every dump, in the order in which they were begun.
     pub records: Rc<RefCell<Vec<Record>>>,
+    /// Which of them each session of the present receiver writes, by the session's number.
+    pub sessions: Rc<RefCell<Vec<usize>>>,
     /// When it fails.
     pub faults: Rc<Cell<Faults>>,
 }
@@ -104,7 +113,46 @@ impl DumpStore for Watched {
             headers: Vec::new(),
             fate: Fate::Open,
         });
-        Ok(WatchedDump { store: self.clone(), number: records.len() - 1, pending: self.faults.get().pending })
+        self.sessions.borrow_mut().push(records.len() - 1);
+        Ok(self.dump(records.len() - 1))
+    }
+
+    /// Those that a client can ask for by name. What was written of them is there.
+    fn unfinished(&mut self) -> Vec<Restored<WatchedDump>> {
+        let mut unfinished = Vec::new();
+        self.sessions.borrow_mut().clear();
+        for (number, record) in self.records.borrow_mut().iter_mut().enumerate() {
+            match record.fate {
+                Fate::Open | Fate::Suspended if record.request.dump_id.is_some() => record.fate = Fate::Open,
+                Fate::Open => {
+                    record.fate = Fate::Lost;
+                    continue;
+                }
+                _ => continue,
+            }
+            self.sessions.borrow_mut().push(number);
+            unfinished.push(Restored {
+                request: record.request.clone(),
+                dump: self.dump(number),
+                received: joined(&record.core),
+                key: joined(&record.key),
+                header: record.headers.last().cloned().unwrap_or_default(),
+                elapsed: Duration::from_secs(1),
+            });
+        }
+        unfinished
+    }
+}
+
+impl Watched {
+    /// Does something with the dump that a session of the present receiver writes.
+    pub fn with_session<T>(&self, session: SessionId, work: impl FnOnce(&mut Record) -> T) -> T {
+        let number = self.sessions.borrow()[session.number() as usize];
+        work(&mut self.records.borrow_mut()[number])
+    }
+
+    fn dump(&self, number: usize) -> WatchedDump {
+        WatchedDump { store: self.clone(), number, pending: self.faults.get().pending }
     }
 }
 
@@ -152,7 +200,10 @@ impl OpenDump for WatchedDump {
     }
 
     fn commit(&mut self, summary: &DumpSummary) -> Result<Commit<usize>, StoreError> {
-        self.with(|record, _| record.expect_summary(summary));
+        self.with(|record, _| {
+            record.expect_summary(summary);
+            record.expect_whole(summary);
+        });
         if self.pending > 0 {
             self.pending -= 1;
             return Ok(Commit::Pending);
@@ -172,6 +223,13 @@ impl OpenDump for WatchedDump {
             fail(faults.header)?;
             Ok(self.number)
         })
+    }
+
+    fn suspend(&mut self, summary: &DumpSummary) {
+        self.with(|record, _| {
+            record.expect_summary(summary);
+            record.fate = Fate::Suspended;
+        });
     }
 
     fn discard(&mut self) {
@@ -206,6 +264,16 @@ impl Record {
         }
     }
 
+    /// Whether anything is stored.
+    pub fn has_anything(&self) -> bool {
+        !self.core.is_empty() || !self.key.is_empty() || !self.headers.is_empty()
+    }
+
+    /// Core bytes written, each counted once.
+    pub fn bytes(&self) -> u64 {
+        joined(&self.core).iter().map(|range| range.end - range.start).sum()
+    }
+
     /// Every byte is one that the client has sent for its place.
     fn expect_delivered(&self, kind: MessageKind, offset: u64, bytes: &[u8]) {
         let mut is_known = vec![false; bytes.len()];
@@ -223,10 +291,10 @@ impl Record {
     /// The summary says what was written.
     fn expect_summary(&self, summary: &DumpSummary) {
         let stored = joined(&self.core);
-        let bytes = stored.iter().map(|range| range.end - range.start).sum::<u64>();
         let end = stored.last().map_or(0, |range| range.end);
-        assert_eq!((summary.bytes, summary.end), (bytes, end));
-        assert_eq!((summary.peer, summary.local), (self.request.peer, self.request.local));
+        assert_eq!((summary.bytes, summary.end), (self.bytes(), end));
+        assert_eq!((summary.peer.ip(), summary.local), (self.request.peer.ip(), self.request.local));
+        assert_eq!(summary.dump_id, self.request.dump_id);
         assert_eq!(self.headers.last().unwrap_or(&HeaderSeen::Missing), &summary.header);
         let within = |range: &Range<u64>| range.start.min(summary.length)..range.end.min(summary.length);
         let kept = stored.iter().map(within).map(|range| range.end - range.start).sum::<u64>();
@@ -234,6 +302,14 @@ impl Record {
         for gap in &summary.gaps.listed {
             assert!(gap.start < gap.end && gap.end <= summary.length);
             assert!(stored.iter().all(|range| range.end <= gap.start || gap.end <= range.start));
+        }
+    }
+
+    /// Only a client that names its dumps leaves zeros out, and of a packed core nobody can.
+    fn expect_whole(&self, summary: &DumpSummary) {
+        let announced = summary.header.valid().map_or(0, |header| header.dump_length);
+        if self.request.dump_id.is_none() || summary.header.is_stream() {
+            assert!(summary.gaps.bytes == 0 && summary.length >= announced, "a hole is taken for zeros");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -9,8 +10,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, ensure};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use netdump::client::ClientConfig;
-use netdump::drive::{self, Dump};
+use netdump::ReadAt;
+use netdump::client::{ClientConfig, WindowChoice, parse_rate};
+use netdump::drive::{self, Dense, Dump};
 use netdump::ekcd::Cipher;
 use netdump::link::pcap::PcapFile;
 use netdump::link::{Link, PcapWriter, UdpLink};
@@ -68,6 +70,16 @@ pub(super) struct Send {
     /// The longest that the whole dump may take.
     #[arg(long, value_name = "SECONDS")]
     deadline: Option<u64>,
+    /// Most messages on their way, or `classic`: FreeBSD's own, which waits after each 64 KiB [default: 16384, and no
+    /// more than path and receiver bear].
+    #[arg(long, value_name = "N|classic", default_value_t, hide_default_value = true)]
+    window: WindowChoice,
+    /// Most bytes to send in a second, frames with their headers, such as 500M; K, M and G are 10^3, 10^6 and 10^9.
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    rate: Option<NonZeroU64>,
+    /// Send zeros like everything else, for a receiver whose storage does not read as zeros where nothing was written.
+    #[arg(long, conflicts_with_all = ["compress", "pubkey"])]
+    send_zeros: bool,
     /// Events as JSON, a line each, on standard output.
     #[arg(long)]
     json: bool,
@@ -88,11 +100,16 @@ impl Send {
             polls: self.polls,
             retries: self.retries,
             deadline: self.deadline.map(Duration::from_secs),
+            window: self.window,
+            rate: self.rate,
+            dump_id: drive::random_dump_id(),
             ..ClientConfig::new(*self.server.ip(), link.local_ip(), link.mac(), link.mtu()?)
         };
         let packing = Packing::from_options(self.compress, self.pubkey.as_deref(), self.cipher)?;
         let header = self.header();
-        let dump = Dump { path: self.path.as_deref(), header: &header, image: &core, packing: &packing };
+        let dense = Dense::new(&core);
+        let image: &(dyn ReadAt + Sync) = if self.send_zeros { &dense } else { &core };
+        let dump = Dump { path: self.path.as_deref(), header: &header, image, packing: &packing };
 
         let mut reporter = Reporter::new(match self.json {
             true => ProgressStyle::Json,

@@ -266,3 +266,166 @@ impl Stage {
         Self::Growing { best: 0.0, before: 0, in_vain: 0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A path whose rate (messages a second) and losses (the share) depend on the window.
+    struct Path<R, L> {
+        rate: R,
+        loss: L,
+        now: Instant,
+        number: u64,
+        lost: f64,
+    }
+
+    impl<R: Fn(f64) -> f64, L: Fn(f64) -> f64> Path<R, L> {
+        fn new(rate: R, loss: L) -> Self {
+            Self { rate, loss, now: Instant::now(), number: 0, lost: 0.0 }
+        }
+
+        /// Sends so many messages; gives the least and the greatest window meanwhile.
+        fn send(&mut self, congestion: &mut Congestion, messages: u32) -> (usize, usize) {
+            let mut seen = (usize::MAX, 0);
+            for _ in 0..messages {
+                let limit = congestion.limit();
+                seen = (seen.0.min(limit), seen.1.max(limit));
+                let window = f64::from(u32::try_from(limit).unwrap());
+                self.now += Duration::from_secs_f64(1.0 / (self.rate)(window));
+                self.lost += (self.loss)(window);
+                congestion.sent(limit);
+                if self.lost >= 1.0 {
+                    self.lost -= 1.0;
+                    congestion.lost(self.number);
+                } else {
+                    congestion.acknowledged(self.now, self.number, self.number + limit as u64);
+                }
+                self.number += 1;
+            }
+            seen
+        }
+    }
+
+    fn congestion() -> Congestion {
+        Congestion::new(1448, 16_384)
+    }
+
+    /// A server whose time for a message, and whose round trip, are these; what is more than it holds is lost.
+    fn overflowing(holds: f64) -> impl Fn(f64) -> f64 {
+        move |window| (1.0 - holds / window).max(0.0)
+    }
+
+    #[test]
+    fn the_window_grows_as_long_as_that_brings_something() {
+        for knee in [100.0, 1000.0, 5000.0] {
+            let mut congestion = congestion();
+            let mut path = Path::new(|window: f64| window.min(knee) * 1e4, |_| 0.0);
+            path.send(&mut congestion, 400_000);
+            let (least, most) = path.send(&mut congestion, 400_000);
+            let least_wanted = knee * 0.9;
+            assert!(least as f64 >= least_wanted && most as f64 <= 4.2 * knee, "{knee}: {least} to {most}");
+        }
+    }
+
+    #[test]
+    fn the_window_grows_quickly() {
+        let mut congestion = congestion();
+        let mut path = Path::new(|window: f64| window * 1e4, |_| 0.0);
+        path.send(&mut congestion, 60_000);
+        assert_eq!(congestion.limit(), 16_384);
+    }
+
+    #[test]
+    fn a_small_buffer_is_found_out_and_hardly_tried_again() {
+        for holds in [80.0, 130.0, 1000.0] {
+            let mut congestion = congestion();
+            // The server is busy all the time, whatever the window.
+            let mut path = Path::new(|window: f64| window.min(holds) * 1e4, overflowing(holds));
+            path.send(&mut congestion, 100_000);
+            let mut lost = 0.0;
+            for _ in 0..100 {
+                path.send(&mut congestion, 10_000);
+                lost += overflowing(holds)(congestion.limit() as f64);
+            }
+            assert!(lost < 5.0, "{holds}: {lost} %");
+            assert!(congestion.limit() as f64 > 0.6 * holds, "{holds}: {}", congestion.limit());
+        }
+    }
+
+    #[test]
+    fn losses_that_stay_are_chance_and_do_not_matter() {
+        for loss in [0.01, 0.05, 0.1] {
+            let mut congestion = congestion();
+            let mut path = Path::new(|window: f64| window.min(4000.0) * 1e4, |_| loss);
+            path.send(&mut congestion, 400_000);
+            let (least, _) = path.send(&mut congestion, 1_000_000);
+            assert!(least > 3000, "{loss}: {least}");
+        }
+    }
+
+    #[test]
+    fn an_overflow_is_told_from_chance() {
+        let mut congestion = congestion();
+        let loss = |window| 0.04 + overflowing(500.0)(window);
+        let mut path = Path::new(|window: f64| window.min(500.0) * 1e4, loss);
+        path.send(&mut congestion, 400_000);
+        let (least, most) = path.send(&mut congestion, 1_000_000);
+        assert!(least > 250 && most < 1200, "{least} to {most}");
+    }
+
+    #[test]
+    fn heavy_losses_close_the_window_to_the_originals_chunk() {
+        for (payload, floor) in [(512, 64), (1448, 45), (4096, 16)] {
+            let mut congestion = Congestion::new(payload, 16_384);
+            let mut path = Path::new(|_| 1e5, |_| 0.4);
+            path.send(&mut congestion, 100_000);
+            assert_eq!(congestion.limit(), floor, "{payload}");
+        }
+    }
+
+    #[test]
+    fn the_first_window_fits_a_stock_servers_buffer() {
+        for (payload, initial) in [(512, 64), (1448, 64), (4096, 24)] {
+            assert_eq!(Congestion::new(payload, 16_384).limit(), initial);
+            assert_eq!(Congestion::new(payload, 7).limit(), 7);
+        }
+    }
+
+    #[test]
+    fn a_cap_is_kept() {
+        let mut congestion = Congestion::new(1448, 100);
+        let mut path = Path::new(|window: f64| window * 1e4, |_| 0.0);
+        assert_eq!(path.send(&mut congestion, 100_000), (64, 100));
+    }
+
+    #[test]
+    fn a_window_that_is_not_used_does_not_grow() {
+        let mut congestion = congestion();
+        let start = Instant::now();
+        for number in 0..100_000 {
+            congestion.sent(10);
+            congestion.acknowledged(start + Duration::from_micros(number * 10), number, number + 10);
+        }
+        assert_eq!(congestion.limit(), 64);
+    }
+
+    #[test]
+    fn silence_is_probed_with_a_few_and_then_all_begins_again() {
+        let mut congestion = congestion();
+        let mut path = Path::new(|window: f64| window * 1e4, |_| 0.0);
+        path.send(&mut congestion, 50_000);
+        let before = congestion.limit();
+        assert!(before > 1000);
+        congestion.silence(path.number);
+        congestion.silence(path.number);
+        assert_eq!(congestion.limit(), 4);
+        let mut other = Congestion { stage: congestion.stage, round: congestion.round, ..self::congestion() };
+        (other.limit, other.before_silence) = (congestion.limit, congestion.before_silence);
+        congestion.acknowledged(path.now, path.number, path.number + 1);
+        assert_eq!(congestion.limit(), 64);
+        assert!(!congestion.silence_was_spurious());
+        assert!(other.silence_was_spurious());
+        assert_eq!(other.limit(), before);
+    }
+}

@@ -19,6 +19,7 @@ mod congestion;
 mod ignored;
 mod incoming;
 mod neighbor;
+mod options;
 mod outgoing;
 mod pacing;
 mod phase;
@@ -38,6 +39,7 @@ pub use config::{
 };
 pub use ignored::{Ignored, IgnoredCounts};
 pub use neighbor::NextHop;
+pub use options::{ParseRateError, ParseWindowError, parse_rate};
 pub use outgoing::{Attempt, PAYLOAD_AT, Packet, Sending, Transmit};
 pub use phase::{ClientEvent, Ending, FailReason, Missing, Phase};
 pub use silence::Suspicion;
@@ -435,7 +437,7 @@ impl Client {
         match chunk.kind {
             MessageKind::Herald => {
                 self.learned_port = Some(port);
-                self.resume.opened(sequence);
+                self.resume.opened(now, sequence);
                 self.events.push_back(ClientEvent::Accepted { port });
             }
             MessageKind::Vmcore => {
@@ -562,10 +564,11 @@ impl Client {
         }
     }
 
-    /// Once only FINISHED is open, the server very likely has the core, whatever ended the wait.
+    /// Once only FINISHED is open, the server very likely has the core, whatever ended the wait; but not one that was asked
+    /// whether it still has the dump and has not answered: a stock server drops it for the new HERALD.
     fn end(&mut self, reason: FailReason) {
         self.close(match self.phase {
-            Phase::Finish => Ending::Unconfirmed(reason),
+            Phase::Finish if !self.resume.is_open() => Ending::Unconfirmed(reason),
             _ => Ending::Failed(reason),
         });
     }

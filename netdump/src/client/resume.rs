@@ -30,10 +30,12 @@ pub(super) struct Resume {
     /// Number of the HERALD that began the dump.
     opened_by: Option<Sequence>,
     /// Whether it knows ids of dumps.
-    is_able: bool,
+    pub(super) is_able: bool,
     /// When its host last said that the dump's port is closed.
     closed_at: Option<Instant>,
     question: Option<Question>,
+    /// When it last said that it has the dump.
+    resumed_at: Option<Instant>,
     /// Questions so far.
     asked: u32,
     /// When the last HERALD of a question was sent.
@@ -64,8 +66,9 @@ enum Answer {
 
 impl Resume {
     /// The dump was begun by this HERALD.
-    pub(super) fn opened(&mut self, herald: Sequence) {
+    pub(super) fn opened(&mut self, now: Instant, herald: Sequence) {
         self.opened_by = Some(herald);
+        self.resumed_at = Some(now);
     }
 
     /// Whether a HERALD waits for an answer.
@@ -138,16 +141,21 @@ impl Client {
         let is_phase = match self.phase {
             Phase::Resolve | Phase::Herald | Phase::Closed => false,
             Phase::Key | Phase::Data | Phase::Header => true,
-            Phase::Finish => self.resume.is_able,
+            Phase::Finish => self.resume.is_able || self.resume.is_open(),
         };
         is_phase && self.config.dump_id != 0
     }
 
     /// When the server has been silent for too long to be alive.
     fn loses_faith_at(&self) -> Option<Instant> {
-        let since = self.window.silent_since()?;
+        let since = self.window.silent_since()?.max(self.resume.resumed_at?);
         let wait = self.window.usual_wait();
-        let by_silence = if self.resume.is_able { INTERVAL.max(wait * 4) } else { self.patience() };
+        let by_silence = match self.phase {
+            // Bringing a core to stable storage takes its time.
+            Phase::Finish => self.config.patience(),
+            _ if self.resume.is_able => INTERVAL.max(wait * 4),
+            _ => self.patience(),
+        };
         let closed_at = self.resume.closed_at.filter(|at| *at >= since);
         // An ack that is still on its way would contradict.
         let by_word = closed_at.map(|at| at.max(since + wait));
@@ -180,7 +188,7 @@ impl Client {
             }
             Answer::Able => self.resume.is_able = true,
             Answer::GoesOn => self.go_on(now, port),
-            Answer::Anew { is_able } => self.begin_anew(port, is_able),
+            Answer::Anew { is_able } => self.begin_anew(now, port, is_able),
         }
         Some(Ok(()))
     }
@@ -212,6 +220,7 @@ impl Client {
         self.resume.question = None;
         self.resume.is_able = true;
         self.resume.closed_at = None;
+        self.resume.resumed_at = Some(now);
         let has_moved = self.learned_port.replace(port) != Some(port);
         self.window.resume(now, has_moved);
         self.stats.resumes += 1;
@@ -220,13 +229,14 @@ impl Client {
     }
 
     /// The server has nothing of the dump.
-    fn begin_anew(&mut self, port: u16, is_able: bool) {
+    fn begin_anew(&mut self, now: Instant, port: u16, is_able: bool) {
         let question = self.resume.question.take();
         let (phase, kept_from) = (self.phase, self.acked_to());
         let is_growing = self.core_grows;
         self.resume = Resume {
             opened_by: question.map(|question| question.sequence),
             is_able,
+            resumed_at: Some(now),
             asked: self.resume.asked,
             sent_at: self.resume.sent_at,
             ..Resume::default()

@@ -72,7 +72,8 @@ impl Client {
     }
 
     fn silent_since(&self) -> Option<Instant> {
-        self.window.silent_since().or_else(|| self.resume.open_since())
+        let asked = || self.resume.open_since().max(self.window.acked_at());
+        self.window.silent_since().or_else(|| asked().filter(|_| self.resume.is_open()))
     }
 
     fn suspicion(&self) -> Option<Suspicion> {

@@ -1,7 +1,9 @@
 //! The client against a peer that says exactly what a test lets it say.
 
+mod choices;
 mod growing;
 mod path;
+mod resume;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::link::{GuestPiece, Offloads};
+use crate::link::{Frame, GuestPiece, Offloads};
 use crate::report::Outcome;
 use crate::wire::arp::ArpOperation;
 use crate::wire::checksum::Checksum;
@@ -88,12 +90,15 @@ impl Bench {
     }
 
     fn messages(&mut self) -> Vec<Seen> {
+        let frames = self.frames();
         let seen = |frame: &Vec<u8>| {
             let (route, payload) = Route::parse(frame).unwrap();
             assert_eq!((route.source_mac, route.destination_mac), (OUR_MAC, THEIR_MAC));
             assert_eq!(route.source, SocketAddrV4::new(CLIENT, 20024));
             assert_eq!(*route.destination.ip(), SERVER);
             let message = Message::parse(payload).unwrap();
+            let aux = if message.kind == MessageKind::Herald { self.client.config.dump_id } else { 0 };
+            assert_eq!(message.aux, aux);
             Seen {
                 kind: message.kind,
                 sequence: message.sequence,
@@ -102,7 +107,7 @@ impl Bench {
                 to: route.destination.port(),
             }
         };
-        self.frames().iter().map(seen).collect()
+        frames.iter().map(seen).collect()
     }
 
     fn ack_from(&mut self, source: SocketAddrV4, sequence: u32) -> Result<(), Ignored> {
@@ -136,6 +141,10 @@ impl Bench {
 
     /// Acknowledges everything as it comes, until the end.
     fn finish(&mut self) -> Vec<Seen> {
+        self.finish_at(PORT)
+    }
+
+    fn finish_at(&mut self, port: u16) -> Vec<Seen> {
         let mut all = Vec::new();
         loop {
             let messages = self.messages();
@@ -143,7 +152,7 @@ impl Bench {
                 return all;
             }
             for message in &messages {
-                self.ack(message.sequence).unwrap();
+                self.ack_from(SocketAddrV4::new(SERVER, port), message.sequence).unwrap();
             }
             all.extend(messages);
         }

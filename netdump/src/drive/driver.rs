@@ -1,12 +1,15 @@
 //! The loop: takes what has come, sends what may go, sleeps when there is neither.
 
 use std::error::Error;
+use std::num::NonZeroU64;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::Progress;
 use super::source::Source;
-use crate::client::{Client, ClientConfig, ClientEvent, ConfigError, DumpPlan, Ending, FailReason, Packet};
+use crate::client::{
+    Client, ClientConfig, ClientEvent, ConfigError, DumpPlan, Ending, FailReason, Packet, WindowChoice,
+};
 use crate::link::{Link, Received, Sent};
 use crate::report::{DumpReport, Outcome};
 
@@ -27,6 +30,9 @@ pub(super) struct Driver<'a> {
     link: &'a mut dyn Link,
     control: &'a mut dyn FnMut(&Progress) -> ControlFlow<String>,
     path: Option<String>,
+    /// What was asked for of the window, and the rate.
+    window: Option<String>,
+    rate: Option<NonZeroU64>,
     started: Instant,
     /// After this time nothing is waited for any more.
     deadline: Option<Duration>,
@@ -50,13 +56,16 @@ impl<'a> Driver<'a> {
     ) -> Result<Self, ConfigError> {
         let started = Instant::now();
         let path = plan.path.clone();
-        let deadline = config.deadline;
+        let (deadline, rate) = (config.deadline, config.rate);
+        let window = (config.window != WindowChoice::default()).then(|| config.window.to_string());
         Ok(Self {
             client: Client::new(ClientConfig { offloads: link.offloads(), ..config }, plan, started)?,
             source,
             link,
             control,
             path,
+            window,
+            rate,
             started,
             deadline,
             told: None,
@@ -232,6 +241,10 @@ impl<'a> Driver<'a> {
             missing,
             messages: stats.messages,
             resends: stats.resends,
+            resumes: stats.resumes,
+            restarts: stats.restarts,
+            window: self.window,
+            rate: self.rate.map(NonZeroU64::get),
             ignored: stats.ignored.iter().map(|(reason, count)| (reason.to_string(), count)).collect(),
             bad_pages: 0,
             seconds,

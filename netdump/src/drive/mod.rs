@@ -2,6 +2,7 @@
 //! it went. A core that is sent as it is is hashed, and one that is packed on its way is packed ([`crate::stream`]), by
 //! other threads while this one sends.
 
+mod dense;
 mod driver;
 mod hash;
 mod source;
@@ -11,6 +12,7 @@ use std::ops::ControlFlow;
 use std::thread;
 use std::time::Duration;
 
+pub use self::dense::{Dense, Zeros};
 use self::driver::Driver;
 use self::source::{Source, Stream};
 use crate::ReadAt;
@@ -61,6 +63,12 @@ pub enum RunError {
     /// There is no key to encrypt the core with.
     #[error(transparent)]
     Key(#[from] DumpKeyError),
+}
+
+/// A number for [`ClientConfig::dump_id`] that no other dump of this client has, in all likelihood; 0, which is none, if
+/// the system has no random numbers.
+pub fn random_dump_id() -> u32 {
+    getrandom::u32().unwrap_or(0)
 }
 
 /// Sends a dump over `link` and says how it ended; only what can be refused before the first frame is an error.

@@ -93,20 +93,18 @@ impl Source<'_> {
         }
     }
 
-    /// Bytes of the core as stored, their digest if all were sent and are hashed, and how they were packed.
+    /// Bytes of the core as stored, their digest if all were acknowledged and are hashed, and how they were packed.
     pub(super) fn finish(self, client: &Client) -> (u64, Option<Digest>, Option<PackingReport>) {
         match self {
             Self::Core { image, hashing } => {
-                let stats = client.stats();
-                let length = image.length();
-                let is_sent = stats.bytes_sent + stats.bytes_untouched + stats.bytes_zero == length;
-                (length, is_sent.then(|| hashing.digest()).flatten(), None)
+                let is_there = client.missing().is_empty();
+                (image.length(), is_there.then(|| hashing.digest()).flatten(), None)
             }
             Self::Stream(Stream { backlog, packing, total, end, .. }) => {
                 let report = PackingReport::new(packing, total, end.as_ref().map(|end| end.stored));
                 let length = end.as_ref().map_or_else(|| backlog.length(), |end| end.stored);
-                let sent = end.filter(|end| client.stats().bytes_sent == end.sent);
-                (length, sent.and_then(|end| end.digest), Some(report))
+                let digest = end.filter(|_| client.missing().is_empty()).and_then(|end| end.digest);
+                (length, digest, Some(report))
             }
         }
     }

@@ -5,8 +5,8 @@
 //! HERALD. That is answered
 //!
 //! - of a new dump with number `s`: by acks of `s` and of `s ^ ABLE`, the latter to say that dump ids are known here;
-//! - of a dump that is known, be it from another port of the client: by an ack of `!s`, from that dump's port. What was
-//!   acknowledged of it stays so, in a receiver that was started anew too.
+//! - of a dump of which something has come, be it from another port of the client: by an ack of `!s`, from that dump's
+//!   port. What was acknowledged of it stays so, in a receiver that was started anew too.
 //!
 //! Neither number can be that of a message of a client which has sent less than 2^31 of them.
 
@@ -187,6 +187,10 @@ impl<S: DumpStore> Receiver<S> {
     /// HERALD of it that the network delivers late is known for what it is.
     fn supersede(&mut self, now: Instant, id: SessionId) {
         let session = self.sessions.get(&id);
+        // A commit cannot be stopped: it goes on beside the new dump.
+        if session.is_some_and(Session::is_committing) {
+            return;
+        }
         if session.is_some_and(|session| session.request().dump_id.is_some() && !session.is_unused()) {
             self.abandon(now, id, Cause::Restarted);
         } else {

@@ -112,7 +112,6 @@ impl<D: OpenDump> Session<D> {
     /// A session whose HERALD is to be acknowledged.
     pub(super) fn new(now: Instant, request: NewDump, herald: u32, dump: D, config: &ReceiverConfig) -> Self {
         let mut session = Self::with_dump(now, request, dump, config);
-        session.herald = Some(herald);
         session.has_port = true;
         session.acknowledge_opening(herald);
         session
@@ -165,6 +164,11 @@ impl<D: OpenDump> Session<D> {
     /// Whether the dump is neither committed nor abandoned.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.state, State::Receiving(_) | State::Committing { .. })
+    }
+
+    /// Whether FINISHED came and the store brings the dump to stable storage.
+    pub(super) fn is_committing(&self) -> bool {
+        matches!(self.state, State::Committing { .. })
     }
 
     /// Core bytes stored so far, each counted once.
@@ -254,7 +258,12 @@ impl<D: OpenDump> Session<D> {
         let needs_port = !self.has_port || peer != self.request.peer;
         self.has_port = true;
         self.request.peer = peer;
-        if self.is_unused() && self.herald == Some(sequence) {
+        // As long as nothing is stored the client may not know that the dump was begun here, perhaps anew: told to go on, it
+        // would not send again what another receiver has acknowledged.
+        let is_empty =
+            self.received.bytes() == 0 && self.key.bytes() == 0 && self.header == HeaderSeen::Missing;
+        let is_receiving = matches!(self.state, State::Receiving(_));
+        if is_receiving && (is_empty || self.herald == Some(sequence)) {
             self.acknowledge_opening(sequence);
             return Ok(needs_port);
         }
@@ -266,6 +275,7 @@ impl<D: OpenDump> Session<D> {
     }
 
     fn acknowledge_opening(&mut self, herald: u32) {
+        self.herald = Some(herald);
         self.acks.push_back(herald);
         if self.request.dump_id.is_some() {
             self.acks.push_back(herald ^ ABLE);

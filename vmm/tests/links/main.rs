@@ -5,6 +5,7 @@
 mod namespace;
 mod speed;
 mod trains;
+mod udp;
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;

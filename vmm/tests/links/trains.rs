@@ -4,7 +4,8 @@ use std::io::IoSliceMut;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
-use netdump::link::Offloads;
+use netdump::link::pcap::PcapFile;
+use netdump::link::{Offloads, PcapWriter};
 use netdump::wire::datagram::{HEADERS_LEN, segment_headers};
 use nix::cmsg_space;
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
@@ -78,9 +79,6 @@ impl Train {
     }
 }
 
-/// Links that send trains.
-const WITH_TRAINS: [LinkSpec; 1] = [LinkSpec::GuestTap];
-
 /// Where tests put payload: the fourth page of 1448 bytes crosses from one region of guest memory to the next.
 const ACROSS: u64 = 0x10_0000 - 3 * 1448 - 100;
 
@@ -95,7 +93,7 @@ fn send_train(link: &mut dyn Link, train: &Train) {
 }
 
 /// A datagram, or a train of them and the size of each.
-fn receive_gro(socket: &UdpSocket) -> (Vec<u8>, Option<usize>) {
+pub(crate) fn receive_gro(socket: &UdpSocket) -> (Vec<u8>, Option<usize>) {
     let mut bytes = vec![0; 66_000];
     let mut control = cmsg_space!(i32);
     let mut pieces = [IoSliceMut::new(&mut bytes)];
@@ -136,7 +134,7 @@ fn trains_arrive_at_a_host_on_the_tap() {
         let guest = Guest::new("guest0");
         ip("address add 10.0.0.9/24 dev guest0");
         let socket = server();
-        for spec in WITH_TRAINS {
+        for spec in OF_GUEST {
             for mtu in [1500, 9000] {
                 ip(&format!("link set guest0 mtu {mtu}"));
                 let mut link = guest.link(&spec);
@@ -165,7 +163,7 @@ fn trains_arrive_through_a_bridge() {
             ip("link set veth1 mtu 9000 up");
             server()
         });
-        for spec in WITH_TRAINS {
+        for spec in OF_GUEST {
             for mtu in [1500, 9000] {
                 ip(&format!("link set guest0 mtu {mtu}"));
                 let mut link = guest.link(&spec);
@@ -187,7 +185,7 @@ fn a_cable_carries_the_frames_that_we_would_cut() {
         }
         ip("link set br0 up");
         let route = route_to(MacAddr([0x52, 0x54, 0, 0, 0, 9]));
-        for spec in WITH_TRAINS {
+        for spec in OF_GUEST {
             for mtu in [600, 1500, 9000] {
                 ip(&format!("link set guest0 mtu {mtu}"));
                 let mut link = guest.link(&spec);
@@ -206,6 +204,50 @@ fn a_cable_carries_the_frames_that_we_would_cut() {
     });
 }
 
+/// The frames in a pcap file.
+fn frames_in(mut recording: &[u8]) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    recording = &recording[24..];
+    while let Some((header, rest)) = recording.split_first_chunk::<16>() {
+        let len = u32::from_le_bytes(*header.last_chunk().unwrap());
+        let (frame, next) = rest.split_at(len.try_into().unwrap());
+        frames.push(frame.to_vec());
+        recording = next;
+    }
+    frames
+}
+
+#[test]
+fn a_recording_has_the_frames_that_the_cable_carries() {
+    in_namespace(|| {
+        let guest = Guest::new("guest0");
+        let cable = Tap::open("cable0".parse().unwrap()).unwrap();
+        ip("link add br0 type bridge");
+        ip("link set guest0 master br0");
+        ip("link set cable0 master br0");
+        ip("link set br0 up");
+        let route = route_to(MacAddr([0x52, 0x54, 0, 0, 0, 9]));
+        let train = Train::new(&guest, &route, ACROSS, 20, 1448, 77, 0);
+        let mut bytes = train.bytes[..HEADERS_LEN].to_vec();
+        bytes.extend(train.datagrams.concat());
+        for spec in OF_GUEST {
+            let mut link = guest.link(&spec);
+            until(|| {
+                let mut written = Vec::new();
+                let mut recorded = PcapWriter::new(&mut *link, PcapFile::new(&mut written).unwrap());
+                assert_eq!(recorded.offloads(), Offloads { gather: false, checksum: true, segments: 64 });
+                recorded.send(&Frame { bytes: &bytes, guest: &[], segment: Some(train.segment) }).unwrap();
+                drop(recorded);
+                let recorded = frames_in(&written);
+                assert_eq!(recorded.len(), 20);
+                let mut carried = frames_of(&cable, Duration::from_millis(100));
+                carried.retain(|frame| Route::parse(frame).is_ok_and(|(to, _)| to == route));
+                (!carried.is_empty()).then(|| assert!(carried == recorded, "{spec}"))
+            });
+        }
+    });
+}
+
 #[test]
 fn acks_come_back_as_trains_and_plain_ones_once_the_link_is_gone() {
     in_namespace(|| {
@@ -214,7 +256,7 @@ fn acks_come_back_as_trains_and_plain_ones_once_the_link_is_gone() {
         ip("neighbour add 10.0.0.5 lladdr 52:54:00:00:00:05 dev guest0");
         let socket = server();
         let acks: Vec<u8> = (0..64_u32).flat_map(u32::to_be_bytes).collect();
-        for spec in WITH_TRAINS {
+        for spec in OF_GUEST {
             let mut link = guest.link(&spec);
             setsockopt(&socket, UdpGsoSegment, &4).unwrap();
             socket.send_to(&acks, (GUEST, 20024)).unwrap();
@@ -252,7 +294,7 @@ fn what_is_no_train_is_refused_and_sends_nothing() {
         let guest = Guest::new("guest0");
         ip("address add 10.0.0.9/24 dev guest0");
         let socket = server();
-        for spec in WITH_TRAINS {
+        for spec in OF_GUEST {
             let mut link = guest.link(&spec);
             let route = route_to(resolve(&mut *link, SERVER));
             let sixty_five = Train::new(&guest, &route, ACROSS, 65, 500, 1, 0);
@@ -285,7 +327,7 @@ fn trains_go_on_when_the_interface_comes_back() {
         let guest = Guest::new("guest0");
         ip("address add 10.0.0.9/24 dev guest0");
         let socket = server();
-        for spec in WITH_TRAINS {
+        for spec in OF_GUEST {
             let mut link = guest.link(&spec);
             let route = route_to(resolve(&mut *link, SERVER));
             ip("link set guest0 down");

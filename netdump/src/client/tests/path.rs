@@ -1,13 +1,14 @@
 //! The window over modelled paths: a link with a rate, a delay and chance losses, a server with a speed and a socket
 //! buffer, and a sender that is not infinitely fast either. Time is simulated, so the figures are the same everywhere.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
 
 const US: Duration = Duration::from_micros(1);
 const MIB: u64 = 1 << 20;
+/// A run that has come to no end by then counts with what it has done.
+const LONGEST: Duration = Duration::from_secs(20);
 
 /// What lies between a client and a stored core.
 #[derive(Debug, Clone)]
@@ -94,9 +95,9 @@ struct Sim {
     path: Path,
     start: Instant,
     now: Duration,
-    events: BinaryHeap<Reverse<(Duration, u64)>>,
-    payloads: std::collections::HashMap<u64, Event>,
-    count: u64,
+    /// By time; what happens at the same time does so in the order in which it was foreseen.
+    events: BTreeMap<(Duration, u64), Event>,
+    foreseen: u64,
     link_free: Duration,
     queue: VecDeque<u32>,
     is_serving: bool,
@@ -105,7 +106,7 @@ struct Sim {
     random: u64,
 }
 
-/// A core without a byte of memory.
+/// A core that takes no memory.
 struct Nothing(u64);
 
 impl ReadAt for Nothing {
@@ -113,7 +114,8 @@ impl ReadAt for Nothing {
         self.0
     }
 
-    fn read_at(&self, _offset: u64, _buf: &mut [u8]) -> Result<(), ReadError> {
+    fn read_at(&self, _offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        buf.fill(0xff);
         Ok(())
     }
 
@@ -130,9 +132,8 @@ impl Sim {
     }
 
     fn at(&mut self, time: Duration, event: Event) {
-        self.count += 1;
-        self.payloads.insert(self.count, event);
-        self.events.push(Reverse((time, self.count)));
+        self.foreseen += 1;
+        self.events.insert((time, self.foreseen), event);
     }
 
     /// What the kernel charges for a datagram.
@@ -140,11 +141,16 @@ impl Sim {
         if self.path.mtu < 4148 { 2320 } else { 8456 }
     }
 
-    fn send(&mut self, first: u32, messages: u32, len: usize) {
-        self.now += self.path.send[0] + self.path.send[1] * messages;
-        for number in first..first + messages {
-            let wire = Duration::from_secs_f64(len as f64 / self.path.link);
-            self.link_free = self.link_free.max(self.now) + wire;
+    /// Sends a frame or train.
+    fn send(&mut self, frame: &Frame<'_>, messages: usize) {
+        self.now += self.path.send[0];
+        let len = frame.segment.map_or(frame.len() - HEADERS_LEN, usize::from) + HEADERS_LEN;
+        for number in 0..messages {
+            let at = HEADERS_LEN + 24 * number + 4;
+            let number = u32::from_be_bytes(frame.bytes[at..at + 4].try_into().unwrap());
+            self.now += self.path.send[1];
+            self.link_free =
+                self.link_free.max(self.now) + Duration::from_secs_f64(len as f64 / self.path.link);
             let jitter = self.path.jitter.mul_f64(self.chance());
             if self.chance() >= self.path.loss {
                 self.at(self.link_free + self.path.delay + jitter, Event::Arrival(number));
@@ -170,11 +176,10 @@ impl Sim {
     /// Lets happen what is due; gives the acks that arrive.
     fn advance(&mut self, until: Duration) -> Vec<u32> {
         let mut acks = Vec::new();
-        while let Some(Reverse((at, number))) =
-            self.events.peek().copied().filter(|Reverse((at, _))| *at <= until)
-        {
-            self.events.pop();
-            match self.payloads.remove(&number).unwrap() {
+        while let Some(((at, _), _)) = self.events.first_key_value().filter(|((at, _), _)| *at <= until) {
+            let at = *at;
+            let Some((_, event)) = self.events.pop_first() else { break };
+            match event {
                 Event::Arrival(message) => {
                     let used = (self.queue.len() + self.serving.len()) * self.charge();
                     if used + self.charge() > self.path.buffer {
@@ -207,10 +212,8 @@ fn run(path: &Path, length: u64, tune: impl FnOnce(&mut Client)) -> Run {
     let offloads = Offloads { gather: true, checksum: true, segments: path.segments };
     let config = ClientConfig { offloads, ..ClientConfig::new(SERVER, CLIENT, OUR_MAC, path.mtu) };
     let core = CorePlan::Known { length, header: [0; KDH_LEN] };
-    let mut bench = Bench::new(config, DumpPlan { path: None, core: CorePlan::Growing, key: None });
-    bench.client =
-        Client::new(bench.client.config.clone(), DumpPlan { path: None, core, key: None }, bench.now)
-            .unwrap();
+    let mut bench = Bench::new(config.clone(), plan(0));
+    bench.client = Client::new(config, DumpPlan { path: None, core, key: None }, bench.now).unwrap();
     bench.frames();
     bench.arp(ArpOperation::Reply, THEIR_MAC, SERVER).unwrap();
     bench.frames();
@@ -220,9 +223,8 @@ fn run(path: &Path, length: u64, tune: impl FnOnce(&mut Client)) -> Run {
         path: path.clone(),
         start: bench.now,
         now: Duration::ZERO,
-        events: BinaryHeap::new(),
-        payloads: std::collections::HashMap::new(),
-        count: 0,
+        events: BTreeMap::new(),
+        foreseen: 0,
         link_free: Duration::ZERO,
         queue: VecDeque::new(),
         is_serving: false,
@@ -232,25 +234,21 @@ fn run(path: &Path, length: u64, tune: impl FnOnce(&mut Client)) -> Run {
     };
     let (client, image) = (&mut bench.client, Nothing(length));
     let mut packet = Packet::default();
-    // As the driver does: send all, then take what has come, then wait.
-    while client.phase() == Phase::Data {
+    // As the driver does: send some, then take what has come, then wait.
+    while client.phase() == Phase::Data && sim.now < LONGEST {
         let now = sim.start + sim.now;
         client.handle_timeout(now);
-        while let Some(transmit) = client.poll_transmit(now, &image, &mut packet).unwrap() {
-            let frame = packet.frame();
-            let mut at = PAYLOAD_AT - 24;
-            let len = frame.segment.map_or(frame.len() - 42, usize::from) + 66;
-            for _ in 0..transmit.messages {
-                let number = u32::from_be_bytes(frame.bytes[at + 4..at + 8].try_into().unwrap());
-                sim.send(number, 1, len);
-                sim.now -= sim.path.send[0];
-                at += 24;
-            }
-            sim.now += sim.path.send[0];
+        let mut is_all_sent = false;
+        for _ in 0..16 {
+            let Some(transmit) = client.poll_transmit(now, &image, &mut packet).unwrap() else {
+                is_all_sent = true;
+                break;
+            };
+            sim.send(&packet.frame(), transmit.messages);
         }
         let mut acks = sim.advance(sim.now);
-        if acks.is_empty() {
-            let next = sim.events.peek().map(|Reverse((at, _))| *at);
+        if acks.is_empty() && is_all_sent {
+            let next = sim.events.first_key_value().map(|((at, _), _)| *at);
             let timer = client.poll_timeout().map(|at| at.saturating_duration_since(sim.start));
             sim.now = sim.now.max(next.into_iter().chain(timer).min().expect("something happens"));
             acks = sim.advance(sim.now);
@@ -258,9 +256,6 @@ fn run(path: &Path, length: u64, tune: impl FnOnce(&mut Client)) -> Run {
         let now = sim.start + sim.now;
         for number in acks {
             let _ = client.take_ack(now, PORT, Sequence(number));
-        }
-        if sim.now > Duration::from_secs(20) {
-            break;
         }
     }
     let stats = client.stats();
@@ -277,19 +272,89 @@ fn adaptive(path: &Path, length: u64) -> Run {
 }
 
 /// The best of windows that do not change.
-fn best_fixed(path: &Path, length: u64) -> (usize, Run) {
-    [8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384]
-        .into_iter()
-        .map(|limit| (limit, run(path, length, |client| client.window.fix_limit(limit))))
+fn best_fixed(path: &Path, length: u64, limits: &[usize]) -> (usize, Run) {
+    let fixed = |limit| run(path, length, |client| client.window.fix_limit(limit));
+    limits
+        .iter()
+        .map(|&limit| (limit, fixed(limit)))
         .max_by(|(_, one), (_, other)| one.rate.total_cmp(&other.rate))
         .unwrap()
+}
+
+fn lossy(loss: f64, path: Path) -> Path {
+    Path { loss, ..path }
+}
+
+#[test]
+fn chance_losses_leave_most_of_the_rate() {
+    for path in [tap(), ethernet(50 * US), stock(1500), stock(9000)] {
+        let calm = adaptive(&path, 64 * MIB).rate;
+        for (loss, least) in [(0.01, 0.7), (0.05, 0.4)] {
+            let run = adaptive(&lossy(loss, path.clone()), 64 * MIB);
+            assert!(run.rate > least * calm, "{loss}: {run:?} of {calm}, {path:?}");
+        }
+    }
+}
+
+#[test]
+fn a_stock_server_is_served_as_by_the_best_window() {
+    for path in
+        [stock(1500), stock(9000), Path { segments: 44, ..stock(1500) }, Path { segments: 15, ..stock(9000) }]
+    {
+        let (limit, best) = best_fixed(&path, 64 * MIB, &[16, 24, 32, 64, 96]);
+        let ours = adaptive(&path, 64 * MIB);
+        assert!(ours.rate > 0.9 * best.rate, "{ours:?}; {limit}: {best:?}, {path:?}");
+        assert!(ours.overflows * 50 < ours.messages, "{ours:?}");
+    }
+}
+
+#[test]
+fn a_fixed_window_that_overflows_a_stock_server_is_much_slower() {
+    let path = Path { segments: 15, ..stock(9000) };
+    let (_, wide) = best_fixed(&path, 16 * MIB, &[4096]);
+    let ours = adaptive(&path, 16 * MIB);
+    assert!(wide.rate < 0.9 * ours.rate && wide.overflows > 20 * ours.overflows, "{ours:?}, {wide:?}");
+}
+
+#[test]
+fn a_small_core_gets_nearly_all_that_the_path_bears() {
+    for path in
+        [tap(), Path { segments: 1, ..tap() }, Path { mtu: 9000, segments: 15, ..tap() }, ethernet(50 * US)]
+    {
+        let (limit, best) = best_fixed(&path, 256 * MIB, &[64, 1024, 16_384]);
+        let ours = adaptive(&path, 256 * MIB);
+        assert!(ours.rate > 0.9 * best.rate, "{ours:?}; {limit}: {best:?}, {path:?}");
+    }
+}
+
+#[test]
+fn a_middling_buffer_is_found_out() {
+    let path = Path { buffer: 425_984, ..tap() };
+    let (limit, best) = best_fixed(&path, 256 * MIB, &[32, 64, 128, 256]);
+    let ours = adaptive(&path, 256 * MIB);
+    assert!(ours.rate > 0.9 * best.rate, "{ours:?}; {limit}: {best:?}");
+}
+
+#[test]
+fn a_server_that_pauses_gets_little_twice() {
+    let ms = Duration::from_millis(1);
+    let path = Path { serve: [10 * US, 10 * US], pause: Some([100 * ms, 60 * ms]), ..tap() };
+    let run = adaptive(&path, 32 * MIB);
+    assert!(run.resends * 10 < run.messages, "{run:?}");
+}
+
+#[test]
+fn a_path_that_reorders_sees_few_resends() {
+    let path = Path { jitter: 200 * US, ..ethernet(50 * US) };
+    let run = adaptive(&path, 64 * MIB);
+    assert!(run.resends * 50 < run.messages, "{run:?}");
 }
 
 #[test]
 #[ignore = "prints figures"]
 fn figures() {
-    let lossy = |loss, path| Path { loss, ..path };
     let ms = Duration::from_millis(1);
+    let limits = [8, 16, 24, 32, 64, 96, 128, 256, 1024, 4096, 16_384];
     let slow = Path { serve: [10 * US, 10 * US], pause: Some([100 * ms, 60 * ms]), ..tap() };
     for (name, path, mib) in [
         ("tap", tap(), 256),
@@ -315,7 +380,7 @@ fn figures() {
         ("ethernet, jitter", Path { jitter: 200 * US, ..ethernet(50 * US) }, 256),
     ] {
         let ours = adaptive(&path, mib * MIB);
-        let (limit, best) = best_fixed(&path, mib * MIB);
+        let (limit, best) = best_fixed(&path, mib * MIB, &limits);
         println!(
             "{name:22} {:6.0} MB/s, best fixed ({limit:5}) {:6.0} MB/s: {:4.0} %; resends {:4.1} %, overflows {:4.1} % (fixed {:4.1} %)",
             ours.rate / 1e6,

@@ -1,7 +1,9 @@
 //! A [`Receiver`] on the host's own UDP sockets: one for HERALDs, and one for each session, connected to its client.
 //!
 //! One thread does it all: what a socket has ready is received, stored and acknowledged before the next socket has its
-//! turn, so a slow disk slows its senders by late acks, and what waits meanwhile, waits in the kernel's buffers.
+//! turn, so a slow disk slows its senders by late acks, and what waits meanwhile, waits in the kernel's buffers. A second
+//! thread that receives while this one writes gains 10 to 20 % on 2 cores when the sender does nothing but send, and nothing
+//! when it reads or hashes: the cores are busy then. Nine tenths of this thread's time go into `pwritev`.
 
 mod sockets;
 

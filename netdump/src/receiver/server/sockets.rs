@@ -19,7 +19,7 @@ use crate::receiver::{ACK_SEGMENT, Arrived, Endpoint};
 use crate::wire::message::ACK_LEN;
 
 /// Bytes that are received before they are stored. They stay in the processor's cache meanwhile.
-const BATCH: usize = 1 << 20;
+const BATCH: usize = 512 << 10;
 /// Room for one more datagram or train: an IPv4 packet.
 const ROOM: usize = 1 << 16;
 /// Most datagrams and trains in a batch.

@@ -4,14 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::Fault;
+use super::server::ABLE;
 use crate::wire::{Ack, Message, MessageKind, SERVER_PORT};
 
 /// Messages that a client may have unacknowledged: far more than any server has room for, and few enough that a client
 /// which does not look at acks is told from one with a large window.
 const MAX_IN_FLIGHT: usize = 1 << 16;
-
-/// What a server that knows ids of dumps changes in the number of a HERALD to say so.
-const ABLE: u32 = 0x8000_0000;
 
 /// Messages that are remembered, to know them when they are sent again.
 const MAX_KNOWN: usize = 4 * MAX_IN_FLIGHT;

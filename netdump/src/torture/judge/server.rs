@@ -16,6 +16,9 @@ const MAX_FILE: u64 = i64::MAX as u64;
 /// No key block is longer (FreeBSD's `KERNELDUMP_ENCKEY_MAX_SIZE` and its head), so no offset in one is larger.
 const MAX_KEY: u64 = 1 << 20;
 
+/// Makes of the number of a HERALD that names its dump the one that says that the server knows of such names.
+pub(super) const ABLE: u32 = 1 << 31;
+
 /// A message that no server can take for what it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Strange {
@@ -59,26 +62,32 @@ pub struct ServerJudge {
 
 #[derive(Debug, Default)]
 struct Client {
-    /// Numbers of HERALDs.
+    /// Numbers of HERALDs, and further numbers that acknowledge those which name their dump.
     heralds: BTreeSet<u32>,
-    /// Dumps by the server's port.
+    /// What it has sent, by port of the server. A server that was started anew may give a dump a port that one had before,
+    /// so this stays.
+    ports: BTreeMap<u16, Port>,
+    /// Dumps by port.
     sessions: BTreeMap<u16, Session>,
-    /// Dumps of which a server that was restarted knows nothing.
+    /// Dumps of which a server that was started anew knows nothing.
     earlier: Vec<Session>,
-    /// Numbers in messages to the well-known port that are no HERALDs.
-    strange: HashMap<u32, Strange>,
 }
 
+/// What was sent to a port.
 #[derive(Debug, Default)]
-struct Session {
+struct Port {
     sent: HashMap<u32, Sent>,
     strange: HashMap<u32, Strange>,
-    /// Data and key bytes sent, as start and end, in any order.
+    /// Data and key bytes, as start and end, in any order.
     data: Vec<(u64, u64)>,
     key: Vec<(u64, u64)>,
-    /// Data that was acknowledged.
-    acked: Vec<(u64, u64)>,
     header: Option<KernelDumpHeader>,
+}
+
+/// What was acknowledged from a port.
+#[derive(Debug, Default)]
+struct Session {
+    acked: Vec<(u64, u64)>,
     is_finished: bool,
 }
 
@@ -93,19 +102,11 @@ impl ServerJudge {
     /// A datagram was sent to the server.
     pub fn takes(&mut self, client: SocketAddrV4, port: u16, payload: &[u8]) {
         let client = self.clients.entry(client).or_default();
-        let judged = judge(port, payload);
-        if port == SERVER_PORT {
-            match judged {
-                Ok(herald) => drop(client.heralds.insert(herald.sequence)),
-                Err(strange) => remember(&mut client.strange, payload, strange),
-            }
-            return;
-        }
-        // To a port that is none of this client's nothing is acknowledged.
-        let Some(session) = client.sessions.get_mut(&port) else { return };
-        match judged {
-            Ok(message) => session.take(&message),
-            Err(strange) => remember(&mut session.strange, payload, strange),
+        let to = client.ports.entry(port).or_default();
+        match judge(port, payload) {
+            Ok(herald) if port == SERVER_PORT => client.heralds.extend(numbers_of(&herald)),
+            Ok(message) => to.take(&message),
+            Err(strange) => to.remember(payload, strange),
         }
     }
 
@@ -131,6 +132,7 @@ impl ServerJudge {
     /// Compares what was acknowledged to `client`, whose core this is, with all that the server has stored.
     pub fn compare(&mut self, client: SocketAddrV4, core: &[u8], stored: &[Stored<'_>]) {
         let Some(known) = self.clients.get(&client) else { return };
+        let core = core.get(..known.length().min(core.len())).unwrap_or(core);
         for session in known.sessions.values().chain(&known.earlier) {
             if let Some(fault) = session.compare(client, core, stored) {
                 Fault::note(&mut self.faults, fault);
@@ -142,14 +144,16 @@ impl ServerJudge {
         let Ok(Ack(sequence)) = Ack::parse(payload) else { return Some(Fault::OddAck(payload.len())) };
         let nothing = Fault::AckOfNothing { client, port, sequence };
         let Some(known) = self.clients.get_mut(&client) else { return Some(nothing) };
-        let Some(session) = known.sessions.get_mut(&port) else {
+        if !known.sessions.contains_key(&port) {
             return known.open(client, port, sequence);
-        };
-        match session.sent.get(&sequence) {
-            Some(&sent) => session.acknowledge(sent),
+        }
+        let to = known.ports.get(&port);
+        match to.and_then(|to| to.sent.get(&sequence)) {
+            Some(&sent) => known.acknowledge(port, sent),
             None if known.heralds.contains(&sequence) => None,
             None => {
-                Some(session.strange.get(&sequence).map_or(nothing, |strange| Fault::AckOfStrange(*strange)))
+                let strange = to.and_then(|to| to.strange.get(&sequence));
+                Some(strange.map_or(nothing, |strange| Fault::AckOfStrange(*strange)))
             }
         }
     }
@@ -158,21 +162,59 @@ impl ServerJudge {
 impl Client {
     /// The first ack from this port.
     fn open(&mut self, client: SocketAddrV4, port: u16, sequence: u32) -> Option<Fault> {
-        if let Some(strange) = self.strange.get(&sequence) {
+        let strange = self.ports.get(&SERVER_PORT).and_then(|to| to.strange.get(&sequence));
+        if let Some(strange) = strange {
             return Some(Fault::AckOfStrange(*strange));
         }
         if !self.heralds.contains(&sequence) {
             return Some(Fault::OtherPort { client, port });
         }
         // One that got data may begin another dump.
-        let unused = self.sessions.iter().find(|(_, session)| session.sent.is_empty());
-        let fault = unused.map(|(&first, _)| Fault::TwoPorts { client, first, second: port });
+        let is_unused = |port| self.ports.get(port).is_none_or(|to| to.sent.is_empty());
+        let unused = self.sessions.keys().find(|port| is_unused(port));
+        let fault = unused.map(|&first| Fault::TwoPorts { client, first, second: port });
         self.sessions.insert(port, Session::default());
         fault
     }
+
+    fn acknowledge(&mut self, port: u16, sent: Sent) -> Option<Fault> {
+        let session = self.sessions.get_mut(&port)?;
+        match sent.kind {
+            MessageKind::Vmcore => add(&mut session.acked, (sent.offset, sent.offset + sent.len as u64)),
+            MessageKind::Finished => {
+                session.is_finished = true;
+                return self.lack(self.ports.get(&port)?.header.as_ref()?);
+            }
+            _ => {}
+        }
+        None
+    }
+
+    /// Where its core ends if it is packed; what follows is padding, which a server may cut off.
+    fn length(&self) -> usize {
+        let headers = self.ports.values().filter_map(|to| to.header.as_ref());
+        let packed = headers.filter(|header| header.compression != Compression::None);
+        packed.map(|header| index(header.dump_length)).min().unwrap_or(usize::MAX)
+    }
+
+    /// What a packed dump lacks to be read, by its header. A dump may have gone on from one port to the next.
+    fn lack(&self, header: &KernelDumpHeader) -> Option<Fault> {
+        if header.compression == Compression::None && header.key_size == 0 {
+            return None;
+        }
+        let data = self.ports.values().flat_map(|to| &to.data);
+        let (announced, sent) = (header.dump_length, bytes_of(data, header.dump_length));
+        if sent < announced {
+            return Some(Fault::FinishedShort { announced, sent });
+        }
+        let key = self.ports.values().flat_map(|to| &to.key);
+        let announced = u64::from(header.key_size);
+        let sent = bytes_of(key, announced);
+        (sent < announced).then_some(Fault::FinishedWithoutKey { announced, sent })
+    }
 }
 
-impl Session {
+impl Port {
     fn take(&mut self, message: &Message<'_>) {
         let &Message { kind, sequence, offset, payload, .. } = message;
         let range = (offset, offset + payload.len() as u64);
@@ -188,41 +230,20 @@ impl Session {
         self.sent.insert(sequence, Sent { kind, offset, len: payload.len() });
     }
 
-    fn acknowledge(&mut self, sent: Sent) -> Option<Fault> {
-        match sent.kind {
-            MessageKind::Vmcore => add(&mut self.acked, (sent.offset, sent.offset + sent.len as u64)),
-            MessageKind::Finished => {
-                self.is_finished = true;
-                return self.lack();
-            }
-            _ => {}
+    /// Under the number that an ack of this would have, were there one.
+    fn remember(&mut self, payload: &[u8], strange: Strange) {
+        if let Some(number) = payload.get(4..8).and_then(|bytes| bytes.first_chunk()) {
+            self.strange.insert(u32::from_be_bytes(*number), strange);
         }
-        None
     }
+}
 
-    /// What a packed dump lacks to be read, by its header.
-    fn lack(&self) -> Option<Fault> {
-        let header = self.header.as_ref()?;
-        if header.compression == Compression::None && header.key_size == 0 {
-            return None;
-        }
-        let (announced, sent) = (header.dump_length, bytes_of(&self.data, header.dump_length));
-        if sent < announced {
-            return Some(Fault::FinishedShort { announced, sent });
-        }
-        let announced = u64::from(header.key_size);
-        let sent = bytes_of(&self.key, announced);
-        (sent < announced).then_some(Fault::FinishedWithoutKey { announced, sent })
-    }
-
+impl Session {
     /// What of its acked data is in none of the stored dumps. All of it must be in one.
     fn compare(&self, client: SocketAddrV4, core: &[u8], stored: &[Stored<'_>]) -> Option<Fault> {
-        // What the header of a packed core cuts off is padding.
-        let packed = self.header.as_ref().filter(|header| header.compression != Compression::None);
-        let length = packed.map_or(u64::MAX, |header| header.dump_length);
         let lost = |stored: &Stored<'_>| {
             let same = |&(start, end): &(u64, u64)| {
-                let range = index(start)..index(end.min(length));
+                let range = index(start)..index(end).min(core.len());
                 range.is_empty()
                     || stored.core.get(range.clone()).is_some_and(|bytes| core.get(range) == Some(bytes))
             };
@@ -241,6 +262,14 @@ impl Session {
     }
 }
 
+/// What acknowledges a HERALD: its number, and where it names its dump ([`crate::receiver`]) one that says so, and one
+/// that says that the dump goes on.
+fn numbers_of(herald: &Message<'_>) -> impl Iterator<Item = u32> {
+    let number = herald.sequence;
+    let named = [number ^ ABLE, !number].into_iter().filter(|_| herald.aux != 0);
+    named.chain([number])
+}
+
 /// Whether a server can take a datagram for what it says.
 fn judge(port: u16, payload: &[u8]) -> Result<Message<'_>, Strange> {
     let message = Message::parse(payload)?;
@@ -257,13 +286,6 @@ fn judge(port: u16, payload: &[u8]) -> Result<Message<'_>, Strange> {
     }
 }
 
-/// The number that an ack of this would have, were there one.
-fn remember(strange: &mut HashMap<u32, Strange>, payload: &[u8], what: Strange) {
-    if let Some(number) = payload.get(4..8).and_then(|bytes| bytes.first_chunk()) {
-        strange.insert(u32::from_be_bytes(*number), what);
-    }
-}
-
 fn add(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {
     match ranges.last_mut().filter(|last| last.1 == range.0) {
         Some(last) => last.1 = range.1,
@@ -272,8 +294,8 @@ fn add(ranges: &mut Vec<(u64, u64)>, range: (u64, u64)) {
 }
 
 /// How many bytes below `limit` lie in these ranges, each counted once.
-fn bytes_of(ranges: &[(u64, u64)], limit: u64) -> u64 {
-    let mut ranges = ranges.to_vec();
+fn bytes_of<'a>(ranges: impl Iterator<Item = &'a (u64, u64)>, limit: u64) -> u64 {
+    let mut ranges: Vec<_> = ranges.copied().collect();
     ranges.sort_unstable();
     let (mut bytes, mut covered) = (0, 0);
     for (start, end) in ranges {

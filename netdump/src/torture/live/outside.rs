@@ -10,7 +10,7 @@ use super::{LiveError, Outside};
 use crate::torture::sim::datagram::Datagram;
 use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, SERVER_IP, SERVER_MAC, put_arp, question_for};
 use crate::torture::sim::{Party, Station};
-use crate::wire::{CLIENT_PORT, MacAddr, Route, SERVER_PORT};
+use crate::wire::{CLIENT_PORT, MacAddr, Message, Route, SERVER_PORT};
 
 /// Longest datagram.
 const BUFFER: usize = 65_536;
@@ -166,6 +166,10 @@ pub(super) struct RealClient {
     heard: Instant,
     /// Whether the server has acknowledged the end; told by who runs this.
     pub(super) is_done: bool,
+    /// The last word of its HERALD, by which our client names its dump.
+    dump: u32,
+    /// Whether it has sent more than HERALDs.
+    has_begun: bool,
     ending: Option<Silent>,
     failure: Option<LiveError>,
     buffer: Vec<u8>,
@@ -196,6 +200,8 @@ impl RealClient {
             started: now,
             heard: now,
             is_done: false,
+            dump: Message::parse(datagram).map_or(0, |herald| herald.aux),
+            has_begun: false,
             ending: None,
             failure: None,
             buffer: vec![0; BUFFER],
@@ -235,6 +241,13 @@ impl RealClient {
         Ok(())
     }
 
+    /// Whether this begins another dump: then the present one is over, and the HERALD is repeated for the next run.
+    fn is_next_dump(&self, port: SocketAddrV4, payload: &[u8]) -> bool {
+        let goes_on = |herald: Message<'_>| herald.aux != 0 && herald.aux == self.dump && !self.is_done;
+        let is_herald = port.port() == SERVER_PORT && self.has_begun;
+        is_herald && !Message::parse(payload).is_ok_and(goes_on)
+    }
+
     fn gone_at(&self) -> Instant {
         self.heard + if self.is_done { DONE } else { GONE }
     }
@@ -259,6 +272,11 @@ impl Outside for RealClient {
         }
         self.buffer = buffer;
         for (port, payload) in came {
+            if self.is_next_dump(port, &payload) {
+                self.ending = Some(Silent);
+                break;
+            }
+            self.has_begun |= port.port() != SERVER_PORT;
             self.heard = now;
             self.take(port, &payload);
         }

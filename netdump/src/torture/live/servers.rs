@@ -19,7 +19,7 @@ use crate::torture::peers::{
 };
 use crate::torture::scenarios::Verdict;
 use crate::torture::scenarios::judging::{Accused, accusations, outcome, untruth};
-use crate::torture::scenarios::ours::{Place, any_config, must_complete};
+use crate::torture::scenarios::ours::{Place, any_config, any_core, must_complete};
 use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, SERVER_IP};
 use crate::torture::sim::{Party, Rng, SimNet, Station, Weather};
 use crate::torture::tally::Tally;
@@ -193,8 +193,8 @@ impl Run<'_> {
     /// A client of ours with patience for a few seconds.
     fn client(&self, rng: &mut Rng, place: Place, started: Instant) -> ClientStation {
         let pieces = 1 + rng.below(3);
-        let core = Core::sparse(rng, pieces);
         let any = any_config(rng, place);
+        let core = any_core(rng, &any, pieces);
         let mtu = if self.server.address.ip().is_loopback() { any.mtu } else { any.mtu.min(1500) };
         let config = ClientConfig { mtu, polls: 600, retries: 10, deadline: None, rate: None, ..any };
         ClientStation::starting_at(started, config, ClientStation::plan(&core), core)

@@ -18,7 +18,7 @@ pub use crowd::{Both, Crowd};
 pub use fake_server::{FakeServer, Manner, Writes};
 pub use mischief::{Echo, Replay, Stranger, Vandal};
 pub use pranks::{Paths, Prank, PrankEnding, Prankster};
-pub use stations::{ClientStation, HostStation};
+pub use stations::{ClientStation, HostStation, Memory};
 pub use store::DiskKind;
 pub use talker::{Home, Wired};
 

@@ -1,12 +1,13 @@
 //! The product's two ends as stations: its client, and its receiver as a host.
 
+use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, ClientConfig, ClientEvent, CorePlan, DumpPlan, Ending, Packet};
 use crate::link::Frame;
-use crate::receiver::host::{Host, HostConfig};
+use crate::receiver::host::{FrameIgnored, Host, HostConfig};
 use crate::receiver::{Receiver, ReceiverConfig};
 use crate::vmcore::KernelDumpHeader;
 use crate::vmcore::kdh::KDH_LEN;
@@ -19,7 +20,7 @@ use super::store::{DiskKind, SimStore, StoredFile};
 use crate::torture::judge::Stored;
 use crate::torture::sim::Rng;
 use crate::torture::sim::datagram::Datagram;
-use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, SERVER_IP, SERVER_MAC};
+use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, SERVER_IP, SERVER_MAC, port_unreachable};
 use crate::torture::sim::{Keeper, Party, Station};
 
 /// A client that dumps a [`Core`].
@@ -122,6 +123,11 @@ impl ClientStation {
         let next = station.started + Duration::from_micros(1);
         let file_length = KernelDumpHeader::parse(&header).expect("a good header").dump_length;
         Self { growth: Some(Growth { rng, available: 0, next, header }), file_length, ..station }
+    }
+
+    /// Whether its core is made while it is sent.
+    pub fn is_growing(&self) -> bool {
+        self.growth.is_some()
     }
 
     /// What was not acknowledged; what was not made yet is missing too.
@@ -242,12 +248,24 @@ impl Party for ClientStation {
     }
 }
 
+/// What a receiver that was killed knows of the dumps on its disk when it is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// Nothing.
+    Lost,
+    /// Those that can go on.
+    Kept,
+}
+
 /// The product's receiver.
 #[derive(Debug)]
 pub struct HostStation {
     host: Host<SimStore>,
     store: SimStore,
-    restart: Option<Instant>,
+    restart: Option<(Instant, Memory)>,
+    /// Whether it answers for closed ports.
+    refuses: bool,
+    answers: VecDeque<Vec<u8>>,
     /// The dumps that it has on disk, once it was closed.
     pub files: Vec<StoredFile>,
 }
@@ -261,16 +279,29 @@ impl HostStation {
     /// A receiver with such a disk.
     pub fn with_disk(kind: DiskKind) -> Self {
         let store = SimStore::new(kind);
-        Self { host: Self::host(&store), store, restart: None, files: Vec::new() }
+        Self {
+            host: Self::host(&store, |_| {}),
+            store,
+            restart: None,
+            refuses: false,
+            answers: VecDeque::new(),
+            files: Vec::new(),
+        }
     }
 
     /// One that is killed at that time, and started again with the same disk.
-    pub fn restarting_at(restart: Instant) -> Self {
-        Self { restart: Some(restart), ..Self::new() }
+    pub fn restarting_at(restart: Instant, memory: Memory) -> Self {
+        Self { restart: Some((restart, memory)), ..Self::new() }
     }
 
-    fn host(store: &SimStore) -> Host<SimStore> {
-        let receiver = Receiver::new(ReceiverConfig::default(), store.clone());
+    /// It says by ICMP that a port is closed.
+    pub fn refusing(self) -> Self {
+        Self { refuses: true, ..self }
+    }
+
+    fn host(store: &SimStore, begin: impl FnOnce(&mut Receiver<SimStore>)) -> Host<SimStore> {
+        let mut receiver = Receiver::new(ReceiverConfig::default(), store.clone());
+        begin(&mut receiver);
         Host::new(HostConfig { mac: SERVER_MAC, address: SERVER_IP }, receiver)
     }
 
@@ -289,25 +320,34 @@ impl Default for HostStation {
 impl Station for HostStation {
     fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
         // What it ignores it counts.
-        let _ = self.host.handle_frame(now, frame);
+        let taken = self.host.handle_frame(now, frame);
+        if let Err(FrameIgnored::ClosedPort(_)) = taken {
+            self.answers.extend(port_unreachable(frame).filter(|_| self.refuses));
+        }
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        if self.restart.is_some_and(|at| at <= now) {
-            self.restart = None;
-            self.host = Self::host(&self.store);
+        if let Some((_, memory)) = self.restart.take_if(|(at, _)| *at <= now) {
+            self.host = Self::host(&self.store, |receiver| match memory {
+                Memory::Lost => {}
+                Memory::Kept => drop(receiver.restore_unfinished(now)),
+            });
         }
         self.host.handle_timeout(now);
     }
 
     fn poll_transmit(&mut self, _now: Instant, frame: &mut Vec<u8>) -> bool {
+        if let Some(answer) = self.answers.pop_front() {
+            *frame = answer;
+            return true;
+        }
         let sends = self.host.poll_transmit(frame);
         self.skip_events();
         sends
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.restart.into_iter().chain(self.host.poll_timeout()).min()
+        self.restart.map(|(at, _)| at).into_iter().chain(self.host.poll_timeout()).min()
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Verdict;
 use super::judging::{Accused, judged, outcome, play, untruth, verdict};
-use super::ours::{Place, any_client, any_config, must_complete};
+use super::ours::{Place, any_client, any_config, any_core, must_complete};
 use crate::report::Outcome;
 use crate::torture::judge::{AcksFrom, Fault, Judge, Stored};
 use crate::torture::peers::{
@@ -22,11 +22,17 @@ pub(super) fn servers(seed: u64) -> Verdict {
     let client = any_client(&mut rng, Place::default());
     let weather = Weather::any(&mut rng);
     let must = manner.lets_finish() && is_calm(&weather) && must_complete(&weather, &client.config);
-    let mut net = judged(SimNet::new("servers", seed, weather, client, FakeServer::new(manner)));
+    let mut net =
+        judged(SimNet::new("servers", seed, weather, client, any_host(&mut rng, FakeServer::new(manner))));
     if rng.chance(300) {
         net = net.with(Vandal::new(seed));
     }
     verdict(net, Accused::Client, must)
+}
+
+/// Hosts say by ICMP that a port is closed, or the network keeps that from the client.
+fn any_host(rng: &mut Rng, server: FakeServer) -> FakeServer {
+    if rng.chance(500) { server.refusing() } else { server }
 }
 
 /// A server that is sure to lose nothing for want of an ack: a last ack that is lost makes a stock server's dump
@@ -55,7 +61,7 @@ pub(super) fn netdumpd(seed: u64) -> Verdict {
 
 /// One that has no trouble, or is stopped at some time, or has a small disk.
 pub(super) fn netdumpd_of(rng: &mut Rng, writes: Writes, manner: Manner) -> (FakeServer, bool) {
-    let server = FakeServer::new(manner);
+    let server = any_host(rng, FakeServer::new(manner));
     match rng.below(3) {
         0 => (server.writing(writes, 1 << 30), false),
         1 => (server.writing(writes, 1 << 30).stopping_after(1 + rng.below(150)), true),
@@ -115,7 +121,7 @@ pub(super) fn pranks(seed: u64) -> Verdict {
     let home = Home { mac, address, server: SERVER_IP };
     let prankster = Prankster::new(prank, rng.index(8), &Paths::default());
     let config = any_config(&mut rng, Place::default());
-    let core = Core::sparse(&mut rng, 2);
+    let core = any_core(&mut rng, &config, 2);
     let honest = ClientStation::starting_at(started, config, ClientStation::plan(&core), core);
     let clients = Both { first: Wired::new(started, home, prankster), second: honest };
     let weather = Weather { duplicate: *rng.pick(&[0, 200]), ..Weather::calm() };

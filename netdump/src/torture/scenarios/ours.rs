@@ -10,7 +10,7 @@ use crate::client::{ClientConfig, DumpPlan, WindowChoice};
 use crate::link::Offloads;
 use crate::report::Outcome;
 use crate::torture::judge::{AcksFrom, Judge};
-use crate::torture::peers::{ClientStation, Core, Crowd, DiskKind, HostStation, Stranger, Vandal};
+use crate::torture::peers::{ClientStation, Core, Crowd, DiskKind, HostStation, Memory, Stranger, Vandal};
 use crate::torture::sim::hosts::{CLIENT_IP, CLIENT_MAC, GATEWAY_IP, SERVER_IP};
 use crate::torture::sim::{Gateway, Keeper, Party, Rng, SimNet, Weather};
 use crate::vmcore::KernelDumpHeader;
@@ -53,16 +53,23 @@ pub(super) fn packed(seed: u64) -> Verdict {
     verdict(with_company(net, seed, &mut rng), Accused::Both, must)
 }
 
-/// At any time of a dump, most often in its middle.
+/// At any time of a dump, most often in its middle. A dump that has a name goes on, or begins anew where the receiver has
+/// forgotten it.
 pub(super) fn restart(seed: u64) -> Verdict {
     let mut rng = Rng::new(seed);
     let weather = Weather::lossy(*rng.pick(&[0, 20, 100]));
     let client = any_client(&mut rng, Place::default());
     let at = Duration::from_micros(rng.below(5_000));
-    let server = HostStation::restarting_at(client.started() + at);
+    let memory = *rng.pick(&[Memory::Lost, Memory::Kept]);
+    let mut server = HostStation::restarting_at(client.started() + at, memory);
+    if rng.chance(500) {
+        server = server.refusing();
+    }
+    let may_go_on = client.config.dump_id != 0 && (memory == Memory::Kept || !client.is_growing());
+    let must = may_go_on && must_complete(&weather, &client.config);
     let judge = Judge::new(SERVER_IP, AcksFrom::LearnedPort).expecting_restart(at);
     let net = SimNet::new("restart", seed, weather, client, server).with_judge(judge);
-    verdict(net, Accused::Both, false)
+    verdict(net, Accused::Both, must)
 }
 
 pub(super) fn disk(seed: u64) -> Verdict {
@@ -85,7 +92,7 @@ pub(super) fn crowd(seed: u64) -> Verdict {
     let count = 2 + u8::try_from(rng.below(6)).expect("few");
     let clients = (0..count).map(|number| {
         let config = any_config(&mut rng, Place::number(number));
-        let core = Core::sparse(&mut rng, 2);
+        let core = any_core(&mut rng, &config, 2);
         ClientStation::starting_at(started, config, ClientStation::plan(&core), core)
     });
     let crowd = Crowd::of(clients.collect());
@@ -136,7 +143,8 @@ pub fn any_client(rng: &mut Rng, place: Place) -> ClientStation {
     if rng.chance(200) {
         return packed_client(rng, config);
     }
-    let core = any_core(rng);
+    let pieces = rng.below(5);
+    let core = any_core(rng, &config, pieces);
     let plan = DumpPlan { key: any_key(rng), ..ClientStation::plan(&core) };
     ClientStation::new(config, plan, core)
 }
@@ -158,12 +166,16 @@ fn packed_client(rng: &mut Rng, config: ClientConfig) -> ClientStation {
     ClientStation::growing(config, key, core, header.to_bytes(), growth)
 }
 
-/// Small and sparse, now and then so large that windows have time to grow.
-fn any_core(rng: &mut Rng) -> Core {
+/// Small and sparse, now and then so large that windows have time to grow. What leaves parts out must say so by naming its
+/// dump.
+pub(in crate::torture) fn any_core(rng: &mut Rng, config: &ClientConfig, pieces: u64) -> Core {
     if rng.chance(50) {
         return Core::solid(rng, 4 << 20);
     }
-    let pieces = rng.below(5);
+    if config.dump_id == 0 {
+        let len = rng.index(200_000);
+        return Core::solid(rng, len);
+    }
     Core::sparse(rng, pieces)
 }
 

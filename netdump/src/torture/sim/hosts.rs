@@ -4,10 +4,14 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use super::datagram::Datagram;
 use super::{Keeper, Station};
 use crate::torture::judge::Stored;
 use crate::wire::MacAddr;
 use crate::wire::arp::{ArpOperation, ArpPacket};
+use crate::wire::checksum::Checksum;
+use crate::wire::icmp::PROTOCOL_ICMP;
+use crate::wire::ipv4::Ipv4Header;
 
 /// The client's hardware address.
 pub const CLIENT_MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
@@ -106,6 +110,19 @@ pub(in crate::torture) fn put_arp(packet: &ArpPacket, frame: &mut Vec<u8>) {
     frame.extend_from_slice(&packet.sender_mac.0);
     frame.extend_from_slice(&[8, 6]);
     packet.emit(frame);
+}
+
+/// What a host answers to a datagram for a port that nobody has (RFC 792): ICMP with the datagram's headers.
+pub(in crate::torture) fn port_unreachable(frame: &[u8]) -> Option<Vec<u8>> {
+    let Datagram { source, destination, .. } = Datagram::of(frame)?;
+    let mut icmp = vec![3, 3, 0, 0, 0, 0, 0, 0];
+    icmp.extend_from_slice(&frame[14..42]);
+    let sum = Checksum::of(&icmp).complete();
+    icmp[2..4].copy_from_slice(&sum);
+    let (source, destination) = (*destination.ip(), *source.ip());
+    let ip = Ipv4Header { source, destination, protocol: PROTOCOL_ICMP };
+    let header = ip.to_bytes(icmp.len());
+    Some([&frame[6..12], &frame[..6], &[8, 0], &header, &icmp].concat())
 }
 
 /// A round number of milliseconds.

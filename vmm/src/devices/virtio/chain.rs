@@ -1,5 +1,6 @@
 //! Descriptor chains as lists of guest memory slices, with a bound on everything that a driver can stretch.
 
+use smallvec::SmallVec;
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
@@ -8,6 +9,9 @@ use crate::memory::GuestMemory;
 
 /// Most slices in one chain. A system call takes 1024 pieces, and a few are the device's own.
 pub const MAX_SLICES: usize = 1000;
+
+/// A chain's memory. The longest usual one, a train of 64 datagrams, needs no allocation.
+pub type Slices<'m> = SmallVec<[VolatileSlice<'m>; 256]>;
 
 /// Which way a chain's buffers go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub fn collect<'m>(
     memory: &'m GuestMemory,
     direction: Direction,
     limit: usize,
-    slices: &mut Vec<VolatileSlice<'m>>,
+    slices: &mut Slices<'m>,
 ) -> Result<usize, ChainError> {
     slices.clear();
     let mut bytes = 0usize;

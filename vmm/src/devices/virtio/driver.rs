@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::memory::GuestMemory;
 
@@ -62,6 +62,7 @@ impl DriverRing {
 
     /// Writes a chain of buffers into consecutive descriptors from `head` on; all of them are the caller's to give.
     pub fn describe(&self, head: u16, chain: &[Buffer]) {
+        let table = self.memory.get_slice(self.base, 16 * usize::from(self.size)).expect(IN_RING);
         let mut buffers = chain.iter().peekable();
         let mut index = head;
         while let Some(buffer) = buffers.next() {
@@ -72,8 +73,7 @@ impl DriverRing {
             let next = if buffers.peek().is_some() { VRING_DESC_F_NEXT } else { 0 };
             let flags = u16::try_from(way | next).expect("flags are the lowest bits");
             let descriptor = Descriptor::new(address, len, flags, index.wrapping_add(1));
-            let at = self.base.unchecked_add(16 * u64::from(index % self.size));
-            self.memory.write_obj(descriptor, at).expect(IN_RING);
+            table.write_obj(descriptor, 16 * usize::from(index % self.size)).expect(IN_RING);
             index = index.wrapping_add(1);
         }
     }

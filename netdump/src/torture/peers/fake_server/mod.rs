@@ -17,7 +17,9 @@ use self::disk::Disk;
 pub use self::disk::Writes;
 pub use self::manner::Manner;
 use crate::torture::judge::Stored;
-use crate::torture::sim::hosts::{CLIENT_IP, GATEWAY_IP, SERVER_IP, SERVER_MAC, put_arp, question_for};
+use crate::torture::sim::hosts::{
+    CLIENT_IP, GATEWAY_IP, SERVER_IP, SERVER_MAC, port_unreachable, put_arp, question_for,
+};
 use crate::torture::sim::{Keeper, Station};
 use crate::wire::arp::{ArpOperation, ArpPacket};
 use crate::wire::{Ack, MacAddr, Message, MessageKind, Route};
@@ -48,6 +50,8 @@ pub struct FakeServer {
     /// Data messages before it is told to stop.
     stops_after: u64,
     is_stopped: bool,
+    /// Whether its host answers for closed ports.
+    refuses: bool,
     /// The core as it was written.
     disk: Disk,
     /// Cores of dumps that were given up for a new HERALD, or followed by one, and whether they were finished.
@@ -89,6 +93,7 @@ impl FakeServer {
             room: MAX_CORE,
             stops_after: u64::MAX,
             is_stopped: false,
+            refuses: false,
             disk: Disk::new(Writes::BeforeAck, MAX_CORE),
             earlier: Vec::new(),
             key: Disk::new(Writes::BeforeAck, MAX_KEY),
@@ -122,6 +127,11 @@ impl FakeServer {
         Self { stops_after: messages, ..self }
     }
 
+    /// Its host says by ICMP that a port is closed.
+    pub fn refusing(self) -> Self {
+        Self { refuses: true, ..self }
+    }
+
     /// The core as it was written.
     pub fn core(&self) -> &[u8] {
         &self.disk.file
@@ -136,8 +146,16 @@ impl FakeServer {
         self.neighbor.get_or_insert(route.source_mac);
         match route.destination.port() {
             20023 if message.kind == MessageKind::Herald => self.take_herald(now, route, &message),
+            20023 => {}
             port if Some(port) == self.port => self.take_message(now, route, &message),
-            _ => {}
+            _ => self.refuse(now, frame),
+        }
+    }
+
+    /// Its host says that nobody has the port.
+    fn refuse(&mut self, now: Instant, frame: &[u8]) {
+        if self.refuses && self.neighbor.is_some() {
+            self.out.extend(port_unreachable(frame).map(|answer| (now, answer)));
         }
     }
 
@@ -330,9 +348,12 @@ impl Station for FakeServer {
     fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
         let for_us = frame[..6] == SERVER_MAC.0;
         let is_deaf = self.is_stopped || self.manner == Manner::Deaf;
+        let hears = for_us && self.silent_until.is_none_or(|until| until <= now);
         if frame[12..14] == [8, 6] && (for_us || frame[..6] == MacAddr::BROADCAST.0) {
             self.take_arp(now, frame);
-        } else if for_us && !is_deaf && self.silent_until.is_none_or(|until| until <= now) {
+        } else if hears && is_deaf {
+            self.refuse(now, frame);
+        } else if hears {
             match self.manner {
                 Manner::StockBuffer => self.buffer(now, frame),
                 _ => self.take_datagram(now, frame),

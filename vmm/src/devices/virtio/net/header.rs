@@ -7,7 +7,8 @@
 //! The host's tap uses the same header, so what a driver wrote is checked and rebuilt before the host sees it.
 
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
     VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 
@@ -51,28 +52,70 @@ pub fn arrival(header: NetHeader) -> (Option<u16>, bool) {
     (is_train.then_some(segment), flags & unchecked != 0)
 }
 
-/// Whether the driver may leave checksums to the device (VIRTIO_NET_F_CSUM).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checksums {
-    /// It may.
-    ByDevice,
-    /// It was not negotiated.
-    ByDriver,
+/// Work on frames that one side leaves to the other, as negotiated; each step holds those before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Offload {
+    /// None: frames are whole.
+    #[default]
+    None,
+    /// Checksums (VIRTIO_NET_F_CSUM and GUEST_CSUM).
+    Checksums,
+    /// Cutting trains of UDP datagrams (VIRTIO_NET_F_HOST_USO, GUEST_USO4 and GUEST_USO6).
+    Trains,
+}
+
+impl Offload {
+    /// What the driver may leave to the device.
+    pub fn of_driver(features: u64) -> Self {
+        let has = |bit: u32| features & 1 << bit != 0;
+        match (has(VIRTIO_NET_F_CSUM), has(VIRTIO_NET_F_HOST_USO)) {
+            (true, true) => Self::Trains,
+            (true, false) => Self::Checksums,
+            // Without checksums there is no segmentation (virtio 1.2, 5.1.3.1).
+            (false, _) => Self::None,
+        }
+    }
+
+    /// What the device may leave to the driver; checksums alone it does not, as that would gain nothing.
+    pub fn of_device(features: u64) -> Self {
+        let needed = [VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6];
+        if needed.iter().all(|&bit| features & 1 << bit != 0) { Self::Trains } else { Self::None }
+    }
 }
 
 /// The header to send on for one that a driver put before a frame of `frame_len` bytes. `None`: it asks for what was
-/// not negotiated (segmentation is not offered) or for a checksum outside the frame.
-pub fn sanitize(header: NetHeader, frame_len: usize, checksums: Checksums) -> Option<NetHeader> {
-    let [flags, gso_type, _, _, _, _, s0, s1, o0, o1, _, _] = header;
-    if u32::from(gso_type) != VIRTIO_NET_HDR_GSO_NONE {
-        return None;
+/// not negotiated, or for a checksum or a cut outside the frame.
+pub fn sanitize(header: NetHeader, frame_len: usize, allowed: Offload) -> Option<NetHeader> {
+    let [flags, gso_type, _, _, g0, g1, s0, s1, o0, o1, _, _] = header;
+    let word = |low, high| u16::from_le_bytes([low, high]);
+    let (segment, start, offset) = (word(g0, g1), word(s0, s1), word(o0, o1));
+    let needs_sum = flags & flag(VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0;
+    let sum_end = usize::from(start) + usize::from(offset) + 2;
+    let sum_fits = allowed >= Offload::Checksums && sum_end <= frame_len;
+    match u32::from(gso_type) {
+        VIRTIO_NET_HDR_GSO_NONE if !needs_sum => Some(PLAIN),
+        VIRTIO_NET_HDR_GSO_NONE => sum_fits.then(|| needs_checksum(start, offset)),
+        VIRTIO_NET_HDR_GSO_UDP_L4 => {
+            let headers_end = usize::from(start) + usize::from(UDP_HEADER_LEN);
+            let cut_fits = allowed >= Offload::Trains && segment > 0 && headers_end < frame_len;
+            (needs_sum && sum_fits && cut_fits).then(|| segmented(start, offset, segment))
+        }
+        _ => None,
     }
-    if flags & flag(VIRTIO_NET_HDR_F_NEEDS_CSUM) == 0 {
-        return Some(PLAIN);
+}
+
+/// The header to give to a driver with a frame, and `None` if it leaves more to the driver than was negotiated: it was
+/// queued before the host was told.
+pub fn for_driver(from_host: NetHeader, allowed: Offload) -> Option<NetHeader> {
+    let [flags, gso_type, rest @ ..] = from_host;
+    let left_to_do =
+        u32::from(gso_type) != VIRTIO_NET_HDR_GSO_NONE || flags & flag(VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0;
+    if allowed < Offload::Trains {
+        return (!left_to_do).then_some(RECEIVED);
     }
-    let (start, offset) = (u16::from_le_bytes([s0, s1]), u16::from_le_bytes([o0, o1]));
-    let end = usize::from(start) + usize::from(offset) + 2;
-    (checksums == Checksums::ByDevice && end <= frame_len).then(|| needs_checksum(start, offset))
+    let [h0, h1, g0, g1, s0, s1, o0, o1, _, _] = rest;
+    let known = flag(VIRTIO_NET_HDR_F_NEEDS_CSUM) | flag(VIRTIO_NET_HDR_F_DATA_VALID);
+    Some([flags & known, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, 1, 0])
 }
 
 const fn flag(bit: u32) -> u8 {
@@ -83,26 +126,80 @@ const fn flag(bit: u32) -> u8 {
 mod tests {
     use super::*;
 
+    const LEVELS: [Offload; 3] = [Offload::None, Offload::Checksums, Offload::Trains];
+
     #[test]
     fn only_flags_and_checksum_place_pass() {
         let noisy = [0xff, 0, 9, 9, 9, 9, 34, 0, 6, 0, 9, 9];
-        assert_eq!(sanitize(noisy, 42, Checksums::ByDevice), Some(needs_checksum(34, 6)));
-        assert_eq!(sanitize([0xfe, 0, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9], 42, Checksums::ByDevice), Some(PLAIN));
+        assert_eq!(sanitize(noisy, 42, Offload::Checksums), Some(needs_checksum(34, 6)));
+        for allowed in LEVELS {
+            assert_eq!(sanitize([0xfe, 0, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9], 42, allowed), Some(PLAIN));
+        }
+    }
+
+    #[test]
+    fn of_a_train_the_size_passes_too() {
+        let noisy = [0xff, 5, 9, 9, 100, 0, 34, 0, 6, 0, 9, 9];
+        let clean = [1, 5, 42, 0, 100, 0, 34, 0, 6, 0, 0, 0];
+        assert_eq!(sanitize(noisy, 43, Offload::Trains), Some(clean));
+        assert_eq!(segmented(34, 6, 100), clean);
     }
 
     #[test]
     fn checksums_outside_the_frame_are_refused() {
-        assert_eq!(sanitize(needs_checksum(34, 6), 41, Checksums::ByDevice), None);
-        assert_eq!(sanitize(needs_checksum(u16::MAX, u16::MAX), 65_550, Checksums::ByDevice), None);
+        assert_eq!(sanitize(needs_checksum(34, 6), 41, Offload::Checksums), None);
+        let far = needs_checksum(u16::MAX, u16::MAX);
+        assert_eq!(sanitize(far, 65_550, Offload::Trains), None);
+        assert_eq!(sanitize(segmented(u16::MAX, u16::MAX, 100), 65_550, Offload::Trains), None);
+        assert_eq!(sanitize(segmented(34, 90, 100), 125, Offload::Trains), None);
+    }
+
+    #[test]
+    fn trains_of_nothing_are_refused() {
+        assert_eq!(sanitize(segmented(34, 6, 0), 1000, Offload::Trains), None);
+        assert_eq!(sanitize(segmented(34, 6, 100), 42, Offload::Trains), None);
+        assert_eq!(sanitize(segmented(34, 6, 100), 0, Offload::Trains), None);
+        let mut without_sum = segmented(34, 6, 100);
+        without_sum[0] = 0;
+        assert_eq!(sanitize(without_sum, 1000, Offload::Trains), None);
     }
 
     #[test]
     fn what_was_not_negotiated_is_refused() {
-        assert_eq!(sanitize(needs_checksum(34, 6), 100, Checksums::ByDriver), None);
-        for gso_type in 1..=u8::MAX {
-            let mut header = PLAIN;
-            header[1] = gso_type;
-            assert_eq!(sanitize(header, 100, Checksums::ByDevice), None, "{gso_type}");
+        assert_eq!(sanitize(needs_checksum(34, 6), 100, Offload::None), None);
+        assert_eq!(sanitize(segmented(34, 6, 10), 100, Offload::Checksums), None);
+        for allowed in LEVELS {
+            for gso_type in (1..=u8::MAX).filter(|kind| *kind != 5 || allowed < Offload::Trains) {
+                let mut header = segmented(34, 6, 10);
+                header[1] = gso_type;
+                assert_eq!(sanitize(header, 100, allowed), None, "{gso_type}");
+            }
         }
+    }
+
+    #[test]
+    fn trains_need_all_of_their_features() {
+        let bits = |bits: &[u32]| bits.iter().fold(0, |all, bit| all | 1 << bit);
+        assert_eq!(Offload::of_driver(bits(&[0, 56])), Offload::Trains);
+        assert_eq!(Offload::of_driver(bits(&[0])), Offload::Checksums);
+        assert_eq!(Offload::of_driver(!bits(&[0])), Offload::None);
+        assert_eq!(Offload::of_device(bits(&[1, 54, 55])), Offload::Trains);
+        for missing in [1, 54, 55] {
+            assert_eq!(Offload::of_device(!bits(&[missing])), Offload::None);
+        }
+    }
+
+    #[test]
+    fn drivers_are_told_what_is_left_to_do_only_if_they_agreed() {
+        let train = [1, 5, 42, 0, 4, 0, 34, 0, 6, 0, 0xee, 0xee];
+        for allowed in [Offload::None, Offload::Checksums] {
+            assert_eq!(for_driver(train, allowed), None);
+            assert_eq!(for_driver(needs_checksum(34, 6), allowed), None);
+            assert_eq!(for_driver([2, 0, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9], allowed), Some(RECEIVED));
+        }
+        let told = for_driver(train, Offload::Trains).unwrap();
+        assert_eq!(told, [1, 5, 42, 0, 4, 0, 34, 0, 6, 0, 1, 0]);
+        assert_eq!(arrival(told), (Some(4), true));
+        assert_eq!(arrival(for_driver(PLAIN, Offload::Trains).unwrap()), (None, false));
     }
 }

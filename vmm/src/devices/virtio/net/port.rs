@@ -7,23 +7,27 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use smallvec::SmallVec;
 use thiserror::Error;
+use tracing::debug;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::VolatileSlice;
 
-use super::header::{self, Checksums, NetHeader};
+use super::header::{self, NetHeader, Offload};
 use super::sniff::{SNIFFED, source_address};
 use super::{RX, TX};
 use crate::devices::virtio::Notifier;
-use crate::devices::virtio::chain::{Direction, collect};
+use crate::devices::virtio::chain::{Direction, Slices, collect};
 use crate::memory::GuestMemory;
 use crate::sys::iovec::{Source, Target};
-use crate::sys::tap::{Tap, VNET_HEADER_LEN};
+use crate::sys::tap::{Reading, Tap, VNET_HEADER_LEN};
 
 /// Shortest frame: an Ethernet header.
 const MIN_FRAME: usize = 14;
 /// Longest frame: an Ethernet header, a VLAN tag and the longest IP packet.
 const MAX_FRAME: usize = 14 + 4 + 65_535;
+/// Pieces of one frame for which no list is allocated: those of a train of 64 datagrams, and some.
+const PIECES: usize = 256;
 /// Most chains handled in one go, so that neither direction, nor a request to stop, waits for long.
 const BURST: usize = 256;
 
@@ -68,6 +72,8 @@ pub struct Counts {
     pub received: u64,
     /// Refused by the tap, or too long for the driver's buffer.
     pub dropped: u64,
+    /// Trains that the tap takes at no time, whatever its state.
+    pub refused: u64,
     /// Chains that hold no frame, or no room for one.
     pub malformed: u64,
 }
@@ -78,6 +84,7 @@ pub(super) struct Seen {
     sent: AtomicU64,
     received: AtomicU64,
     dropped: AtomicU64,
+    refused: AtomicU64,
     malformed: AtomicU64,
     /// The address that the guest last sent from; zero when there was none.
     ipv4: AtomicU32,
@@ -90,6 +97,7 @@ impl Seen {
             sent: load(&self.sent),
             received: load(&self.received),
             dropped: load(&self.dropped),
+            refused: load(&self.refused),
             malformed: load(&self.malformed),
         }
     }
@@ -114,7 +122,9 @@ pub struct Port {
 #[derive(Debug)]
 struct Wire {
     tap: Arc<Tap>,
-    checksums: Checksums,
+    /// What the driver may leave to us, and we to the driver.
+    sending: Offload,
+    receiving: Offload,
     seen: Arc<Seen>,
 }
 
@@ -124,16 +134,22 @@ impl Port {
         rx: Queue,
         tx: Queue,
         tap: Arc<Tap>,
-        checksums: Checksums,
+        features: u64,
         seen: Arc<Seen>,
         notifier: Arc<Notifier>,
     ) -> Self {
-        Self { memory, rx, tx, wire: Wire { tap, checksums, seen }, notifier }
+        let (sending, receiving) = (Offload::of_driver(features), Offload::of_device(features));
+        Self { memory, rx, tx, wire: Wire::new(tap, sending, receiving, seen), notifier }
     }
 
     /// The tap at the far side.
     pub fn tap(&self) -> &Arc<Tap> {
         &self.wire.tap
+    }
+
+    /// What became of the frames so far.
+    pub fn counts(&self) -> Counts {
+        self.wire.seen.counts()
     }
 
     pub(super) fn notifier(&self) -> &Notifier {
@@ -143,7 +159,7 @@ impl Port {
     /// Sends what the driver has queued. Chains that hold no proper frame are used up and counted.
     pub fn transmit(&mut self) -> Result<Pause, RingError> {
         let Self { memory, tx, wire, notifier, .. } = self;
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         walk(tx, TX, memory, notifier, |chain| {
             match collect(chain, memory, Direction::ToDevice, VNET_HEADER_LEN + MAX_FRAME, &mut slices) {
                 Ok(len) => wire.send(&slices, len),
@@ -157,7 +173,7 @@ impl Port {
     /// and counted.
     pub fn receive(&mut self) -> Result<Pause, RingError> {
         let Self { memory, rx, wire, notifier, .. } = self;
-        let mut slices = Vec::new();
+        let mut slices = Slices::new();
         walk(rx, RX, memory, notifier, |chain| {
             match collect(chain, memory, Direction::ToDriver, usize::MAX, &mut slices) {
                 Ok(len) if len >= VNET_HEADER_LEN + MIN_FRAME => wire.receive(&slices, len),
@@ -229,6 +245,15 @@ fn walk<'m>(
 }
 
 impl Wire {
+    fn new(tap: Arc<Tap>, sending: Offload, receiving: Offload, seen: Arc<Seen>) -> Self {
+        if receiving == Offload::Trains
+            && let Err(error) = tap.set_reading(Reading::Trains)
+        {
+            debug!(tap = %tap.name(), %error, "the host leaves no work on frames to their reader");
+        }
+        Self { tap, sending, receiving, seen }
+    }
+
     /// Sends the frame of `len` bytes, header included, that lies in `slices`.
     ///
     /// The driver may still be writing there. What is judged is therefore copied first, and the header that goes out
@@ -238,7 +263,7 @@ impl Wire {
         let copied = copy_from(slices, &mut start);
         let (header, frame) = start.split_first_chunk::<VNET_HEADER_LEN>().expect("start holds a header");
         let frame_len = len.saturating_sub(VNET_HEADER_LEN);
-        let checked = header::sanitize(*header, frame_len, self.checksums);
+        let checked = header::sanitize(*header, frame_len, self.sending);
         let Some(header) = checked.filter(|_| frame_len >= MIN_FRAME) else {
             return count(&self.seen.malformed);
         };
@@ -246,32 +271,39 @@ impl Wire {
         if let Some(address) = source_address(sniffed) {
             self.seen.ipv4.store(address.to_bits(), Ordering::Relaxed);
         }
-        let mut pieces = Vec::with_capacity(1 + slices.len());
+        let mut pieces = SmallVec::<[Source<'_>; PIECES]>::new();
         pieces.push(Source::from(&header[..]));
         pieces.extend(behind(VNET_HEADER_LEN, slices).map(Source::from));
         match self.tap.send(&pieces) {
             Ok(()) => count(&self.seen.sent),
+            Err(error)
+                if error.raw_os_error() == Some(libc::EINVAL) && header::arrival(header).0.is_some() =>
+            {
+                count(&self.seen.refused)
+            }
             Err(_) => count(&self.seen.dropped),
         }
     }
 
     /// Takes a frame into `slices`, which have room for `room` bytes, header included.
     fn receive(&self, slices: &[VolatileSlice<'_>], room: usize) -> Step {
-        // The tap's header is not the driver's: it may say what was not negotiated, and lacks num_buffers.
         let mut header: NetHeader = header::PLAIN;
         let mut surplus = [0];
-        let mut pieces = Vec::with_capacity(2 + slices.len());
+        let mut pieces = SmallVec::<[Target<'_>; PIECES]>::new();
         pieces.push(Target::from(&mut header[..]));
         pieces.extend(behind(VNET_HEADER_LEN, slices).map(Target::from));
         pieces.push(Target::from(&mut surplus[..]));
-        let len = match self.tap.receive(&mut pieces) {
+        let came = self.tap.receive(&mut pieces);
+        drop(pieces);
+        let len = match came {
             Ok(Some(len)) => len,
             Ok(None) => return Step::Stop(Pause::NoFrames),
             Err(_) => return Step::Stop(Pause::TapGone),
         };
-        match u32::try_from(len) {
-            Ok(used) if len <= room => {
-                copy_to(&header::RECEIVED, slices);
+        // The tap's header is not the driver's: it may say what was not negotiated, and lacks num_buffers.
+        match (u32::try_from(len), header::for_driver(header, self.receiving)) {
+            (Ok(used), Some(header)) if len <= room => {
+                copy_to(&header, slices);
                 count(&self.seen.received);
                 Step::Use(used)
             }
@@ -279,6 +311,17 @@ impl Wire {
                 count(&self.seen.dropped);
                 Step::Keep
             }
+        }
+    }
+}
+
+impl Drop for Wire {
+    /// Whoever reads from the tap next has agreed to nothing.
+    fn drop(&mut self) {
+        if self.receiving != Offload::None {
+            // A tap that was removed has no reader.
+            let _ = self.tap.set_reading(Reading::Plain);
+            self.tap.drain();
         }
     }
 }
@@ -326,11 +369,12 @@ fn count(counter: &AtomicU64) {
 mod tests {
     use std::os::unix::net::UnixDatagram;
 
+    use virtio_bindings::virtio_net::VIRTIO_NET_F_CSUM;
     use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
     use virtio_queue::desc::split::Descriptor;
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::super::header::needs_checksum;
+    use super::super::header::{needs_checksum, segmented};
     use super::*;
     use crate::devices::virtio::Interrupt;
     use crate::devices::virtio::driver::{Buffer, DriverRing};
@@ -341,6 +385,8 @@ mod tests {
     const DATA: u64 = 0x4000;
     const RAM: usize = 0x40000;
     const SIZE: u16 = 16;
+    /// What a driver agrees on that sends and receives trains: CSUM, GUEST_CSUM, GUEST_USO4 and 6, HOST_USO.
+    const TRAINS: u64 = 1 | 1 << 1 | 1 << 54 | 1 << 55 | 1 << 56;
 
     /// Counts interrupts by queue.
     #[derive(Debug, Default)]
@@ -366,6 +412,11 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
+            Self::with(1 << VIRTIO_NET_F_CSUM)
+        }
+
+        /// A device whose driver has agreed on `features`.
+        fn with(features: u64) -> Self {
             let memory = GuestMemory::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
             let rx = DriverRing::new(memory.clone(), GuestAddress(RX_RING), SIZE);
             let tx = DriverRing::new(memory.clone(), GuestAddress(TX_RING), SIZE);
@@ -377,7 +428,7 @@ mod tests {
                 rx.queue(),
                 tx.queue(),
                 Arc::new(tap),
-                Checksums::ByDevice,
+                features,
                 seen.clone(),
                 notifier,
             );
@@ -406,7 +457,9 @@ mod tests {
         }
 
         fn arrive(&self, frame: &[u8]) {
-            self.host.send(&[&[2; VNET_HEADER_LEN][..], frame].concat()).unwrap();
+            // The checksum is good, says the host, and other things that mean nothing then.
+            let header = [2, 0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2];
+            self.host.send(&[&header[..], frame].concat()).unwrap();
         }
 
         /// The TX chain that starts at descriptor 0 is refused, and given back.
@@ -479,6 +532,70 @@ mod tests {
             assert_eq!(bench.out(), None);
             assert_eq!(bench.tx.reclaim(), Some((0, 0)));
             assert_eq!(bench.seen.counts(), Counts { malformed: 1, ..Counts::default() });
+        }
+    }
+
+    #[test]
+    fn trains_go_out_behind_a_header_of_ours_if_the_driver_agreed_on_them() {
+        let mut noisy = segmented(34, 6, 20);
+        noisy[0] |= 0xfe;
+        noisy[2..4].fill(0xee);
+        noisy[10..].fill(0xee);
+        let mut bench = Bench::with(TRAINS);
+        bench.publish_tx(0, noisy, &frame(1000));
+        assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers));
+        assert_eq!(bench.out().unwrap(), [&segmented(34, 6, 20)[..], &frame(1000)].concat());
+
+        let mut bench = Bench::new();
+        bench.publish_tx(0, noisy, &frame(1000));
+        assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers));
+        assert_eq!((bench.out(), bench.seen.counts().malformed), (None, 1));
+    }
+
+    #[test]
+    fn hostile_trains_are_dropped() {
+        let with = |change: fn(&mut NetHeader)| {
+            let mut header = segmented(34, 6, 20);
+            change(&mut header);
+            header
+        };
+        for (what, header, len) in [
+            ("no datagram", segmented(34, 6, 20), 42),
+            ("datagrams of nothing", segmented(34, 6, 0), 1000),
+            ("a checksum behind the end", segmented(34, 2000, 20), 1000),
+            ("headers behind the end", segmented(2000, 6, 20), 1000),
+            ("numbers that overflow", segmented(u16::MAX, u16::MAX, u16::MAX), 1000),
+            ("no checksum left", with(|header| header[0] = 0), 1000),
+            ("TCP", with(|header| header[1] = 1), 1000),
+            ("fragments", with(|header| header[1] = 3), 1000),
+            ("congestion marks", with(|header| header[1] = 0x85), 1000),
+        ] {
+            let mut bench = Bench::with(TRAINS);
+            bench.publish_tx(0, header, &frame(len));
+            assert_eq!(bench.port.transmit(), Ok(Pause::NoBuffers), "{what}");
+            assert_eq!(bench.out(), None, "{what}");
+            assert_eq!(bench.tx.reclaim(), Some((0, 0)), "{what}");
+            assert_eq!(bench.seen.counts(), Counts { malformed: 1, ..Counts::default() }, "{what}");
+        }
+    }
+
+    #[test]
+    fn trains_arrive_only_at_drivers_that_agreed_on_them() {
+        for (features, arrives) in [(TRAINS, true), (1 << VIRTIO_NET_F_CSUM, false)] {
+            let mut bench = Bench::with(features);
+            bench.rx.describe(0, &[Buffer::Write(DATA, 2000)]);
+            bench.rx.publish(0);
+            bench.host.send(&[&segmented(34, 6, 20)[..], &frame(1000)].concat()).unwrap();
+            let got = bench.port.receive();
+            if arrives {
+                assert_eq!((got, bench.rx.reclaim()), (Ok(Pause::NoBuffers), Some((0, 1012))));
+                let mut header = segmented(34, 6, 20);
+                header[10] = 1;
+                assert_eq!(bench.memory.read_obj::<NetHeader>(GuestAddress(DATA)).unwrap(), header);
+            } else {
+                assert_eq!((got, bench.rx.reclaim()), (Ok(Pause::NoFrames), None));
+                assert_eq!(bench.seen.counts(), Counts { dropped: 1, ..Counts::default() });
+            }
         }
     }
 
