@@ -242,8 +242,8 @@ pub(super) fn check_holes(
     );
     match report {
         Some(report) => {
-            let untouched = bytes_text(report.bytes_untouched);
-            verdict.add("holes", Finding::Pass, format!("{text}; the sender left out {untouched} of zeros"));
+            let left_out = bytes_text(report.bytes_untouched.saturating_add(report.bytes_zero));
+            verdict.add("holes", Finding::Pass, format!("{text}; the sender left out {left_out} of zeros"));
         }
         None => verdict.add(
             "holes",
