@@ -15,7 +15,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::phase::{ClientEvent, FailReason, Phase};
+use super::phase::{ClientEvent, Ending, FailReason, Phase};
 use super::window::Sequence;
 use super::{Client, Ignored};
 
@@ -248,12 +248,13 @@ impl Client {
         (self.stats.bytes_untouched, self.stats.bytes_zero) = (0, 0);
         self.stats.restarts += 1;
         if is_growing && kept_from > 0 {
-            return self.end(FailReason::Forgotten { server: self.server(), phase, missing: self.lacking() });
+            let reason = FailReason::Forgotten { server: self.server(), phase, missing: self.lacking() };
+            return self.close(Ending::Failed(reason));
         }
         let restarts = self.stats.restarts;
         if restarts > u64::from(self.config.retries) + 1 {
             let missing = self.lacking();
-            return self.end(FailReason::Restarts { server: self.server(), restarts, missing });
+            return self.close(Ending::Failed(FailReason::Restarts { server: self.server(), restarts, missing }));
         }
         self.events.push_back(ClientEvent::Restarted { port });
         // As if the first HERALD had been acknowledged.
