@@ -4,7 +4,9 @@ use super::*;
 
 /// How many descriptors the server has open.
 fn descriptors(server: &Server) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", server.child.id())).expect("a running process has descriptors").count()
+    fs::read_dir(format!("/proc/{}/fd", server.child.id()))
+        .expect("a running process has descriptors")
+        .count()
 }
 
 impl Peer {

@@ -65,8 +65,9 @@ pub(super) fn restart(seed: u64) -> Verdict {
     if rng.chance(500) {
         server = server.refusing();
     }
-    let may_go_on = client.config.dump_id != 0 && (memory == Memory::Kept || !client.is_growing());
-    let must = may_go_on && must_complete(&weather, &client.config);
+    let is_named = client.config.dump_id != 0;
+    // What was made while it was sent cannot be sent again.
+    let must = is_named && !client.is_growing() && must_complete(&weather, &client.config);
     let judge = Judge::new(SERVER_IP, AcksFrom::LearnedPort).expecting_restart(at);
     let net = SimNet::new("restart", seed, weather, client, server).with_judge(judge);
     verdict(net, Accused::Both, must)
@@ -78,7 +79,7 @@ pub(super) fn disk(seed: u64) -> Verdict {
     let client = any_client(&mut rng, Place::default());
     let room = if rng.chance(500) { rng.below(200_000) } else { 1 << 30 };
     let disk = DiskKind { room, slow: *rng.pick(&[0, 1, 100, 1000]) };
-    let fits = disk.room >= client.core.bytes.len() as u64;
+    let fits = disk.room >= MAX_KEY.max(client.core.bytes.len()) as u64;
     let must = fits && must_complete(&weather, &client.config);
     let net = SimNet::new("disk", seed, weather, client, HostStation::with_disk(disk));
     verdict(judged(net), Accused::Both, must)
@@ -110,6 +111,9 @@ pub(super) fn crowd(seed: u64) -> Verdict {
     let outcome = if all(Outcome::Complete) { Outcome::Complete } else { Outcome::Failed };
     Verdict { outcome, elapsed: net.elapsed(), faults }
 }
+
+/// Longest key.
+const MAX_KEY: usize = 2048;
 
 /// Where a client is, and how it is to differ from the others.
 #[derive(Debug, Clone, Copy)]
@@ -180,7 +184,7 @@ pub(in crate::torture) fn any_core(rng: &mut Rng, config: &ClientConfig, pieces:
 }
 
 fn any_key(rng: &mut Rng) -> Option<Vec<u8>> {
-    let len = *rng.pick(&[0, 0, 0, 1, 2048]);
+    let len = *rng.pick(&[0, 0, 0, 1, MAX_KEY]);
     (len > 0).then(|| Core::solid(rng, len).bytes)
 }
 

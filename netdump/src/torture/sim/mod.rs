@@ -26,7 +26,7 @@ pub use rng::Rng;
 pub use weather::Weather;
 
 /// More frames and timeouts than any honest run has: each of some thousand messages may well be sent a hundred times.
-pub const MAX_STEPS: u64 = 300_000;
+pub const MAX_STEPS: u64 = 1_000_000;
 
 /// Steps at one point in time in which a client still has something to do.
 const MAX_OVERDUE: u32 = 4;
