@@ -244,7 +244,7 @@ impl Client {
                 Err(error) if train.is_empty() => return Err(error),
                 Err(_) => break,
             }
-            train.add(sequence, chunk, attempt, self.train_limit(chunk.len));
+            train.add(sequence, chunk, attempt, || self.train_limit(chunk.len));
             match attempt {
                 Attempt::First => self.take_new(now, chunk),
                 Attempt::Again => self.take_resend(now),

@@ -66,6 +66,16 @@ pub struct Packet {
     bytes: Vec<u8>,
     guest: Vec<GuestPiece>,
     segment: Option<u16>,
+    /// Where the train's bytes lie.
+    row: Option<Row>,
+}
+
+/// Bytes of the core that lie in a row in guest memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    offsets: Range<u64>,
+    /// Of the first of them.
+    address: u64,
 }
 
 impl Packet {
@@ -79,10 +89,36 @@ impl Packet {
         self.frame().len() + messages.saturating_sub(1) * HEADERS_LEN
     }
 
+    /// Guest-physical address of the message's `len` bytes at `offset`. The others of a train, of `limit` messages at
+    /// most, lie behind them as a rule, so it is asked for all at once.
+    fn locate<I: ReadAt + ?Sized>(
+        &mut self,
+        offset: u64,
+        len: usize,
+        limit: impl FnOnce() -> usize,
+        image: &I,
+    ) -> Option<u64> {
+        let end = offset + len as u64;
+        if let Some(Row { offsets, address }) = &self.row
+            && offsets.start <= offset
+            && end <= offsets.end
+        {
+            return Some(address + (offset - offsets.start));
+        }
+        let row_end = (offset + (len * limit()) as u64).min(image.length());
+        let row_len = usize::try_from(row_end - offset).unwrap_or(usize::MAX);
+        if let Some(address) = image.locate(offset, row_len) {
+            self.row = Some(Row { offsets: offset..row_end, address });
+            return Some(address);
+        }
+        image.locate(offset, len)
+    }
+
     fn clear(&mut self) {
         self.bytes.clear();
         self.guest.clear();
         self.segment = None;
+        self.row = None;
     }
 }
 
@@ -175,7 +211,7 @@ impl Client {
     ) -> Result<(), ReadError> {
         let at = packet.bytes.len();
         if self.config.offloads.gather
-            && let Some(address) = image.locate(offset, len)
+            && let Some(address) = packet.locate(offset, len, || self.train_limit(len), image)
         {
             packet.guest.push(GuestPiece { at, address, len });
             return Ok(());

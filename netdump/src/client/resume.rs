@@ -254,7 +254,11 @@ impl Client {
         let restarts = self.stats.restarts;
         if restarts > u64::from(self.config.retries) + 1 {
             let missing = self.lacking();
-            return self.close(Ending::Failed(FailReason::Restarts { server: self.server(), restarts, missing }));
+            return self.close(Ending::Failed(FailReason::Restarts {
+                server: self.server(),
+                restarts,
+                missing,
+            }));
         }
         self.events.push_back(ClientEvent::Restarted { port });
         // As if the first HERALD had been acknowledged.

@@ -35,11 +35,17 @@ impl Train {
     }
 
     /// Adds it; the first one tells how many there may be.
-    pub(super) fn add(&mut self, sequence: Sequence, chunk: Chunk, attempt: Attempt, limit: usize) {
+    pub(super) fn add(
+        &mut self,
+        sequence: Sequence,
+        chunk: Chunk,
+        attempt: Attempt,
+        limit: impl FnOnce() -> usize,
+    ) {
         if self.first.is_none() {
             self.first = Some((sequence, chunk, attempt));
             self.len = chunk.len;
-            self.limit = limit;
+            self.limit = limit();
         }
         self.is_closed = chunk.len < self.len;
         self.messages += 1;

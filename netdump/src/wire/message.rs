@@ -120,16 +120,11 @@ impl<'a> Message<'a> {
 pub fn header(kind: MessageKind, sequence: u32, offset: u64, len: usize, aux: u32) -> [u8; HEADER_LEN] {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     let mut out = [0; HEADER_LEN];
-    let fields = (kind as u32)
-        .to_be_bytes()
-        .into_iter()
-        .chain(sequence.to_be_bytes())
-        .chain(offset.to_be_bytes())
-        .chain(len.to_be_bytes())
-        .chain(aux.to_be_bytes());
-    for (byte, value) in out.iter_mut().zip(fields) {
-        *byte = value;
-    }
+    out[0..4].copy_from_slice(&(kind as u32).to_be_bytes());
+    out[4..8].copy_from_slice(&sequence.to_be_bytes());
+    out[8..16].copy_from_slice(&offset.to_be_bytes());
+    out[16..20].copy_from_slice(&len.to_be_bytes());
+    out[20..24].copy_from_slice(&aux.to_be_bytes());
     out
 }
 
