@@ -18,7 +18,7 @@ const KIB_IN_MIB: f64 = 1024.0;
 /// Starts the process and lets it dump a guest that has used so many bytes of its memory.
 pub(crate) fn measure(lab: &mut Lab, size: MemorySize, touched: u64) -> anyhow::Result<Sample> {
     let guest = lab.guest_of(size, touched);
-    let receiver = lab.receiver(Store::Memory)?;
+    let receiver = lab.receiver(Store::Shm)?;
     let ended = receiver.ended();
     let job =
         json!({ "size": size.bytes(), "touched": touched, "port": receiver.at([0, 0, 0, 0].into()).port() });
