@@ -91,11 +91,12 @@ fn a_receiver_that_is_killed_fails_the_dump_and_keeps_what_it_acknowledged() {
     assert_code(&lab.start(&bench, &[&SMALL[..], &TO_COLLECTOR].concat()).wait(), 10);
     again.wait_for_stdout("\n", 1);
     check(&bench, &folder.join("vmcore.10.0.0.5.1"));
-    assert!(files(&folder).contains(&partial.to_owned()), "{:?}", files(&folder));
+    let left = "vmcore.10.0.0.5.0.incomplete".to_owned();
+    assert!(files(&folder).contains(&left), "{:?}", files(&folder));
 }
 
 #[test]
-fn a_receiver_restarted_in_the_middle_does_not_take_the_rest_for_a_whole_dump() {
+fn a_receiver_restarted_in_the_middle_gets_everything_again() {
     needs_network!();
     let lab = Lab::bridged();
     lab.slow_down(SLOW);
@@ -109,11 +110,11 @@ fn a_receiver_restarted_in_the_middle_does_not_take_the_rest_for_a_whole_dump() 
     running.wait();
     let again = lab.serve_in(folder.path());
     let vmm = vmm.wait();
-    assert_code(&vmm, 11);
-    assert!(again.stdout().is_empty(), "{}", again.stdout());
-    let complete =
-        files(folder.path()).iter().any(|name| name.starts_with("vmcore") && !name.ends_with(".partial"));
-    assert!(!complete, "{:?}", files(folder.path()));
+    assert_code(&vmm, 10);
+    again.wait_for_stdout("\n", 1);
+    check(&bench, &folder.path().join("vmcore.10.0.0.5.1"));
+    let left = "vmcore.10.0.0.5.0.incomplete".to_owned();
+    assert!(files(folder.path()).contains(&left), "{:?}", files(folder.path()));
 }
 
 #[test]
@@ -231,7 +232,8 @@ fn a_way_narrower_than_the_link_is_suspected() {
         let reason = reason(&bench);
         assert!(words.iter().all(|word| reason.contains(word)), "{words:?} in {reason}");
     };
-    suspected(&lab, &TO_COLLECTOR, &["stopped acknowledging", "no packet of 4148 bytes", "MTU"]);
+    // This kernel lets trains through a bridge whatever the MTU behind it; a message that goes alone is too long.
+    suspected(&lab, &TO_COLLECTOR, &["stopped acknowledging", "4096 bytes of the core are missing"]);
     // A router says so by ICMP, but to the guest, which is stopped.
     let lab = Lab::routed();
     lab.narrow_the_far_network(1400);

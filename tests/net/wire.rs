@@ -6,7 +6,7 @@ use std::path::Path;
 
 use harness::guests::Bench;
 use harness::needs::Need;
-use harness::pcap::{self, Datagram, Message, ack, arp, datagram, kind, message};
+use harness::pcap::{self, Datagram, Message, ack, arp, datagram, datagrams, kind, message};
 use harness::programs::arg;
 
 use crate::lab::{CLIENT, Dump, GUEST_MAC, Lab, SERVER, SMALL, TO_COLLECTOR};
@@ -29,10 +29,15 @@ impl<'a> Talk<'a> {
         let mut talk = Self::default();
         for datagram in frames.iter().filter_map(|frame| datagram(frame)) {
             if datagram.from.ip() == client().ip() {
-                let message = message(datagram.payload).expect("the client sends messages only");
-                talk.messages.push((message, datagram));
+                for payload in datagrams(datagram.payload) {
+                    let message = message(payload).expect("the client sends messages only");
+                    talk.messages.push((message, Datagram { payload, ..datagram }));
+                }
             } else if datagram.to == client() {
-                talk.acks.push((ack(datagram.payload).expect("the server sends acks only"), datagram));
+                for payload in datagram.payload.chunks(4) {
+                    let number = ack(payload).expect("the server sends acks only");
+                    talk.acks.push((number, Datagram { payload, ..datagram }));
+                }
             }
         }
         talk
@@ -59,7 +64,8 @@ impl<'a> Talk<'a> {
             let port = if message.kind == kind::HERALD { 20023 } else { accepted.from.port() };
             assert_eq!((datagram.from, datagram.to.port()), (client(), port), "{message:?}");
             assert_eq!(datagram.to.ip().to_string(), SERVER);
-            assert_eq!((datagram.id, datagram.flags, datagram.ttl), (0, 0x4000, 255));
+            // The kernel numbers the datagrams of a train.
+            assert_eq!((datagram.flags, datagram.ttl), (0x4000, 255));
             assert_eq!(datagram.from_mac, GUEST_MAC);
             assert!(datagram.ip_sum && message.payload.len() <= room);
         }

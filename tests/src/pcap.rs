@@ -138,14 +138,33 @@ pub struct Message<'a> {
 
 /// The message that a datagram carries, if its length is what the message says.
 pub fn message(payload: &[u8]) -> Option<Message<'_>> {
-    let ok =
-        payload.len() >= 24 && be32(payload, 16) as usize == payload.len() - 24 && be32(payload, 20) == 0;
+    let is_long_enough = payload.len() >= 24;
+    // Only a HERALD has a word there: it names the dump.
+    let ok = is_long_enough
+        && be32(payload, 16) as usize == payload.len() - 24
+        && (be32(payload, 20) == 0 || be32(payload, 0) == 1);
     ok.then(|| Message {
         kind: be32(payload, 0),
         sequence: be32(payload, 4),
         offset: u64::from(be32(payload, 8)) << 32 | u64::from(be32(payload, 12)),
         payload: &payload[24..],
     })
+}
+
+/// The datagrams in a UDP payload of the client's: where the kernel cuts a train behind the place of a capture, it is one
+/// payload there. Each message tells its own length.
+pub fn datagrams(mut payload: &[u8]) -> Vec<&[u8]> {
+    let mut datagrams = Vec::new();
+    while payload.len() > 24 {
+        let len = 24 + be32(payload, 16) as usize;
+        let (datagram, rest) = payload.split_at_checked(len).unwrap_or((payload, &[]));
+        datagrams.push(datagram);
+        payload = rest;
+    }
+    if !payload.is_empty() || datagrams.is_empty() {
+        datagrams.push(payload);
+    }
+    datagrams
 }
 
 /// The sequence number that an ack names.

@@ -263,7 +263,7 @@ impl<D: OpenDump> Session<D> {
         let is_empty =
             self.received.bytes() == 0 && self.key.bytes() == 0 && self.header == HeaderSeen::Missing;
         let is_receiving = matches!(self.state, State::Receiving(_));
-        if is_receiving && (is_empty || self.herald == Some(sequence)) {
+        if (is_receiving && is_empty) || self.herald == Some(sequence) {
             self.acknowledge_opening(sequence);
             return Ok(needs_port);
         }
