@@ -38,6 +38,9 @@ pub(super) const ABLE: u32 = 0x8000_0000;
 /// Most separate parts of a key block; it comes in a few messages, in order or nearly so.
 const MAX_KEY_RANGES: usize = 32;
 
+/// Openings of one dump that are remembered.
+const MAX_OPENINGS: usize = 16;
+
 /// One dump, open or recently ended.
 #[derive(Debug)]
 pub(super) struct Session<D> {
@@ -50,6 +53,8 @@ pub(super) struct Session<D> {
     /// How often the client went on with the dump, and the number of the HERALD by which it did last.
     resumed: u64,
     resumed_by: Option<u32>,
+    /// HERALDs that were acknowledged as its opening after the first, the latest first: the network may deliver them again.
+    opened_again: Vec<u32>,
     opened: Instant,
     /// When the last message was taken, HERALDs that were acknowledged included.
     heard: Instant,
@@ -140,6 +145,7 @@ impl<D: OpenDump> Session<D> {
             has_port: false,
             resumed: 0,
             resumed_by: None,
+            opened_again: Vec::new(),
             opened: now,
             heard: now,
             herald_again: None,
@@ -263,7 +269,12 @@ impl<D: OpenDump> Session<D> {
         let is_empty =
             self.received.bytes() == 0 && self.key.bytes() == 0 && self.header == HeaderSeen::Missing;
         let is_receiving = matches!(self.state, State::Receiving(_));
-        if (is_receiving && is_empty) || self.herald == Some(sequence) {
+        let is_opening = self.herald == Some(sequence) || self.opened_again.contains(&sequence);
+        if (is_receiving && is_empty) || is_opening {
+            if !is_opening {
+                self.opened_again.truncate(MAX_OPENINGS - 1);
+                self.opened_again.insert(0, sequence);
+            }
             self.acknowledge_opening(sequence);
             return Ok(needs_port);
         }
