@@ -89,7 +89,7 @@ pub trait ReadAt {
 
     /// Guest-physical address of `len` bytes at `offset`, when they lie in one piece of guest memory.
     ///
-    /// Links that gather ([`crate::link::Link::gathers`]) send such bytes from where they are.
+    /// Links that gather ([`crate::link::Offloads::gather`]) send such bytes from where they are.
     fn locate(&self, _offset: u64, _len: usize) -> Option<u64> {
         None
     }
