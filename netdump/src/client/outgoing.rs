@@ -89,13 +89,13 @@ impl Packet {
         self.frame().len() + messages.saturating_sub(1) * HEADERS_LEN
     }
 
-    /// Guest-physical address of the message's `len` bytes at `offset`. The others of a train, of `limit` messages at
-    /// most, lie behind them as a rule, so it is asked for all at once.
+    /// Guest-physical address of the message's `len` bytes at `offset`. The others of a train lie behind them as a rule,
+    /// up to `row_end` at most, so it is asked for all at once.
     fn locate<I: ReadAt + ?Sized>(
         &mut self,
         offset: u64,
         len: usize,
-        limit: impl FnOnce() -> usize,
+        row_end: impl FnOnce() -> u64,
         image: &I,
     ) -> Option<u64> {
         let end = offset + len as u64;
@@ -105,7 +105,7 @@ impl Packet {
         {
             return Some(address + (offset - offsets.start));
         }
-        let row_end = (offset + (len * limit()) as u64).min(image.length());
+        let row_end = row_end();
         let row_len = usize::try_from(row_end - offset).unwrap_or(usize::MAX);
         if let Some(address) = image.locate(offset, row_len) {
             self.row = Some(Row { offsets: offset..row_end, address });
@@ -211,13 +211,19 @@ impl Client {
     ) -> Result<(), ReadError> {
         let at = packet.bytes.len();
         if self.config.offloads.gather
-            && let Some(address) = packet.locate(offset, len, || self.train_limit(len), image)
+            && let Some(address) = packet.locate(offset, len, || self.row_end(offset, len), image)
         {
             packet.guest.push(GuestPiece { at, address, len });
             return Ok(());
         }
         packet.bytes.resize(at + len, 0);
         image.read_at(offset, &mut packet.bytes[at..])
+    }
+
+    /// Where a train that begins with the message of `len` bytes at `offset` ends at most; not behind what there is of a
+    /// core that grows.
+    fn row_end(&self, offset: u64, len: usize) -> u64 {
+        (offset + (len * self.train_limit(len)) as u64).min(self.spans.length())
     }
 
     /// Completes a frame of `messages` messages for this port, the first of which has `len` bytes of payload.

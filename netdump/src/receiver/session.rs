@@ -46,15 +46,14 @@ const MAX_OPENINGS: usize = 16;
 pub(super) struct Session<D> {
     request: NewDump,
     state: State<D>,
-    /// Number of the HERALD that opened the session; none did when the dump was begun in an earlier receiver.
-    herald: Option<u32>,
+    /// Numbers of the HERALDs that were acknowledged as its opening, oldest first: the network may deliver any of them again.
+    /// None was when the dump was begun in an earlier receiver.
+    openings: Vec<u32>,
     /// Whether the client was given a port to send to.
     has_port: bool,
     /// How often the client went on with the dump, and the number of the HERALD by which it did last.
     resumed: u64,
     resumed_by: Option<u32>,
-    /// HERALDs that were acknowledged as its opening after the first, the latest first: the network may deliver them again.
-    opened_again: Vec<u32>,
     opened: Instant,
     /// When the last message was taken, HERALDs that were acknowledged included.
     heard: Instant,
@@ -141,11 +140,10 @@ impl<D: OpenDump> Session<D> {
         Self {
             request,
             state: State::Receiving(dump),
-            herald: None,
+            openings: Vec::new(),
             has_port: false,
             resumed: 0,
             resumed_by: None,
-            opened_again: Vec::new(),
             opened: now,
             heard: now,
             herald_again: None,
@@ -184,7 +182,7 @@ impl<D: OpenDump> Session<D> {
 
     /// Whether nothing came but HERALDs, in this receiver or an earlier one.
     pub(super) fn is_unused(&self) -> bool {
-        self.messages == 0 && self.herald.is_some() && matches!(self.state, State::Receiving(_))
+        self.messages == 0 && !self.openings.is_empty() && matches!(self.state, State::Receiving(_))
     }
 
     /// Whether the client was given a port to send to.
@@ -269,12 +267,7 @@ impl<D: OpenDump> Session<D> {
         let is_empty =
             self.received.bytes() == 0 && self.key.bytes() == 0 && self.header == HeaderSeen::Missing;
         let is_receiving = matches!(self.state, State::Receiving(_));
-        let is_opening = self.herald == Some(sequence) || self.opened_again.contains(&sequence);
-        if (is_receiving && is_empty) || is_opening {
-            if !is_opening {
-                self.opened_again.truncate(MAX_OPENINGS - 1);
-                self.opened_again.insert(0, sequence);
-            }
+        if (is_receiving && is_empty) || self.openings.contains(&sequence) {
             self.acknowledge_opening(sequence);
             return Ok(needs_port);
         }
@@ -286,7 +279,10 @@ impl<D: OpenDump> Session<D> {
     }
 
     fn acknowledge_opening(&mut self, herald: u32) {
-        self.herald = Some(herald);
+        if !self.openings.contains(&herald) {
+            self.openings.truncate(MAX_OPENINGS - 1);
+            self.openings.push(herald);
+        }
         self.acks.push_back(herald);
         if self.request.dump_id.is_some() {
             self.acks.push_back(herald ^ ABLE);
@@ -514,7 +510,10 @@ impl<D: OpenDump> Session<D> {
                 None
             }
             Ok(Commit::Done(stored)) => {
-                self.acks.push_back(*finished);
+                // A client that asks again is told by the answer to its HERALD; without a port it can be told nothing.
+                if self.has_port {
+                    self.acks.push_back(*finished);
+                }
                 let summary = summary.clone();
                 self.state = State::Committed;
                 self.heard = now;

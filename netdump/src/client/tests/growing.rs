@@ -196,3 +196,31 @@ proptest! {
         prop_assert_eq!(bench.outcome_and_reason().0, Outcome::Complete);
     }
 }
+
+/// A core in guest memory that minds where it is asked.
+struct SoFar(usize);
+
+impl ReadAt for SoFar {
+    fn length(&self) -> u64 {
+        GROWN as u64
+    }
+
+    fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), ReadError> {
+        unreachable!("it lies in guest memory")
+    }
+
+    fn locate(&self, offset: u64, len: usize) -> Option<u64> {
+        assert!(offset + len as u64 <= self.0 as u64, "{offset} + {len} of {}", self.0);
+        Some(offset)
+    }
+}
+
+#[test]
+fn trains_of_a_growing_core_look_at_nothing_that_is_not_there() {
+    let mut bench = growing();
+    bench.client.config.offloads = Offloads { gather: true, checksum: true, segments: 8 };
+    bench.client.supply(3000);
+    let mut packet = Packet::default();
+    let sent = bench.client.poll_transmit(bench.now, &SoFar(3000), &mut packet).unwrap().unwrap();
+    assert_eq!((sent.messages, sent.fresh), (2, Some(0..2896)));
+}

@@ -152,6 +152,21 @@ fn another_name_from_the_same_client_is_another_dump_at_once() {
 }
 
 #[test]
+fn every_herald_that_opened_a_dump_is_known_when_it_comes_again() {
+    let mut bench = bench();
+    for opening in [1, 31, 32] {
+        assert_eq!(bench.name(PEER, opening, 7), Ok(vec![opening, opening ^ ABLE]), "nothing has come yet");
+    }
+    let to = bench.session(0);
+    bench.data(to, 2, 0, b"abc").unwrap();
+    for opening in [1, 31, 32] {
+        assert_eq!(bench.name(PEER, opening, 7), Ok(vec![opening, opening ^ ABLE]), "delivered late");
+    }
+    assert_eq!(bench.name(PEER, 40, 7), Ok(vec![!40]));
+    assert_eq!((bench.opened(), bench.ends().len()), (1, 0));
+}
+
+#[test]
 fn late_herald_of_an_earlier_dump_changes_nothing() {
     let mut bench = bench();
     bench.name(PEER, 1, 7).unwrap();

@@ -240,3 +240,20 @@ fn message_without_data_is_acknowledged_and_stores_nothing() {
     assert_eq!(bench.data(to, 2, 77, b""), Ok(vec![2]));
     assert_eq!(*writes.lock().unwrap(), []);
 }
+
+#[test]
+fn client_that_lost_its_port_is_not_told_of_the_end() {
+    let mut bench = bench_with(ReceiverConfig::default(), SlowStore { polls: 400, fails: false });
+    let herald = |sequence| crate::wire::message::header(MessageKind::Herald, sequence, 0, 0, 7);
+    bench.receiver.handle_datagram(bench.now, HERALD, PEER, &herald(1)).unwrap();
+    bench.drain();
+    let to = bench.session(0);
+    bench.data(to, 2, 0, b"abc").unwrap();
+    assert_eq!(bench.finish(to, 3), Ok(vec![]));
+    let moved = SocketAddrV4::new(*PEER.ip(), 30_000);
+    bench.receiver.handle_datagram(bench.now, HERALD, moved, &herald(4)).unwrap();
+    bench.receiver.no_socket(bench.now, SessionId(0), std::io::Error::other("none left"));
+    assert_eq!(bench.wait(30.0), [0_u32; 0]);
+    let is_complete = |event: &ReceiverEvent<bool>| matches!(event, ReceiverEvent::Ended { ending, .. } if ending.is_complete());
+    assert!(bench.events.iter().any(is_complete));
+}
