@@ -19,6 +19,7 @@ use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
 use vmm::boot::{self, BootProtocol, Handover, Initrd, KernelImage, Module, ModuleSpec};
 use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, VmConfig, parse_server};
+use vmm::devices::virtio::blk::DiskSpec;
 use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
 use vmm::memory::MemorySize;
@@ -95,6 +96,9 @@ pub(crate) struct RunOptions {
     /// The guest's Ethernet address.
     #[arg(long, value_name = "MAC", default_value_t = DEFAULT_MAC, value_parser = unicast)]
     mac: MacAddr,
+    /// Disk: a raw image or a block device; with `,ro` the guest may only read it; may be given again.
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    disks: Vec<DiskSpec>,
     /// The kernel's symbols, when the image is stripped: its unstripped twin, or its .debug file.
     #[arg(long, value_name = "FILE")]
     symbols: Option<PathBuf>,
@@ -304,6 +308,7 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         },
         tap: options.tap.clone(),
         mac: options.mac,
+        disks: options.disks.clone(),
         sources: if chosen.is_empty() { panic::ALL.to_vec() } else { chosen },
         source_options: SourceOptions {
             ignore_crashloaded: options.panic.ignore_crashloaded,

@@ -16,6 +16,7 @@ use netdump::wire::{MacAddr, SERVER_PORT};
 use thiserror::Error;
 
 use crate::boot::{BootProtocol, Handover};
+use crate::devices::virtio::blk::DiskSpec;
 use crate::link::LinkSpec;
 use crate::memory::MemorySize;
 use crate::panic::{PanicSource, SourceOptions};
@@ -39,6 +40,8 @@ pub struct VmConfig {
     pub tap: Option<InterfaceName>,
     /// The guest's Ethernet address.
     pub mac: MacAddr,
+    /// The guest's disks.
+    pub disks: Vec<DiskSpec>,
     /// The panic sources to arm.
     pub sources: Vec<&'static dyn PanicSource>,
     /// Their options.
