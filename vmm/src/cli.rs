@@ -30,6 +30,7 @@ use vmm::sys::interface::InterfaceName;
 use vmm::vm::MAX_CPUS;
 use vmm::x86_64::cpu_mask::{CpuMask, MaskWord};
 
+use crate::bench::Bench;
 use crate::show::{Json, Text};
 
 /// Runs guests on KVM and dumps their memory when their kernels panic.
@@ -46,6 +47,9 @@ pub(crate) enum Command {
     Run(Box<RunOptions>),
     /// Boot a built-in guest that panics, receive its dump in this process, verify it and show a report.
     Demo(DemoOptions),
+    /// Measure what a start costs.
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 /// Options of `vmm demo`.
