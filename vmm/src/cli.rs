@@ -282,6 +282,7 @@ fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
              its unstripped twin or its .debug file with --symbols"
         );
     }
+    tracing::debug!(symbols = image.symbols().len(), "the kernel is read");
     Ok(image)
 }
 

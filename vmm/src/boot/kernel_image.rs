@@ -172,7 +172,11 @@ impl KernelImage {
 
     /// Looks at an image that is in memory; `path` is for messages.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
-        if Setup::is_in(&bytes) { Self::from_bzimage(path, bytes) } else { Self::from_elf(path, bytes) }
+        if Setup::is_in(&bytes) {
+            Self::from_bzimage(path, bytes)
+        } else {
+            Self::from_elf(path, bytes, false)
+        }
     }
 
     fn from_bzimage(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
@@ -180,7 +184,7 @@ impl KernelImage {
             .map_err(|source| ImageError::Bzimage { path: path.display().to_string(), source })?;
         let payload = bytes.get(setup.payload.clone()).expect("the header was checked");
         let inside = unpack(payload).map_err(PayloadError::from).and_then(|elf| {
-            let image = Self::from_elf(path, elf)?;
+            let image = Self::from_elf(path, elf, true)?;
             Ok(image)
         });
         let image = inside.unwrap_or_else(|problem| Self {
@@ -196,7 +200,8 @@ impl KernelImage {
         Ok(Self { packed: Some(Packed { setup, bytes }), ..image })
     }
 
-    fn from_elf(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
+    /// `is_linux`: it is known to be Linux, though its notes may not say so (before 5.0 it had none of its own).
+    fn from_elf(path: &Path, bytes: Vec<u8>, is_linux: bool) -> Result<Self, ImageError> {
         let name = || path.display().to_string();
         if let Some(what) = not_bootable(&bytes) {
             return Err(ImageError::Kind { path: name(), what });
@@ -222,7 +227,7 @@ impl KernelImage {
         }
         let symbols =
             KernelSymbols::parse(&bytes).map_err(|source| ImageError::Symbols { path: name(), source })?;
-        let symbols = if headers.is_linux { kept_symbols(&bytes, symbols) } else { symbols };
+        let symbols = if headers.is_linux || is_linux { kept_symbols(&bytes, symbols) } else { symbols };
         Ok(Self {
             path: path.to_owned(),
             bytes,
