@@ -5,6 +5,7 @@ pub mod fake_kernel;
 pub mod fake_linux;
 pub mod fake_minidump;
 pub mod guests;
+pub mod lab;
 pub mod needs;
 pub mod netns;
 pub mod pcap;
