@@ -534,4 +534,26 @@ mod tests {
         }
         assert!(refused(&whole[..100]).contains("damaged ELF file"));
     }
+
+    #[test]
+    fn a_released_kernel_is_read_again_as_it_is_by_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernel");
+        std::fs::write(&path, guest()).unwrap();
+        let mut image = KernelImage::read(&path).unwrap();
+        image.release();
+        assert!(image.bytes().is_empty() && image.symbols().address("kern_envp").is_some());
+        std::fs::write(&path, crate::boot::test_bzimage::bzimage()).unwrap();
+        image.restore().unwrap();
+        assert!(image.bzimage().is_some() && !image.bytes().is_empty());
+        // What is there already is not read again.
+        std::fs::remove_file(&path).unwrap();
+        image.restore().unwrap();
+        image.release();
+        assert!(image.restore().unwrap_err().to_string().starts_with("reading "));
+        // What came from no file stays.
+        let mut image = KernelImage::from_bytes(Path::new("panic"), guest()).unwrap();
+        image.release();
+        assert_eq!(image.bytes(), guest());
+    }
 }
