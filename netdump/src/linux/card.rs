@@ -137,6 +137,11 @@ impl<'m> Crash<'m> {
         }
     }
 
+    /// The guest's clock when it stopped, in seconds since 1970.
+    pub fn clock(&self) -> Option<u64> {
+        self.kernel.clock()
+    }
+
     /// All of the log, as `dmesg` shows it.
     pub fn log(&self) -> Option<&KernelLog> {
         self.log.as_ref()
