@@ -16,6 +16,7 @@ pub(crate) mod fake;
 pub mod image;
 pub mod kallsyms;
 pub mod kernel;
+pub mod layout;
 pub mod log;
 pub mod memory;
 mod modules;
@@ -26,5 +27,6 @@ pub mod vmcoreinfo;
 
 pub use card::CrashCard;
 pub use kernel::Kernel;
+pub use layout::LinuxLayout;
 pub use memory::LinuxMemory;
 pub use vmcoreinfo::Vmcoreinfo;
