@@ -29,6 +29,7 @@ pub mod facts;
 pub mod freebsd;
 pub mod link;
 pub mod manifest;
+pub mod panicked;
 pub mod progress;
 mod read_at;
 mod reader;

@@ -294,7 +294,7 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         source_options: SourceOptions {
             ignore_crashloaded: options.panic.ignore_crashloaded,
             dump_after: options.panic.dump_after,
-            ..settle(&options.panic)
+            settle: options.panic.panic_settle.map(|ms| Duration::from_millis(ms.into())),
         },
         on_panic: match options.on_panic {
             OnPanicOption::Exit => OnPanic::Exit,
@@ -303,12 +303,6 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         },
         on_reset: if options.no_reboot { OnReset::Exit } else { OnReset::Boot },
     })
-}
-
-fn settle(options: &PanicOptions) -> SourceOptions {
-    let default = SourceOptions::default();
-    let settle = options.panic_settle.map_or(default.settle, |ms| Duration::from_millis(ms.into()));
-    SourceOptions { settle, ..default }
 }
 
 fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpConfig> {

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use netdump::freebsd::panic_state::{OwnDump, Panicked};
+use netdump::panicked::{OwnDump, Panicked};
 
 use super::{Lookout, REQUEST, SourceOptions};
 use crate::events::PanicEvent;
@@ -125,7 +125,9 @@ impl Inquiry {
             Some((event, seen)) => self.weigh(event, seen, now).unwrap_or(Ruling::GoOn),
             // Words that were set and are so no more: the panic was still seen.
             None => match self.waiting.take() {
-                Some(waiting) if self.is_late(&waiting.first, now) => self.dump(waiting.first, None, now),
+                Some(waiting) if self.is_late(&waiting.first, waiting.last.patience, now) => {
+                    self.dump(waiting.first, None, now)
+                }
                 waiting => {
                     self.waiting = waiting;
                     Ruling::GoOn
@@ -209,7 +211,7 @@ impl Inquiry {
             vcpu: None,
             at: now,
             text: None,
-            detail: "the kernel's panicstr is set".into(),
+            detail: seen.evidence.into(),
             survivable: true,
         };
         Some((event, seen))
@@ -237,7 +239,8 @@ impl Inquiry {
             None => (event, now),
         };
         let silent = now.saturating_duration_since(unchanged_since) >= SILENCE;
-        if (silent && seen.looks_settled()) || self.is_late(&first, now) {
+        let settled = seen.is_through() || (silent && seen.looks_settled());
+        if settled || self.is_late(&first, seen.patience, now) {
             return Some(self.dump(first, Some(seen), now));
         }
         self.waiting = Some(Waiting { first, last: seen, unchanged_since });
@@ -248,14 +251,15 @@ impl Inquiry {
         let why = match seen.own_dump {
             OwnDump::None => return None,
             OwnDump::Configured => "it has a dump device of its own",
+            OwnDump::CrashKernel => "its own crash kernel takes over",
             OwnDump::Running => "it is dumping by itself",
             OwnDump::Over => "it has dumped by itself",
         };
         (!self.options.ignore_crashloaded).then_some(why)
     }
 
-    fn is_late(&self, first: &PanicEvent, now: Instant) -> bool {
-        now.saturating_duration_since(first.at) >= self.options.settle
+    fn is_late(&self, first: &PanicEvent, patience: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(first.at) >= self.options.settle.unwrap_or(patience)
     }
 
     fn dump(&self, event: PanicEvent, seen: Option<Panicked>, now: Instant) -> Ruling {
@@ -282,6 +286,19 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+
+    /// What no test varies.
+    const QUIET: Panicked = Panicked {
+        evidence: "words",
+        text: None,
+        cpu: None,
+        own_dump: OwnDump::None,
+        formatted: true,
+        others_stopped: true,
+        written: None,
+        finished: None,
+        patience: Duration::from_millis(250),
+    };
 
     /// A lookout that says what the test wants.
     #[derive(Debug, Clone, Default)]
@@ -314,7 +331,7 @@ mod tests {
             let text = Some(if formatted { "text" } else { "format" }.to_owned());
             let written = Some(7);
             *self.words.0.lock().unwrap() =
-                Some(Panicked { text, cpu, own_dump, formatted, others_stopped, written });
+                Some(Panicked { text, cpu, own_dump, formatted, others_stopped, written, ..QUIET });
         }
 
         /// The kernel goes on printing.
@@ -432,7 +449,7 @@ mod tests {
         };
         assert_eq!(looks, 51, "250 ms after the first");
         assert!(finding.event.detail.contains("not through"), "{}", finding.event.detail);
-        let mut impatient = Bench::new(SourceOptions { settle: Duration::ZERO, ..SourceOptions::default() });
+        let mut impatient = Bench::new(SourceOptions { settle: Some(Duration::ZERO), ..SourceOptions::default() });
         impatient.say(false, false, OwnDump::None);
         found(impatient.look());
     }

@@ -16,7 +16,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use netdump::freebsd::panic_state::Panicked;
+use netdump::panicked::Panicked;
 use netdump::vmcore::KernelSymbols;
 use nix::sys::signal::Signal;
 
@@ -49,20 +49,15 @@ pub trait PanicSource: Sync + fmt::Debug {
 }
 
 /// What a source may be told by options.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct SourceOptions {
     /// Dump although the guest's own crash kernel or dumper takes over.
     pub ignore_crashloaded: bool,
-    /// How long a panicked kernel may take to finish its message, to stop its other CPUs and to print what it has to say.
-    pub settle: Duration,
+    /// How long a panicked kernel may take to finish its message, to stop its other CPUs and to print what it has to
+    /// say; else as long as kernels of its kind need.
+    pub settle: Option<Duration>,
     /// Dump after this time, panic or not.
     pub dump_after: Option<Duration>,
-}
-
-impl Default for SourceOptions {
-    fn default() -> Self {
-        Self { ignore_crashloaded: false, settle: Duration::from_millis(250), dump_after: None }
-    }
 }
 
 /// Where sources can put themselves.
