@@ -12,7 +12,6 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, WindowChoice, check_path, parse_rate};
 use netdump::drive::Zeros;
 use netdump::ekcd::Cipher;
-use netdump::freebsd::panic_state::PanicWords;
 use netdump::stream::{CompressOption, Packing, PackingError};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
@@ -24,7 +23,7 @@ use vmm::machine::{self, Host};
 use vmm::memory::MemorySize;
 use vmm::nic::DEFAULT_MAC;
 use vmm::output_file;
-use vmm::panic::{self, SourceName, SourceOptions};
+use vmm::panic::{self, SourceName, SourceOptions, watcher};
 use vmm::sys::interface::InterfaceName;
 use vmm::vm::MAX_CPUS;
 
@@ -111,12 +110,12 @@ struct PanicOptions {
     /// Panic sources to use, separated by commas; all by default.
     #[arg(long = "panic-source", value_name = "NAME", value_delimiter = ',', long_help = sources_help())]
     sources: Vec<SourceName>,
-    /// Dump although the guest's own crash kernel takes over (as pvpanic tells), or a FreeBSD guest has a dump device
-    /// of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
+    /// Dump although the guest's own crash kernel takes over (as pvpanic or its memory tells), or a FreeBSD guest has a
+    /// dump device of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
     #[arg(long)]
     ignore_crashloaded: bool,
-    /// Milliseconds that a panicked FreeBSD kernel may take to finish its message, to stop its other CPUs and to print
-    /// where it panicked, before it is paused [default: 250].
+    /// Milliseconds that a panicked kernel may take to finish its message, to stop its other CPUs and to print where it
+    /// panicked, before it is paused; it is as soon as it has [default: 250 for FreeBSD, 2000 for Linux].
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u16))]
     panic_settle: Option<u16>,
     /// Dump after so many seconds, for a guest that hangs.
@@ -268,9 +267,10 @@ fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
 /// Whoever asks for the watcher by name, or by an option of its own, relies on it.
 fn warn_of_blind_watcher(options: &PanicOptions, image: &KernelImage) {
     let named = options.sources.iter().any(|source| source.0.name() == "watcher");
-    if (named || options.panic_settle.is_some()) && PanicWords::find(image.symbols()).is_none() {
+    if (named || options.panic_settle.is_some()) && !watcher::sees(image.symbols()) {
         tracing::warn!(
-            "the panic source 'watcher' cannot see a panic of {}: it has no symbols of a FreeBSD kernel's panicstr",
+            "the panic source 'watcher' cannot see a panic of {}: it has no symbols of FreeBSD's panicstr or Linux's \
+             panic_cpu",
             image.path().display()
         );
     }

@@ -7,3 +7,6 @@
 //! Reference: Linux `kernel/`, `scripts/kallsyms.c`, `Documentation/admin-guide/kdump/vmcoreinfo.rst`.
 
 pub mod kallsyms;
+pub mod panic_state;
+pub mod place;
+mod recent_log;

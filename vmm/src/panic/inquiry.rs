@@ -161,7 +161,7 @@ impl Inquiry {
     /// Somebody asks for a dump, whatever the guest does. A panic that is waited for stays what is dumped.
     pub(crate) fn request(&mut self, by: &str, now: Instant) -> Box<Finding> {
         self.note(REQUEST, now);
-        let seen = self.ask(now).map(|(_, seen)| seen);
+        let seen = self.ask_by(now, |lookout| lookout.look_at_end()).map(|(_, seen)| seen);
         let event = match self.waiting.take() {
             Some(Waiting { mut first, .. }) => {
                 first.detail = format!("{}; then a dump was asked for: {by}", first.detail);
@@ -186,7 +186,7 @@ impl Inquiry {
 
     fn end(&mut self, event: Option<PanicEvent>, by: &str, now: Instant) -> Ruling {
         let vcpu = event.as_ref().and_then(|event| event.vcpu);
-        let (word, seen) = self.ask(now).unzip();
+        let (word, seen) = self.ask_by(now, |lookout| lookout.look_at_end()).unzip();
         let has_dumped = seen.as_ref().is_some_and(|seen| seen.own_dump == OwnDump::Over);
         if has_dumped && !self.options.ignore_crashloaded {
             self.left_to_guest = true;
@@ -203,8 +203,16 @@ impl Inquiry {
 
     /// What the kernel's own words say, as an event of the lookout that reads them.
     fn ask(&mut self, now: Instant) -> Option<(PanicEvent, Panicked)> {
-        let (source, seen) =
-            self.lookouts.iter_mut().find_map(|lookout| Some((lookout.name(), lookout.look()?)))?;
+        self.ask_by(now, |lookout| lookout.look())
+    }
+
+    fn ask_by(
+        &mut self,
+        now: Instant,
+        look: fn(&mut dyn Lookout) -> Option<Panicked>,
+    ) -> Option<(PanicEvent, Panicked)> {
+        let mut lookouts = self.lookouts.iter_mut();
+        let (source, seen) = lookouts.find_map(|lookout| Some((lookout.name(), look(lookout.as_mut())?)))?;
         self.note(source, now);
         let event = PanicEvent {
             source,
@@ -449,7 +457,8 @@ mod tests {
         };
         assert_eq!(looks, 51, "250 ms after the first");
         assert!(finding.event.detail.contains("not through"), "{}", finding.event.detail);
-        let mut impatient = Bench::new(SourceOptions { settle: Some(Duration::ZERO), ..SourceOptions::default() });
+        let mut impatient =
+            Bench::new(SourceOptions { settle: Some(Duration::ZERO), ..SourceOptions::default() });
         impatient.say(false, false, OwnDump::None);
         found(impatient.look());
     }

@@ -10,7 +10,7 @@ mod kvm_error;
 mod pvpanic;
 mod request;
 mod triple_fault;
-mod watcher;
+pub mod watcher;
 
 use std::fmt;
 use std::str::FromStr;
@@ -99,6 +99,11 @@ pub trait Lookout: Send + fmt::Debug {
 
     /// What the guest's kernel says of its panic; `None` when it has not panicked. The guest may be running.
     fn look(&mut self) -> Option<Panicked>;
+
+    /// The same of a guest that has ended, or is about to be dumped for another reason: it may take longer.
+    fn look_at_end(&mut self) -> Option<Panicked> {
+        self.look()
+    }
 }
 
 /// Looks at an exit; `Some` if it means a panic.
