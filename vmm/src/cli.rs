@@ -121,6 +121,14 @@ struct PanicOptions {
     /// Dump after so many seconds, for a guest that hangs.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     dump_after: Option<Duration>,
+    /// Dump a guest of which no vCPU makes progress for so many seconds: each is halted or spins with interrupts off.
+    /// It gets an NMI first. A guest that is idle or busy is left alone.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    watchdog: Option<Duration>,
+    /// Show the guest Hyper-V in place of KVM: a Linux guest then reports a panic, without a driver, to Hyper-V's crash
+    /// registers. It costs the guest kvmclock and KVM's other paravirtual features.
+    #[arg(long)]
+    hyperv_crash: bool,
 }
 
 #[derive(Debug, Args)]
@@ -294,6 +302,8 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         source_options: SourceOptions {
             ignore_crashloaded: options.panic.ignore_crashloaded,
             dump_after: options.panic.dump_after,
+            watchdog: options.panic.watchdog,
+            hyperv_crash: options.panic.hyperv_crash,
             settle: options.panic.panic_settle.map(|ms| Duration::from_millis(ms.into())),
         },
         on_panic: match options.on_panic {

@@ -115,6 +115,11 @@ impl Inquiry {
         self.left_to_guest = true;
     }
 
+    /// A source has seen what may become a panic; its sign is told with it.
+    pub(crate) fn suspect(&mut self, source: &'static str, now: Instant) {
+        self.note(source, now);
+    }
+
     /// Looks at the running guest, when it is time.
     pub(crate) fn look(&mut self, now: Instant) -> Ruling {
         if self.next_look().is_none_or(|at| now < at) {

@@ -5,15 +5,18 @@
 //! asks. It decides nothing; what follows from all that the sources say is `inquiry.rs`'s part.
 
 mod console;
+mod hyperv;
 pub(crate) mod inquiry;
 mod kvm_error;
 mod pvpanic;
 mod request;
 mod triple_fault;
+pub(crate) mod watchdog;
 pub mod watcher;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use netdump::panicked::Panicked;
@@ -23,6 +26,7 @@ use nix::sys::signal::Signal;
 use crate::bus::{Bus, BusError};
 use crate::console::ConsoleWatcher;
 use crate::events::EventSender;
+use crate::hyperv::HypervMsrs;
 use crate::memory::GuestMemory;
 use crate::vcpu::Exit;
 
@@ -32,6 +36,8 @@ pub static ALL: &[&dyn PanicSource] = &[
     &triple_fault::TripleFault,
     &console::Console,
     &watcher::Watcher,
+    &hyperv::HypervCrash,
+    &watchdog::WatchdogSource,
     &kvm_error::KvmError,
     &request::Request,
 ];
@@ -58,6 +64,10 @@ pub struct SourceOptions {
     pub settle: Option<Duration>,
     /// Dump after this time, panic or not.
     pub dump_after: Option<Duration>,
+    /// Dump when no vCPU makes progress for this time.
+    pub watchdog: Option<Duration>,
+    /// Show the guest Hyper-V's crash registers.
+    pub hyperv_crash: bool,
 }
 
 /// Where sources can put themselves.
@@ -73,6 +83,8 @@ pub struct Places<'a> {
     pub wakeups: &'a mut Vec<Wakeup>,
     /// Those that the event loop asks from time to time.
     pub lookouts: &'a mut Vec<Box<dyn Lookout>>,
+    /// Hyper-V, as the guest is to find it.
+    pub hyperv: &'a mut Option<Arc<HypervMsrs>>,
     /// The guest as it will run.
     pub guest: &'a WatchedGuest<'a>,
     /// The source's options.
@@ -116,15 +128,19 @@ pub struct ExitPanic {
     pub source: &'static str,
     /// What was seen, for the report.
     pub detail: String,
+    /// Whether the guest can still run.
+    pub survivable: bool,
 }
 
-/// A request for a dump that comes from outside the guest.
+/// Something outside the guest that makes for a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wakeup {
     /// When this process gets the signal.
     Signal(Signal),
     /// When the guest has run for so long.
     After(Duration),
+    /// When no vCPU has made progress for so long.
+    Hang(Duration),
 }
 
 /// Name of the source that [`Wakeup`]s belong to.
@@ -166,6 +182,7 @@ mod tests {
         let (sender, _queue) = events::channel().unwrap();
         let (mut ports, mut console, mut exits, mut wakeups, mut lookouts) =
             (Bus::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut hyperv = None;
         let memory = memory::create(MemorySize::new(2 << 20).unwrap()).unwrap();
         let guest = WatchedGuest { memory: &memory, symbols: &KernelSymbols::default(), cpus: 1 };
         for source in ALL {
@@ -179,6 +196,7 @@ mod tests {
                     exits: &mut exits,
                     wakeups: &mut wakeups,
                     lookouts: &mut lookouts,
+                    hyperv: &mut hyperv,
                     guest: &guest,
                     options: SourceOptions::default(),
                     events: &sender,
