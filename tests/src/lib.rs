@@ -4,6 +4,7 @@ pub mod fake_guest;
 pub mod fake_kernel;
 pub mod fake_minidump;
 pub mod guests;
+pub mod lab;
 pub mod needs;
 pub mod netns;
 pub mod pcap;

@@ -18,10 +18,17 @@ pub fn program(name: &str) -> PathBuf {
     FOLDER.get_or_init(build).join(name)
 }
 
-/// Builds all binaries and tells where they are: two folders above this test.
+/// Where cargo puts what it builds with the profile of a program of its: programs lie there, tests in `deps` below.
+pub fn profile_folder(program: &Path) -> PathBuf {
+    let folder = program.parent().expect("a program lies in a folder");
+    if folder.ends_with("deps") { folder.parent().expect("deps lies in target/PROFILE") } else { folder }
+        .to_owned()
+}
+
+/// Builds all binaries and tells where they are.
 fn build() -> PathBuf {
     let test = std::env::current_exe().expect("a running program has a path");
-    let folder = test.ancestors().nth(2).expect("tests are built into target/PROFILE/deps").to_owned();
+    let folder = profile_folder(&test);
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet"]);
     // The whole workspace, as the check builds it: other packages would mean other features, and all anew.

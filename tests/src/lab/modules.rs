@@ -1,0 +1,72 @@
+//! Kernel modules with those that they need, in the order in which they are loaded.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+
+use super::output;
+
+/// The modules of one kernel by name. Files and names differ in `-` and `_`, which mean the same.
+#[derive(Debug)]
+pub struct Modules {
+    files: HashMap<String, PathBuf>,
+}
+
+impl Modules {
+    /// All modules below a folder.
+    pub fn below(folder: &Path) -> anyhow::Result<Self> {
+        let mut files = HashMap::new();
+        let mut folders = vec![folder.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if entry.file_type()?.is_dir() {
+                    folders.push(entry.path());
+                } else if let Some((name, _)) = name.split_once(".ko") {
+                    files.insert(normal(name), entry.path());
+                }
+            }
+        }
+        Ok(Self { files })
+    }
+
+    /// The files to load, in this order, for the modules named.
+    pub fn load_order<N: AsRef<str>>(&self, names: &[N]) -> anyhow::Result<Vec<PathBuf>> {
+        let mut order = Vec::new();
+        for name in names {
+            self.add(name.as_ref(), &mut order)?;
+        }
+        Ok(order)
+    }
+
+    fn add(&self, name: &str, order: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+        let file = self.files.get(&normal(name)).with_context(|| format!("there is no module {name}"))?;
+        if order.contains(file) {
+            return Ok(());
+        }
+        let depends = output(Command::new("modinfo").args(["-F", "depends"]).arg(file))?;
+        for needed in depends.trim().split(',').filter(|name| !name.is_empty()) {
+            self.add(needed, order)?;
+        }
+        order.push(file.clone());
+        Ok(())
+    }
+}
+
+/// The contents of a module's file, unpacked: not every `insmod` unpacks.
+pub fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    if file.extension().is_none_or(|kind| kind != "xz") {
+        return fs::read(file).with_context(|| format!("reading {}", file.display()));
+    }
+    let unpacked = Command::new("xz").arg("-dc").arg(file).output().context("starting xz")?;
+    anyhow::ensure!(unpacked.status.success(), "xz cannot unpack {}", file.display());
+    Ok(unpacked.stdout)
+}
+
+fn normal(name: &str) -> String {
+    name.replace('-', "_")
+}
