@@ -17,6 +17,7 @@ mod hostile_files;
 mod image;
 mod image_pages;
 mod inspect;
+mod linux_panic_state;
 mod minidump_hostile;
 mod minidump_oracle;
 mod minidump_reader;

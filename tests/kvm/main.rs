@@ -4,6 +4,7 @@
 mod bad_input;
 mod environment;
 mod freebsd_boot;
+mod linux_panic;
 mod memory;
 mod packed;
 mod policies;

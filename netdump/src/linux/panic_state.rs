@@ -21,6 +21,8 @@ use crate::vmcore::{KernelSymbols, PhysicalMemory};
 /// How long a kernel may take for all of the above. It waits a second for CPUs that do not answer, and prints some
 /// forty lines, which may each cost 20 ms on the console of a nested guest.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// What `panic_cpu` is until a CPU takes it, and `crashing_cpu` too.
+const NO_CPU: u32 = u32::MAX;
 /// A page that holds variables.
 const PAGE: u64 = 4096;
 /// CPUs in a word of a `cpumask`.
@@ -36,7 +38,7 @@ const MAX_PHYSICAL: u64 = 1 << 52;
 const DIED: u64 = 1 << 7;
 
 /// Variables that are looked at besides those that tell the place.
-const WORDS: [&str; 10] = [
+const WORDS: [&str; 9] = [
     "panic_cpu",
     "panic_timeout",
     "suppress_printk",
@@ -46,8 +48,12 @@ const WORDS: [&str; 10] = [
     "__cpu_online_mask",
     "page_offset_base",
     "tainted_mask",
-    "oops_in_progress",
 ];
+
+/// Every symbol that is looked up here, for who keeps a few of a kernel's symbols only.
+pub fn symbols() -> impl Iterator<Item = &'static str> {
+    WORDS.into_iter().chain(place::SYMBOLS)
+}
 
 /// Where a kernel keeps the words.
 #[derive(Debug, Clone)]
@@ -64,7 +70,7 @@ impl PanicWords {
     pub fn find(symbols: &KernelSymbols) -> Option<Self> {
         symbols.address("panic_cpu")?;
         let landmarks = Landmarks::of(symbols)?;
-        let wanted: Vec<_> = WORDS.iter().chain(&place::SYMBOLS).copied().collect();
+        let wanted: Vec<_> = self::symbols().collect();
         Some(Self { symbols: symbols.only(&wanted), landmarks, place: None, search: Search::default() })
     }
 
@@ -86,6 +92,13 @@ impl PanicWords {
         let known = self.place.and_then(|place| self.landmarks.check(memory, place.moved));
         self.place = known.or_else(|| Search::everywhere(memory, &self.landmarks));
         self.words(memory)?.panicked(cpus)
+    }
+
+    /// Whether the kernel is found and says itself that it has not panicked.
+    pub fn is_well(&self, memory: &dyn PhysicalMemory) -> bool {
+        let place = self.place.and_then(|place| self.landmarks.check(memory, place.moved));
+        let words = place.map(|place| Words { symbols: &self.symbols, memory, place });
+        words.and_then(|words| words.int("panic_cpu")) == Some(NO_CPU)
     }
 
     fn words<'a>(&'a self, memory: &'a dyn PhysicalMemory) -> Option<Words<'a>> {
@@ -139,7 +152,7 @@ impl Words<'_> {
         match self.word("kexec_crash_image") {
             None | Some(0) => OwnDump::None,
             // Its own CPUs have been told to stop for it: from there on it is the crash kernel's business.
-            Some(_) if self.int("crashing_cpu").is_some_and(|cpu| cpu != u32::MAX) => OwnDump::Over,
+            Some(_) if self.int("crashing_cpu").is_some_and(|cpu| cpu != NO_CPU) => OwnDump::Over,
             Some(_) => OwnDump::CrashKernel,
         }
     }

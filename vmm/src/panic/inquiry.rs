@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use netdump::panicked::{OwnDump, Panicked};
 
+use super::console::NAME as FORGEABLE;
 use super::{Lookout, REQUEST, SourceOptions};
 use crate::events::PanicEvent;
 
@@ -156,6 +157,14 @@ impl Inquiry {
         }
         match self.ask(now) {
             Some((_, seen)) => self.weigh(event, seen, now).unwrap_or(Ruling::RunOn),
+            None if event.source == FORGEABLE && self.lookouts.iter_mut().any(|look| look.says_well()) => {
+                self.signs.retain(|sign| sign.source != FORGEABLE);
+                tracing::info!(
+                    line = event.detail,
+                    "the console told of a panic, but the kernel does not say that it has panicked"
+                );
+                Ruling::RunOn
+            }
             None => {
                 let first = self.waiting.take().map_or(event, |waiting| waiting.first);
                 self.dump(first, None, now)
@@ -315,7 +324,7 @@ mod tests {
 
     /// A lookout that says what the test wants.
     #[derive(Debug, Clone, Default)]
-    struct Words(Arc<Mutex<Option<Panicked>>>);
+    struct Words(Arc<Mutex<Option<Panicked>>>, Arc<Mutex<bool>>);
 
     impl Lookout for Words {
         fn name(&self) -> &'static str {
@@ -324,6 +333,10 @@ mod tests {
 
         fn look(&mut self) -> Option<Panicked> {
             self.0.lock().unwrap().clone()
+        }
+
+        fn says_well(&mut self) -> bool {
+            *self.1.lock().unwrap()
         }
     }
 
@@ -486,6 +499,39 @@ mod tests {
     }
 
     #[test]
+    fn a_line_on_the_console_is_no_sign_where_the_kernel_says_that_it_is_well() {
+        let mut bench = bench();
+        *bench.words.1.lock().unwrap() = true;
+        assert!(matches!(bench.hear("console", true), Ruling::RunOn));
+        assert!(!bench.inquiry.has_panicked());
+        assert_eq!(sources(&found(bench.hear("pvpanic", true))), ["pvpanic"]);
+    }
+
+    #[test]
+    fn a_kernel_that_says_that_it_is_through_is_dumped_at_once_and_one_that_will_say_so_is_waited_for() {
+        let mut bench = bench();
+        bench.say(true, true, OwnDump::None);
+        let finished = |bench: &Bench, finished| {
+            bench.words.0.lock().unwrap().as_mut().unwrap().finished = Some(finished);
+        };
+        finished(&bench, false);
+        for _ in 0..20 {
+            assert!(matches!(bench.look(), Ruling::GoOn));
+        }
+        finished(&bench, true);
+        assert!(!found(bench.look()).event.detail.contains("not through"));
+    }
+
+    #[test]
+    fn a_suspicion_is_told_with_what_comes_of_it() {
+        let mut bench = bench();
+        bench.inquiry.suspect("watchdog", bench.now);
+        assert!(!bench.inquiry.has_panicked());
+        bench.now += EVERY;
+        assert_eq!(sources(&found(bench.hear("pvpanic", true))), ["watchdog", "pvpanic"]);
+    }
+
+    #[test]
     fn a_guest_that_cannot_run_on_is_not_waited_for() {
         let mut bench = bench();
         assert_eq!(found(bench.hear("triple-fault", false)).event.source, "triple-fault");
@@ -547,7 +593,7 @@ mod tests {
     #[test]
     fn a_dumper_does_not_count_if_the_user_says_so() {
         let mut bench = Bench::new(SourceOptions { ignore_crashloaded: true, ..SourceOptions::default() });
-        for own in [OwnDump::Configured, OwnDump::Running, OwnDump::Over] {
+        for own in [OwnDump::Configured, OwnDump::CrashKernel, OwnDump::Running, OwnDump::Over] {
             bench.say(true, true, own);
             assert!(matches!(bench.hear("console", true), Ruling::RunOn));
             bench.look_until_found(10);

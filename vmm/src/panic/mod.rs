@@ -112,7 +112,12 @@ pub trait Lookout: Send + fmt::Debug {
     /// What the guest's kernel says of its panic; `None` when it has not panicked. The guest may be running.
     fn look(&mut self) -> Option<Panicked>;
 
-    /// The same of a guest that has ended, or is about to be dumped for another reason: it may take longer.
+    /// Whether the kernel itself says that it has not panicked: then a line on its console is a forgery.
+    fn says_well(&mut self) -> bool {
+        false
+    }
+
+    /// What [`look`](Self::look) says of a guest that has ended, or is about to be dumped for another reason: it may take longer.
     fn look_at_end(&mut self) -> Option<Panicked> {
         self.look()
     }

@@ -77,6 +77,14 @@ impl Lookout for Reader {
         }
     }
 
+    fn says_well(&mut self) -> bool {
+        match &self.words {
+            // It prints its message before it sets all of them.
+            Words::FreeBsd(_) => false,
+            Words::Linux(words) => words.is_well(&self.memory),
+        }
+    }
+
     fn look_at_end(&mut self) -> Option<Panicked> {
         match &mut self.words {
             Words::FreeBsd(words) => words.read(&self.memory, self.cpus),
