@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use netdump::vmcore::cpu::{Activity, CpuState};
-use netdump::vmcore::{MemoryError, MemoryRange, PhysicalMemory};
+use netdump::vmcore::{Findings, MemoryError, MemoryRange, PhysicalMemory};
 use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::EventFd;
@@ -21,6 +21,7 @@ use crate::memory::{GuestMemory, next_touched, ranges_of, read, touched_from};
 use crate::panic::ExitHook;
 use crate::sys;
 use crate::vcpu::{Parked, Vcpu, VcpuHandle, register_kick_handler};
+use crate::x86_64::cpu_mask::CpuMask;
 use crate::x86_64::{cpuid, layout, regs};
 
 /// How long a kicked vCPU gets before it is kicked again: the first kick may have come just before KVM_RUN.
@@ -115,6 +116,7 @@ pub(crate) struct VcpuEnvironment {
     pub(crate) events: EventSender,
     /// The guest is to find Hyper-V.
     pub(crate) hyperv: Option<Arc<HypervMsrs>>,
+    pub(crate) cpu_mask: CpuMask,
 }
 
 impl VmBuilder {
@@ -157,12 +159,13 @@ impl VmBuilder {
                 let fd = self.fd.create_vcpu(index.into()).map_err(kvm_error("creating a vCPU"))?;
                 let clocks =
                     cpuid::Clocks { has_tsc_deadline, tsc_khz: fd.get_tsc_khz().ok().filter(|&khz| khz > 0) };
-                let mut cpuid = cpuid::adapt(&supported, index, count, clocks);
+                let mut table = cpuid::adapt(&supported, index, count, clocks);
                 if let Some(msrs) = &with.hyperv {
                     msrs.set_clock(clocks.tsc_khz);
-                    cpuid = hyperv::announce(&cpuid, count, by_kvm, clocks.tsc_khz.is_some());
+                    table = hyperv::announce(&table, count, by_kvm, clocks.tsc_khz.is_some());
                 }
-                fd.set_cpuid2(&cpuid).map_err(kvm_error("setting a vCPU's features"))?;
+                with.cpu_mask.apply(table.as_mut_slice());
+                fd.set_cpuid2(&table).map_err(kvm_error("setting a vCPU's features"))?;
                 vcpu(index, fd, entry, with, &sender)
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -236,7 +239,8 @@ impl Vm {
         let stopped_at = states.iter().map(|parked| parked.as_ref().map_or(until, |parked| parked.at)).max();
         let cpus = (0..).zip(states).map(|(index, parked)| state_of(index, parked)).collect();
         let ranges = ranges_of(&self.memory);
-        PausedGuest { memory: &self.memory, ranges, cpus, stopped_at: stopped_at.unwrap_or(until) }
+        let stopped_at = stopped_at.unwrap_or(until);
+        PausedGuest { memory: &self.memory, ranges, cpus, stopped_at, findings: Findings::default() }
     }
 
     fn kick_where(&self, wanted: impl Fn(usize) -> bool) {
@@ -291,6 +295,7 @@ pub(crate) struct PausedGuest<'vm> {
     ranges: Vec<MemoryRange>,
     cpus: Vec<CpuState>,
     stopped_at: Instant,
+    findings: Findings,
 }
 
 impl PausedGuest<'_> {
@@ -325,6 +330,10 @@ impl PhysicalMemory for PausedGuest<'_> {
 
     fn touched_from(&self, address: u64) -> Option<u64> {
         touched_from(self.memory, address)
+    }
+
+    fn findings(&self) -> Option<&Findings> {
+        Some(&self.findings)
     }
 
     fn cpus(&self) -> &[CpuState] {
@@ -386,6 +395,7 @@ mod tests {
             exit_hooks: Arc::new(Vec::new()),
             events,
             hyperv: None,
+            cpu_mask: CpuMask::default(),
         };
         let entry = BootState { entry: PROGRAM, rbx: 0, rsi: 0, rsp: 0, mode: EntryMode::Protected32 };
         VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap()
@@ -478,6 +488,7 @@ mod tests {
             exit_hooks: Arc::new(Vec::new()),
             events,
             hyperv: None,
+            cpu_mask: CpuMask::default(),
         };
         let entry = BootState { entry: PROGRAM, rbx: 0, rsi: 0, rsp: 0, mode: EntryMode::Protected32 };
         let mut vm = VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap();

@@ -10,6 +10,7 @@
 
 pub mod image;
 pub mod kallsyms;
+pub mod layout;
 pub mod memory;
 pub mod panic_state;
 pub mod place;
@@ -17,5 +18,6 @@ mod recent_log;
 mod search;
 pub mod vmcoreinfo;
 
+pub use layout::LinuxLayout;
 pub use memory::LinuxMemory;
 pub use vmcoreinfo::Vmcoreinfo;

@@ -75,7 +75,7 @@ pub(crate) fn send_nmi(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
 /// Puts the boot CPU at the kernel's entry.
 pub(crate) fn set_entry(vcpu: &VcpuFd, state: &BootState) -> Result<(), kvm_ioctls::Error> {
     let mut sregs = vcpu.get_sregs()?;
-    state.apply(&mut sregs);
+    state.mode.apply(&mut sregs);
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&kvm_regs {
         rip: state.entry,
