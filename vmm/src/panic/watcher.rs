@@ -92,3 +92,17 @@ impl Lookout for Reader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use netdump::linux::panic_state;
+
+    use crate::boot::linux::KEPT_SYMBOLS;
+
+    #[test]
+    fn what_is_kept_of_a_linux_kernels_symbols_has_all_that_is_looked_at() {
+        for symbol in panic_state::symbols() {
+            assert!(KEPT_SYMBOLS.contains(&symbol), "{symbol}");
+        }
+    }
+}
