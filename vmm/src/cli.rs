@@ -17,8 +17,8 @@ use netdump::stream::{CompressOption, Packing, PackingError};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
-use vmm::boot::{self, BootProtocol, Handover, KernelImage, Module, ModuleSpec};
-use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, VmConfig, parse_server};
+use vmm::boot::{self, BootProtocol, Handover, Initrd, KernelImage, Module, ModuleSpec};
+use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, Virtio, VmConfig, parse_server};
 use vmm::devices::virtio::blk::DiskSpec;
 use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
@@ -60,7 +60,7 @@ pub(crate) struct DemoOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunOptions {
-    /// Kernel to boot: a FreeBSD/amd64 kernel, or another 64-bit x86 ELF file with a PVH entry.
+    /// Kernel to boot: a Linux bzImage, a FreeBSD/amd64 kernel, or another 64-bit x86 ELF file with a PVH entry.
     image: PathBuf,
 
     /// How to start it; auto takes the first that fits.
@@ -82,12 +82,19 @@ pub(crate) struct RunOptions {
     /// Kernel module for a FreeBSD kernel, or any file with its type (such as root.img:md_image); may be given again.
     #[arg(long = "module", value_name = "FILE[:TYPE]")]
     modules: Vec<ModuleSpec>,
+    /// A Linux kernel's first root file system (initramfs).
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
     /// Host tap behind the guest's network interface; created if absent.
     #[arg(long, value_name = "NAME")]
     tap: Option<InterfaceName>,
     /// The guest's Ethernet address.
     #[arg(long, value_name = "MAC", default_value_t = DEFAULT_MAC, value_parser = unicast)]
     mac: MacAddr,
+    /// How the guest finds its virtio devices [default: pci for Linux and for a FreeBSD kernel without virtio-mmio, else
+    /// mmio].
+    #[arg(long, value_enum, value_name = "TRANSPORT")]
+    virtio: Option<VirtioOption>,
     /// Disk: a raw image or a block device; with `,ro` the guest may only read it; may be given again.
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<DiskSpec>,
@@ -222,6 +229,14 @@ enum OnPanicOption {
     Hold,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum VirtioOption {
+    /// PCI devices with MSI-X.
+    Pci,
+    /// Memory-mapped registers, told by ACPI (LNRO0005).
+    Mmio,
+}
+
 /// A boot protocol by its name; none is auto.
 #[derive(Debug, Clone, Copy)]
 struct Boot(Option<&'static dyn BootProtocol>);
@@ -258,6 +273,10 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
 /// The kernel, with its symbols from wherever the user has them.
 fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
     let mut image = KernelImage::read(&options.image)?;
+    if let Some(problem) = image.payload_problem() {
+        let problem = chain(problem);
+        tracing::warn!(problem, "the kernel in this bzImage cannot be looked at: it has no symbols");
+    }
     if let Some(path) = &options.symbols {
         image.take_symbols_from(path)?;
     } else if image.is_stripped_freebsd() {
@@ -291,9 +310,14 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
             cmdline: options.cmdline.clone(),
             environment: options.kernel_env.clone(),
             modules,
+            initrd: options.initrd.as_deref().map(Initrd::new).transpose()?,
         },
         tap: options.tap.clone(),
         mac: options.mac,
+        virtio: options.virtio.map(|transport| match transport {
+            VirtioOption::Pci => Virtio::Pci,
+            VirtioOption::Mmio => Virtio::Mmio,
+        }),
         disks: options.disks.clone(),
         sources: if chosen.is_empty() { panic::ALL.to_vec() } else { chosen },
         source_options: SourceOptions {
@@ -465,4 +489,10 @@ fn sources_help() -> String {
     let lines: Vec<_> =
         panic::ALL.iter().map(|source| format!("  {:<13} {}", source.name(), source.about())).collect();
     format!("Panic sources to use, separated by commas; all by default.\n\n{}", lines.join("\n"))
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
