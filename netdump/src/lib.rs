@@ -28,6 +28,7 @@ pub mod ekcd;
 pub mod facts;
 pub mod freebsd;
 pub mod link;
+pub mod linux;
 pub mod manifest;
 pub mod progress;
 mod read_at;

@@ -17,7 +17,7 @@ use netdump::stream::{CompressOption, Packing, PackingError};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
-use vmm::boot::{self, BootProtocol, Handover, KernelImage, Module, ModuleSpec};
+use vmm::boot::{self, BootProtocol, Handover, Initrd, KernelImage, Module, ModuleSpec};
 use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, VmConfig, parse_server};
 use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
@@ -59,7 +59,7 @@ pub(crate) struct DemoOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunOptions {
-    /// Kernel to boot: a FreeBSD/amd64 kernel, or another 64-bit x86 ELF file with a PVH entry.
+    /// Kernel to boot: a Linux bzImage, a FreeBSD/amd64 kernel, or another 64-bit x86 ELF file with a PVH entry.
     image: PathBuf,
 
     /// How to start it; auto takes the first that fits.
@@ -81,6 +81,9 @@ pub(crate) struct RunOptions {
     /// Kernel module for a FreeBSD kernel, or any file with its type (such as root.img:md_image); may be given again.
     #[arg(long = "module", value_name = "FILE[:TYPE]")]
     modules: Vec<ModuleSpec>,
+    /// A Linux kernel's first root file system (initramfs).
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
     /// Host tap behind the guest's network interface; created if absent.
     #[arg(long, value_name = "NAME")]
     tap: Option<InterfaceName>,
@@ -254,6 +257,10 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
 /// The kernel, with its symbols from wherever the user has them.
 fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
     let mut image = KernelImage::read(&options.image)?;
+    if let Some(problem) = image.payload_problem() {
+        let problem = chain(problem);
+        tracing::warn!(problem, "the kernel in this bzImage cannot be looked at: it has no symbols");
+    }
     if let Some(path) = &options.symbols {
         image.take_symbols_from(path)?;
     } else if image.is_stripped_freebsd() {
@@ -287,6 +294,7 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
             cmdline: options.cmdline.clone(),
             environment: options.kernel_env.clone(),
             modules,
+            initrd: options.initrd.as_deref().map(Initrd::new).transpose()?,
         },
         tap: options.tap.clone(),
         mac: options.mac,
@@ -460,4 +468,10 @@ fn sources_help() -> String {
     let lines: Vec<_> =
         panic::ALL.iter().map(|source| format!("  {:<13} {}", source.name(), source.about())).collect();
     format!("Panic sources to use, separated by commas; all by default.\n\n{}", lines.join("\n"))
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

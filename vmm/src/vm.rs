@@ -363,7 +363,7 @@ mod tests {
             exit_hooks: Arc::new(Vec::new()),
             events,
         };
-        let entry = BootState { entry: PROGRAM, rbx: 0, rsp: 0, mode: EntryMode::Protected32 };
+        let entry = BootState { entry: PROGRAM, rbx: 0, rsi: 0, rsp: 0, mode: EntryMode::Protected32 };
         VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap()
     }
 
@@ -454,7 +454,7 @@ mod tests {
             exit_hooks: Arc::new(Vec::new()),
             events,
         };
-        let entry = BootState { entry: PROGRAM, rbx: 0, rsp: 0, mode: EntryMode::Protected32 };
+        let entry = BootState { entry: PROGRAM, rbx: 0, rsi: 0, rsp: 0, mode: EntryMode::Protected32 };
         let mut vm = VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap();
         entered.recv().unwrap();
         let guest = vm.pause(Duration::from_secs(5));

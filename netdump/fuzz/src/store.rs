@@ -184,7 +184,9 @@ impl OpenDump for WatchedDump {
         self.with(|record, faults| {
             record.expect_delivered(MessageKind::EkcdKey, offset, bytes);
             fail(faults.write)?;
-            record.key.push(offset..offset + bytes.len() as u64);
+            // A message without bytes is acknowledged, and changes nothing.
+            let range = offset..offset + bytes.len() as u64;
+            record.key.extend(Some(range).filter(|range| !range.is_empty()));
             Ok(())
         })
     }
@@ -234,7 +236,7 @@ impl OpenDump for WatchedDump {
 
     fn discard(&mut self) {
         self.with(|record, _| {
-            assert!(record.core.is_empty() && record.key.is_empty() && record.headers.is_empty());
+            assert!(!record.has_anything());
             record.fate = Fate::Discarded;
         });
     }

@@ -55,6 +55,13 @@ pub trait PhysicalMemory: Sync {
     /// The RAM ranges, in ascending order.
     fn ranges(&self) -> &[MemoryRange];
 
+    /// The RAM range that holds `address`.
+    fn range_at(&self, address: u64) -> Option<MemoryRange> {
+        let ranges = self.ranges();
+        let range = ranges.get(ranges.partition_point(|range| range.end() <= address))?;
+        (range.start <= address).then_some(*range)
+    }
+
     /// Fills `buf` from guest-physical `address`; all of it must lie in one RAM range.
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), MemoryError>;
 
@@ -68,6 +75,12 @@ pub trait PhysicalMemory: Sync {
     /// Where the first byte of that run lies, for less than the run where its end is found page by page.
     fn touched_from(&self, address: u64) -> Option<u64> {
         self.next_touched(address).map(|run| run.start)
+    }
+
+    /// How many bytes a search that looks at a few of each page does best to read at once: one page, where reading
+    /// costs as much as is copied; more, where each read costs a system call.
+    fn search_step(&self) -> usize {
+        4096
     }
 
     /// The CPUs, in the order of their numbers.

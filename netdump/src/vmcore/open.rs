@@ -20,6 +20,9 @@ use crate::ekcd::encrypted;
 /// Bytes that are enough to tell a format.
 const HEAD_LEN: usize = 4096;
 
+/// Bytes that are read at once of a file that is searched.
+const SEARCH_STEP: usize = 256 << 10;
+
 /// Files that are told by their first bytes but cannot be read, and what they are.
 const OTHER_FILES: &[(&[u8], &str)] = &[
     (b"FreeBSD Kernel Dump\0", "a raw FreeBSD dump device with its dump header in front"),
@@ -287,6 +290,10 @@ impl PhysicalMemory for Core {
 
     fn next_touched(&self, address: u64) -> Option<Range<u64>> {
         self.storage.next_touched(&self.file, address)
+    }
+
+    fn search_step(&self) -> usize {
+        SEARCH_STEP
     }
 
     fn cpus(&self) -> &[CpuState] {

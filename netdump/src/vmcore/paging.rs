@@ -49,6 +49,8 @@ impl Mapping {
 pub struct AddressSpace<'m> {
     memory: &'m dyn PhysicalMemory,
     mapping: Mapping,
+    /// The bits of an entry that make the address of a table or page.
+    frame: u64,
 }
 
 impl std::fmt::Debug for AddressSpace<'_> {
@@ -60,7 +62,13 @@ impl std::fmt::Debug for AddressSpace<'_> {
 impl<'m> AddressSpace<'m> {
     /// The address space that `mapping` describes in `memory`.
     pub fn new(memory: &'m dyn PhysicalMemory, mapping: Mapping) -> Self {
-        Self { memory, mapping }
+        Self { memory, mapping, frame: FRAME }
+    }
+
+    /// The same, of tables whose entries mark encrypted memory by these bits (AMD's SME: the "C-bit").
+    #[must_use]
+    pub fn with_encryption_bits(self, bits: u64) -> Self {
+        Self { frame: FRAME & !bits, ..self }
     }
 
     /// Physical address of the byte at virtual address `address`; `None` when it is not mapped, not canonical, or the
@@ -84,9 +92,9 @@ impl<'m> AddressSpace<'m> {
             if is_page {
                 // Low bits of a large page's frame are flags (PAT) and reserved bits.
                 let inside = (1 << shift) - 1;
-                return Some((entry & FRAME & !inside) | (address & inside));
+                return Some((entry & self.frame & !inside) | (address & inside));
             }
-            table = entry & FRAME;
+            table = entry & self.frame;
         }
         None
     }

@@ -71,6 +71,15 @@ struct Function {
     is_label: bool,
 }
 
+/// A symbol of a list that has no sizes, such as Linux's kallsyms.
+#[derive(Debug, Clone)]
+pub(crate) struct ListedSymbol {
+    pub(crate) name: Arc<str>,
+    pub(crate) address: u64,
+    pub(crate) is_local: bool,
+    pub(crate) is_function: bool,
+}
+
 /// A place in the kernel's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CodePlace<'k> {
@@ -178,6 +187,31 @@ impl KernelSymbols {
     /// The same symbols with the load map of `other`.
     pub fn with_load_map_of(self, other: &Self) -> Self {
         Self { segments: other.segments.clone(), ..self }
+    }
+
+    /// The same load map and version with these symbols instead, which are in ascending order of address. Of several of
+    /// one name a global one is kept, else the first. A function ends where the next address that has a name begins.
+    pub(crate) fn with_listed(self, listed: Vec<ListedSymbol>) -> Self {
+        let mut symbols = Names::with_capacity(listed.len());
+        let mut functions: Vec<Function> = Vec::with_capacity(listed.len());
+        let mut open = 0;
+        for ListedSymbol { name, address, is_local, is_function } in listed {
+            if functions.last().is_some_and(|last| last.address < address) {
+                for function in &mut functions[open..] {
+                    function.size = address.saturating_sub(function.address);
+                }
+                open = functions.len();
+            }
+            if is_function {
+                functions.push(Function { address, size: 0, name: Arc::clone(&name), is_label: false });
+            }
+            let symbol = Symbol { address, size: 0, local: is_local };
+            let known = symbols.entry(name).or_insert(symbol);
+            if known.local && !symbol.local {
+                *known = symbol;
+            }
+        }
+        Self { symbols, functions: sorted(functions), ..self }
     }
 
     /// The function that `address` lies in: the nearest one at or below it, unless it is known to end before.

@@ -7,46 +7,27 @@
 
 use std::ops::Range;
 
-use kvm_bindings::{kvm_dtable, kvm_segment, kvm_sregs};
+use kvm_bindings::kvm_sregs;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::elf_tables::{put_symbols, symbol_tables};
 use super::kenv::Kenv;
 use super::kernel_image::Segment;
+use super::long_mode::{self, ENTRIES, LARGE_PAGE, PG_PS, PG_RW, PG_V, Tables, bytes_of};
 use super::modinfo::{Metadata, Modinfo};
 use super::space::{PAGE, Space};
 use super::{BootError, BootProtocol, BootState, EntryMode, Handover, KernelImage, ModuleError};
 use crate::memory::GuestMemory;
 use crate::x86_64::firmware::{Hardware, MapEntry, memory_map};
 use crate::x86_64::layout;
-use crate::x86_64::regs::segment_from_descriptor;
 
 /// Virtual address of physical address 0 in the kernel's own map (`sys/amd64/include/vmparam.h`).
 const KERNBASE: u64 = 0xffff_ffff_8000_0000;
 
-/// Page table bits: valid, writable, and 2 MiB in one entry.
-const PG_V: u64 = 1 << 0;
-const PG_RW: u64 = 1 << 1;
-const PG_PS: u64 = 1 << 7;
-const LARGE_PAGE: u64 = 2 << 20;
-const ENTRIES: u64 = 512;
-
 /// What the kernel can read in its descriptor table: null, 64-bit code, data.
 const GDT: [u64; 3] = [0, 0x0020_9800_0000_0000, 0x0000_9000_0000_0000];
-/// What the CPU has loaded: the same, accessed, writable and flat, as a VM entry wants it.
-const CODE: u64 = 0x00af_9b00_0000_ffff;
-const DATA: u64 = 0x00cf_9300_0000_ffff;
 const CODE_INDEX: u16 = 1;
 const DATA_INDEX: u16 = 2;
-/// A busy 64-bit task-state segment.
-const TSS_BUSY: u8 = 0xb;
-
-const CR0_PE: u64 = 1;
-const CR0_NE: u64 = 1 << 5;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 
 /// The protocol.
 #[derive(Debug)]
@@ -72,6 +53,9 @@ impl BootProtocol for Native {
         hardware: &Hardware,
         memory: &GuestMemory,
     ) -> Result<BootState, BootError> {
+        if with.initrd.is_some() {
+            return Err(BootError::NoInitrd { image: image.name(), protocol: self.name() });
+        }
         let mut kenv = Kenv::new(image, with, hardware)?;
         kenv.add_default("acpi.rsdp", &format!("{:#x}", layout::ACPI));
         let end = load_segments(image, memory)?;
@@ -85,6 +69,7 @@ impl BootProtocol for Native {
         Ok(BootState {
             entry: image.entry(),
             rbx: 0,
+            rsi: 0,
             rsp: layout::NATIVE_STACK,
             mode: EntryMode::FreebsdLong,
         })
@@ -93,16 +78,14 @@ impl BootProtocol for Native {
 
 /// Control registers and segments at the entry.
 pub(super) fn apply_long_mode(sregs: &mut kvm_sregs) {
-    let data = segment_from_descriptor(DATA, DATA_INDEX);
-    sregs.cs = segment_from_descriptor(CODE, CODE_INDEX);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { type_: TSS_BUSY, present: 1, ..Default::default() };
-    sregs.ldt = kvm_segment { unusable: 1, ..Default::default() };
-    let limit = u16::try_from(size_of_val(&GDT) - 1).expect("three descriptors");
-    sregs.gdt = kvm_dtable { base: layout::NATIVE_GDT, limit, ..Default::default() };
-    sregs.idt = kvm_dtable::default();
-    (sregs.cr0, sregs.cr3, sregs.cr4) = (CR0_PE | CR0_NE | CR0_PG, layout::NATIVE_PML4, CR4_PAE);
-    sregs.efer = EFER_LME | EFER_LMA;
+    let tables = Tables {
+        gdt: layout::NATIVE_GDT,
+        descriptors: u16::try_from(GDT.len()).expect("three descriptors"),
+        code: CODE_INDEX,
+        data: DATA_INDEX,
+        page_tables: layout::NATIVE_PML4,
+    };
+    long_mode::apply(&tables, sregs);
 }
 
 /// Loads the kernel; where it ends. Memory is fresh, so that what is to be zero is.
@@ -117,7 +100,7 @@ fn load_segments(image: &KernelImage, memory: &GuestMemory) -> Result<u64, BootE
         segments.iter().any(within)
     };
     if !is_loaded(image.entry()) {
-        return Err(BootError::Entry { image: name(image), at: image.entry() });
+        return Err(BootError::Entry { image: image.name(), at: image.entry() });
     }
     let end = segments.iter().map(|segment| segment.end).max().unwrap_or(0);
     // Only to learn whether there is memory up to its end, in the same words as for everything that follows.
@@ -134,10 +117,10 @@ fn load_segments(image: &KernelImage, memory: &GuestMemory) -> Result<u64, BootE
 fn check_segment(image: &KernelImage, segment: &Segment) -> Result<(), BootError> {
     let Segment { start, virtual_start, .. } = *segment;
     if virtual_start.checked_sub(KERNBASE) != Some(start) {
-        return Err(BootError::Misplaced { image: name(image), virtual_start, start });
+        return Err(BootError::Misplaced { image: image.name(), virtual_start, start });
     }
     if start < layout::HIMEM {
-        return Err(BootError::TooLow { image: name(image), at: start });
+        return Err(BootError::TooLow { image: image.name(), at: start });
     }
     Ok(())
 }
@@ -157,7 +140,7 @@ fn place(
     space: &mut Space<'_>,
 ) -> Result<HandedOver, BootError> {
     let tables = symbol_tables(image.bytes());
-    let tables = tables.map_err(|source| BootError::Symbols { image: name(image), source })?;
+    let tables = tables.map_err(|source| BootError::Symbols { image: image.name(), source })?;
     let symbols = tables.map(|tables| put_symbols(space, tables)).transpose()?;
     let mut modules = Modinfo::default();
     let mut names = vec![Kenv::kernel_name(image)];
@@ -231,16 +214,8 @@ fn write_page_tables(memory: &GuestMemory) -> Result<(), BootError> {
     tables.iter().try_for_each(|(at, table)| write(memory, *at, "the page tables", table))
 }
 
-fn bytes_of(words: impl IntoIterator<Item = u64>) -> Vec<u8> {
-    words.into_iter().flat_map(u64::to_le_bytes).collect()
-}
-
 fn write(memory: &GuestMemory, at: u64, what: &'static str, bytes: &[u8]) -> Result<(), BootError> {
     memory.write_slice(bytes, GuestAddress(at)).map_err(|source| BootError::Write { what, source })
-}
-
-fn name(image: &KernelImage) -> String {
-    image.path().display().to_string()
 }
 
 #[cfg(test)]

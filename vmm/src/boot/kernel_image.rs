@@ -10,7 +10,9 @@ use object::endian::Endianness;
 use object::read::elf::{FileHeader, ProgramHeader};
 use thiserror::Error;
 
+use super::bzimage::{Packed, Setup, SetupError};
 use super::symbol_file::{self, SymbolFileError};
+use super::unpack::{UnpackError, unpack};
 
 /// Largest kernel file: far above any real one, debug information included, far below what would hurt the host.
 const MAX_LEN: u64 = 1 << 30;
@@ -19,11 +21,14 @@ const XEN_ELFNOTE_PHYS32_ENTRY: elf::NoteType = elf::NoteType(18);
 
 /// Kernels are linked into the upper half of the address space, programs into the lower.
 const KERNEL_HALF: u64 = 1 << 63;
-/// A kernel that can perhaps be booted: a 64-bit x86 ELF file.
+/// A kernel that can perhaps be booted: a 64-bit x86 ELF file, or a Linux bzImage with such a file packed in it.
 #[derive(Debug)]
 pub struct KernelImage {
     path: PathBuf,
+    /// The ELF file; empty when that in a bzImage cannot be unpacked.
     bytes: Vec<u8>,
+    packed: Option<Packed>,
+    payload_problem: Option<PayloadError>,
     symbols: KernelSymbols,
     /// The other file that they are from.
     symbol_file: Option<PathBuf>,
@@ -78,7 +83,7 @@ pub enum ImageError {
         len: u64,
     },
     /// It is something that is not booted.
-    #[error("{path} is {what}; this version boots 64-bit x86 ELF kernels")]
+    #[error("{path} is {what}; this version boots 64-bit x86 ELF kernels and Linux bzImages")]
     Kind {
         /// The file.
         path: String,
@@ -93,6 +98,15 @@ pub enum ImageError {
         /// What is wrong.
         problem: String,
     },
+    /// It is a bzImage that nothing here can enter.
+    #[error("{path} is a Linux bzImage that cannot be booted")]
+    Bzimage {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: SetupError,
+    },
     /// Its symbols cannot be read.
     #[error("reading the symbols of {path}")]
     Symbols {
@@ -104,6 +118,17 @@ pub enum ImageError {
     },
 }
 
+/// Why the kernel inside a bzImage cannot be looked at. The bzImage boots nevertheless, as it unpacks itself.
+#[derive(Debug, Error)]
+pub enum PayloadError {
+    /// It cannot be unpacked.
+    #[error("unpacking the kernel in the bzImage")]
+    Unpack(#[from] UnpackError),
+    /// What was unpacked is no ELF kernel.
+    #[error("reading the kernel that was unpacked")]
+    Elf(#[from] ImageError),
+}
+
 impl KernelImage {
     /// Reads a file and looks at what it is.
     pub fn read(path: &Path) -> Result<Self, ImageError> {
@@ -113,6 +138,30 @@ impl KernelImage {
 
     /// Looks at an image that is in memory; `path` is for messages.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
+        if Setup::is_in(&bytes) { Self::from_bzimage(path, bytes) } else { Self::from_elf(path, bytes) }
+    }
+
+    fn from_bzimage(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
+        let setup = Setup::parse(&bytes)
+            .map_err(|source| ImageError::Bzimage { path: path.display().to_string(), source })?;
+        let payload = bytes.get(setup.payload.clone()).expect("the header was checked");
+        let inside = unpack(payload).map_err(PayloadError::from).and_then(|elf| {
+            let image = Self::from_elf(path, elf)?;
+            Ok(image)
+        });
+        let image = inside.unwrap_or_else(|problem| Self {
+            path: path.to_owned(),
+            bytes: Vec::new(),
+            packed: None,
+            payload_problem: Some(problem),
+            symbols: KernelSymbols::default(),
+            symbol_file: None,
+            headers: Headers::default(),
+        });
+        Ok(Self { packed: Some(Packed { setup, bytes }), ..image })
+    }
+
+    fn from_elf(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
         let name = || path.display().to_string();
         if let Some(what) = not_bootable(&bytes) {
             return Err(ImageError::Kind { path: name(), what });
@@ -138,7 +187,15 @@ impl KernelImage {
         }
         let symbols =
             KernelSymbols::parse(&bytes).map_err(|source| ImageError::Symbols { path: name(), source })?;
-        Ok(Self { path: path.to_owned(), bytes, symbols, symbol_file: None, headers })
+        Ok(Self {
+            path: path.to_owned(),
+            bytes,
+            packed: None,
+            payload_problem: None,
+            symbols,
+            symbol_file: None,
+            headers,
+        })
     }
 
     /// Where it came from.
@@ -166,6 +223,26 @@ impl KernelImage {
     /// Whether this is a FreeBSD kernel without symbols.
     pub fn is_stripped_freebsd(&self) -> bool {
         self.symbols.is_empty() && self.is_freebsd_kernel()
+    }
+
+    /// Why nothing is known of the kernel in a bzImage but how to start it.
+    pub fn payload_problem(&self) -> Option<&PayloadError> {
+        self.payload_problem.as_ref()
+    }
+
+    /// Its path, for messages.
+    pub(super) fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    /// The bzImage, when it is one.
+    pub(super) fn bzimage(&self) -> Option<&Packed> {
+        self.packed.as_ref()
+    }
+
+    /// Whether it is a Linux kernel, by itself or in a bzImage.
+    pub fn is_linux_kernel(&self) -> bool {
+        self.packed.is_some() || self.headers.is_linux
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -242,7 +319,6 @@ fn not_bootable(bytes: &[u8]) -> Option<&'static str> {
         };
     }
     Some(match () {
-        () if at(0x202, b"HdrS") => "a Linux bzImage, which cannot be booted yet",
         () if at(0, b"\x1f\x8b") => "a gzip file: unpack it first",
         () if at(0, b"\xfd7zXZ\0") => "an xz file: unpack it first",
         () if at(0, b"\x28\xb5\x2f\xfd") => "a zstd file: unpack it first",
@@ -264,12 +340,14 @@ fn is_text(bytes: &[u8]) -> bool {
 }
 
 /// What the ELF header and the program headers say.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Headers {
     entry: u64,
     segments: Vec<Segment>,
     has_pvh_entry: bool,
     is_freebsd: bool,
+    /// Whether it has a note of the owner "Linux" (Linux `include/linux/elfnote.h`, `build-salt.h`).
+    is_linux: bool,
     /// End of the last byte in the file that a segment needs.
     file_end: Option<u64>,
     /// Bytes of all notes together; they are read no further than the file has bytes.
@@ -282,11 +360,8 @@ impl Headers {
         let endian = header.endian()?;
         let mut found = Self {
             entry: header.e_entry(endian),
-            segments: Vec::new(),
-            has_pvh_entry: false,
             is_freebsd: header.e_ident().os_abi == ELFOSABI_FREEBSD,
-            file_end: None,
-            notes_len: 0,
+            ..Self::default()
         };
         for program in header.program_headers(endian, bytes)? {
             let (offset, file_len) = program.file_range(endian);
@@ -326,6 +401,7 @@ impl Headers {
             match note.name() {
                 b"Xen" => self.has_pvh_entry |= note.n_type(endian) == XEN_ELFNOTE_PHYS32_ENTRY,
                 b"FreeBSD" => self.is_freebsd = true,
+                b"Linux" => self.is_linux = true,
                 _ => {}
             }
         }
@@ -360,7 +436,6 @@ mod tests {
             bytes[offset..offset + magic.len()].copy_from_slice(magic);
             refused(&bytes)
         };
-        assert!(file(0x202, b"HdrS").contains("a Linux bzImage"));
         assert!(file(512, b"EFI PART").contains("a GPT disk image"));
         assert!(file(0, b"\x1f\x8b").contains("a gzip file"));
         assert!(file(0, b"\x7fELF\x01").contains("32-bit"));

@@ -2,10 +2,13 @@
 //!
 //! A protocol writes into guest memory and returns the boot CPU's state as plain data; it never sees a vCPU.
 
+mod bzimage;
 mod elf_tables;
 mod freebsd;
 mod kenv;
 mod kernel_image;
+mod linux;
+mod long_mode;
 mod modinfo;
 mod module;
 mod pvh;
@@ -13,6 +16,7 @@ mod space;
 mod symbol_file;
 #[cfg(test)]
 mod test_kernel;
+mod unpack;
 
 use std::fmt;
 
@@ -20,15 +24,19 @@ use kvm_bindings::kvm_sregs;
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
-pub use kernel_image::{ImageError, KernelImage};
+pub use bzimage::SetupError;
+pub use kernel_image::{ImageError, KernelImage, PayloadError};
+pub use linux::{Initrd, InitrdError};
 pub use module::{Module, ModuleError, ModuleSpec, ParseModuleError};
 pub use symbol_file::SymbolFileError;
+pub use unpack::UnpackError;
 
 use crate::memory::GuestMemory;
 use crate::x86_64::firmware::Hardware;
 
-/// Every protocol, in the order in which they are tried. FreeBSD's own comes first, as it passes the environment whole.
-pub static ALL: &[&dyn BootProtocol] = &[&freebsd::Native, &pvh::Pvh];
+/// Every protocol, in the order in which they are tried. FreeBSD's own comes first, as it passes the environment whole;
+/// PVH comes before a bzImage's own way, as the kernel is unpacked for its symbols anyway and starts sooner so.
+pub static ALL: &[&dyn BootProtocol] = &[&freebsd::Native, &pvh::Pvh, &bzimage::Bzimage];
 
 /// A way to start a kernel.
 pub trait BootProtocol: Sync + fmt::Debug {
@@ -60,6 +68,8 @@ pub struct Handover {
     pub environment: Vec<(String, String)>,
     /// Kernel modules and other files, in order.
     pub modules: Vec<Module>,
+    /// A Linux kernel's first root file system.
+    pub initrd: Option<Initrd>,
 }
 
 /// The boot CPU's state at the kernel's first instruction, where it differs from power-on.
@@ -69,6 +79,8 @@ pub struct BootState {
     pub entry: u64,
     /// What RBX points at.
     pub rbx: u64,
+    /// What RSI points at.
+    pub rsi: u64,
     /// The stack pointer.
     pub rsp: u64,
     /// Control registers, segments and tables.
@@ -82,6 +94,8 @@ pub enum EntryMode {
     Protected32,
     /// 64-bit mode with the page tables of FreeBSD's loader, interrupts off.
     FreebsdLong,
+    /// 64-bit mode with the first GiB mapped to itself, interrupts off.
+    LinuxLong,
 }
 
 impl BootState {
@@ -89,6 +103,7 @@ impl BootState {
         match self.mode {
             EntryMode::Protected32 => pvh::apply_protected_mode(sregs),
             EntryMode::FreebsdLong => freebsd::apply_long_mode(sregs),
+            EntryMode::LinuxLong => bzimage::apply_long_mode(sregs),
         }
     }
 }
@@ -125,13 +140,26 @@ pub enum BootError {
     /// A module cannot be handed over.
     #[error(transparent)]
     Module(#[from] ModuleError),
-    /// FreeBSD's first page tables do not reach it.
+    /// The kernel knows no initrd.
+    #[error("--boot {protocol} cannot hand an initrd to {image}, which is no Linux kernel")]
+    NoInitrd {
+        /// The file.
+        image: String,
+        /// The protocol's name.
+        protocol: &'static str,
+    },
+    /// The initrd cannot be handed over.
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    /// The first page tables do not reach it.
     #[error(
-        "{image} and what it is handed need memory up to {needed:#x}; FreeBSD starts within the first GiB"
+        "{image} and what it is handed need memory up to {needed:#x}; {system} starts within the first GiB"
     )]
     BeyondMap {
         /// The file.
         image: String,
+        /// Whose first page tables those are.
+        system: &'static str,
         /// Where the last of it would end.
         needed: u64,
     },

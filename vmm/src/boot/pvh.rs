@@ -10,11 +10,12 @@ use kvm_bindings::{kvm_dtable, kvm_sregs};
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::KernelLoader;
-use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::kenv::Kenv;
+use super::linux::{self, Placed, write_command_line};
 use super::space::low_ram_end;
 use super::{BootError, BootProtocol, BootState, EntryMode, Handover, KernelImage};
 use crate::memory::GuestMemory;
@@ -57,19 +58,22 @@ impl BootProtocol for Pvh {
     ) -> Result<BootState, BootError> {
         check_segments(image, memory)?;
         if !with.modules.is_empty() {
-            return Err(BootError::NoModules { image: name(image), protocol: self.name() });
+            return Err(BootError::NoModules { image: image.name(), protocol: self.name() });
         }
         let entry = load_elf(image, memory)?;
-        let line = if image.is_freebsd_kernel() {
+        let initrd = load_initrd(image, with, memory)?;
+        let line = if image.is_linux_kernel() {
+            linux::command_line(with, linux::CMDLINE_MAX)?
+        } else if image.is_freebsd_kernel() {
             // The flags of its command line are lost on the kernel, the variables of the same meaning are not.
             tokens("", Kenv::new(image, with, hardware)?.variables())?
         } else {
             tokens(&with.cmdline, &with.environment)?
         };
-        write_cmdline(memory, &line)?;
-        write_start_info(memory)?;
+        write_command_line(memory, &line)?;
+        write_start_info(memory, initrd)?;
         write_gdt(memory)?;
-        Ok(BootState { entry, rbx: layout::PVH_START_INFO, rsp: 0, mode: EntryMode::Protected32 })
+        Ok(BootState { entry, rbx: layout::PVH_START_INFO, rsi: 0, rsp: 0, mode: EntryMode::Protected32 })
     }
 }
 
@@ -84,28 +88,24 @@ pub(super) fn apply_protected_mode(sregs: &mut kvm_sregs) {
     (sregs.cr0, sregs.cr4, sregs.efer) = (CR0_PE | CR0_ET, 0, 0);
 }
 
-fn name(image: &KernelImage) -> String {
-    image.path().display().to_string()
-}
-
 fn check_segments(image: &KernelImage, memory: &GuestMemory) -> Result<(), BootError> {
     let available = low_ram_end(memory);
     let needed = image.segments().iter().map(|segment| segment.end).max().unwrap_or(0);
     if needed > available {
-        return Err(BootError::TooLarge { image: name(image), needed, available });
+        return Err(BootError::TooLarge { image: image.name(), needed, available });
     }
     match image.segments().iter().map(|segment| segment.start).min() {
-        Some(at) if at < layout::HIMEM => Err(BootError::TooLow { image: name(image), at }),
+        Some(at) if at < layout::HIMEM => Err(BootError::TooLow { image: image.name(), at }),
         _ => Ok(()),
     }
 }
 
 fn load_elf(image: &KernelImage, memory: &GuestMemory) -> Result<u64, BootError> {
     let loaded = Elf::load(memory, None, &mut Cursor::new(image.bytes()), None)
-        .map_err(|source| BootError::Load { image: name(image), source })?;
+        .map_err(|source| BootError::Load { image: image.name(), source })?;
     match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => Ok(entry.0),
-        _ => Err(BootError::NoProtocol { image: name(image) }),
+        _ => Err(BootError::NoProtocol { image: image.name() }),
     }
 }
 
@@ -135,26 +135,28 @@ fn check_variable(name: &str, value: &str) -> Result<(), BootError> {
     Err(BootError::Variable { name: name.to_owned(), problem })
 }
 
-fn write_cmdline(memory: &GuestMemory, line: &str) -> Result<(), BootError> {
-    let len = line.len() + 1;
-    if len > layout::CMDLINE_MAX {
-        return Err(BootError::CmdlineTooLong { len, max: layout::CMDLINE_MAX });
+/// Behind the kernel; where it is.
+fn load_initrd(
+    image: &KernelImage,
+    with: &Handover,
+    memory: &GuestMemory,
+) -> Result<Option<Placed>, BootError> {
+    let Some(initrd) = &with.initrd else { return Ok(None) };
+    if image.is_freebsd_kernel() {
+        return Err(BootError::NoInitrd { image: image.name(), protocol: Pvh.name() });
     }
-    if line.contains('\0') {
-        return Err(BootError::CmdlineNul);
-    }
-    let bytes = [line.as_bytes(), &[0]].concat();
-    memory
-        .write_slice(&bytes, GuestAddress(layout::CMDLINE))
-        .map_err(|source| BootError::Write { what: "the command line", source })
+    let end = image.segments().iter().map(|segment| segment.end).max().unwrap_or(layout::HIMEM);
+    Ok(Some(initrd.load(memory, end, layout::HOLE_END)?))
 }
 
-fn write_start_info(memory: &GuestMemory) -> Result<(), BootError> {
+fn write_start_info(memory: &GuestMemory, initrd: Option<Placed>) -> Result<(), BootError> {
     let memmap = memmap(memory);
     let start_info = hvm_start_info {
         magic: START_MAGIC,
         version: 1,
         cmdline_paddr: layout::CMDLINE,
+        nr_modules: u32::from(initrd.is_some()),
+        modlist_paddr: initrd.map_or(0, |_| layout::PVH_MODULES),
         rsdp_paddr: layout::ACPI,
         memmap_paddr: layout::PVH_MEMMAP,
         memmap_entries: u32::try_from(memmap.len()).expect("a handful of entries"),
@@ -162,6 +164,10 @@ fn write_start_info(memory: &GuestMemory) -> Result<(), BootError> {
     };
     let mut params = BootParams::new(&start_info, GuestAddress(layout::PVH_START_INFO));
     params.set_sections(&memmap, GuestAddress(layout::PVH_MEMMAP));
+    if let Some(Placed { start, len }) = initrd {
+        let module = hvm_modlist_entry { paddr: start, size: len, ..Default::default() };
+        params.set_modules(&[module], GuestAddress(layout::PVH_MODULES));
+    }
     PvhBootConfigurator::write_bootparams(&params, memory)
         .expect("RAM reaches beyond the boot data: the smallest guest has 2 MiB");
     Ok(())

@@ -59,7 +59,7 @@ impl<'a> Space<'a> {
         let image = || self.image.path().display().to_string();
         let available = low_ram_end(self.memory);
         if end > MAPPED {
-            return Err(BootError::BeyondMap { image: image(), needed: end });
+            return Err(BootError::BeyondMap { image: image(), system: "FreeBSD", needed: end });
         }
         if end > available {
             return Err(BootError::TooLarge { image: image(), needed: end, available });

@@ -5,7 +5,9 @@
 //! 0x500            GDT for the 32-bit entry
 //! 0x1000           stack of FreeBSD's native entry, its page tables and its GDT behind it
 //! 0x6000           PVH start info
+//! 0x6800           PVH module list
 //! 0x7000           PVH memory map
+//! 0x8000           zero page of Linux's 64-bit entry, its page tables behind it
 //! 0x20000          kernel command line
 //! 0x9fc00          extended BIOS data area, 1 KiB: the pointer to the MP table; from here to 1 MiB nothing is offered
 //! 0xe0000            ACPI tables, the RSDP first
@@ -35,11 +37,21 @@ pub const NATIVE_PD: u64 = 0x4000;
 pub const NATIVE_GDT: u64 = 0x5000;
 /// `hvm_start_info` of the PVH boot protocol.
 pub const PVH_START_INFO: u64 = 0x6000;
+/// Its list of modules: one, the initrd.
+pub const PVH_MODULES: u64 = 0x6800;
 /// Its memory map.
 pub const PVH_MEMMAP: u64 = 0x7000;
+/// Linux's 64-bit entry: the zero page (`struct boot_params`).
+pub const ZERO_PAGE: u64 = 0x8000;
+/// Its top-level page table.
+pub const LINUX_PML4: u64 = 0x9000;
+/// Its page directory pointers.
+pub const LINUX_PDPT: u64 = 0xa000;
+/// Its page directory.
+pub const LINUX_PD: u64 = 0xb000;
 /// The kernel command line, NUL-terminated.
 pub const CMDLINE: u64 = 0x2_0000;
-/// Longest command line in bytes, NUL included: FreeBSD keeps its PVH environment in one page, Linux takes 2 KiB.
+/// Longest command line in bytes, NUL included: FreeBSD keeps its PVH environment in one page, and Linux takes less.
 pub const CMDLINE_MAX: usize = 4096;
 /// The extended BIOS data area, which ends conventional memory. Its first byte is its size in KiB.
 pub const EBDA: u64 = 0x9_fc00;

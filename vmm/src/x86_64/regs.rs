@@ -70,6 +70,7 @@ pub(crate) fn set_entry(vcpu: &VcpuFd, state: &BootState) -> Result<(), kvm_ioct
         rip: state.entry,
         rsp: state.rsp,
         rbx: state.rbx,
+        rsi: state.rsi,
         rflags: 2,
         ..Default::default()
     })

@@ -1,0 +1,161 @@
+//! Finds a running kernel's VMCOREINFO in memory that may hold others': of earlier boots, in copies of dumps, planted.
+
+use super::image::{self, ALIGNMENT, KernelImage};
+use super::vmcoreinfo::{MAX_TEXT, MIN_TEXT, Vmcoreinfo};
+use crate::vmcore::paging::{AddressSpace, PAGE_SIZE};
+use crate::vmcore::{KernelSymbols, MemoryRange, PhysicalMemory};
+
+/// The head of the note: lengths of name and text, type, name.
+const HEADER_LEN: usize = 24;
+const NAME_LEN: u32 = 11;
+const NAME: &[u8; 12] = b"VMCOREINFO\0\0";
+/// Most pages with the head of a note that are looked into. A running kernel has one.
+const MAX_CANDIDATES: usize = 4096;
+/// Most bytes of a kernel's image that are searched for its pointer to the note; images have 40 to 80 MiB.
+const MAX_IMAGE: u64 = 128 << 20;
+const STEP: usize = 64 << 10;
+const PAGE_LEN: usize = 4096;
+/// The direct map, whatever randomisation chose, begins on 1 GiB (`arch/x86/mm/kaslr.c`: PUD_SIZE).
+const DIRECT_MAP_ALIGNMENT: u64 = 1 << 30;
+
+/// A text that could be the running kernel's, and where its note lies.
+struct Candidate {
+    note: u64,
+    info: Vmcoreinfo,
+}
+
+/// See [`Vmcoreinfo::locate`].
+pub(super) fn locate(memory: &dyn PhysicalMemory, symbols: Option<&KernelSymbols>) -> Option<Vmcoreinfo> {
+    let image = KernelImage::find(memory);
+    if let Some(info) = by_symbol(memory, symbols, image) {
+        return Some(info);
+    }
+    let mut candidates = candidates(memory, image);
+    let first = candidates.first()?.info.clone();
+    if candidates.iter().all(|candidate| candidate.info == first) {
+        return Some(first);
+    }
+    candidates.retain(|candidate| is_named_by_kernel(memory, candidate));
+    match candidates.as_slice() {
+        [only] => Some(only.info.clone()),
+        // Nothing tells which kernel ran last.
+        _ => None,
+    }
+}
+
+/// Through the kernel's own pointer to the note.
+fn by_symbol(
+    memory: &dyn PhysicalMemory,
+    symbols: Option<&KernelSymbols>,
+    image: Option<KernelImage>,
+) -> Option<Vmcoreinfo> {
+    let (symbols, image) = (symbols?, image?);
+    let moved = image.virtual_start.wrapping_sub(symbols.address("_text")?);
+    let space = AddressSpace::new(memory, image.mapping);
+    let mut pointer = [0; 8];
+    space.read(symbols.address("vmcoreinfo_note")?.wrapping_add(moved), &mut pointer)?;
+    let note = space.translate(u64::from_le_bytes(pointer))?;
+    note_at(memory, note).filter(|info| fits(memory, info, Some(image)))
+}
+
+/// All that lie at the start of a page and are of the kernel whose image is known.
+fn candidates(memory: &dyn PhysicalMemory, image: Option<KernelImage>) -> Vec<Candidate> {
+    let mut notes = Vec::new();
+    for range in memory.ranges() {
+        look_at_pages(memory, *range, &mut notes);
+    }
+    notes
+        .into_iter()
+        .filter_map(|note| Some(Candidate { note, info: note_at(memory, note)? }))
+        .filter(|candidate| fits(memory, &candidate.info, image))
+        .collect()
+}
+
+/// Adds the pages of a range that begin with the head of a note. What the guest never touched is not read.
+fn look_at_pages(memory: &dyn PhysicalMemory, range: MemoryRange, notes: &mut Vec<u64>) {
+    let step = memory.search_step().next_multiple_of(PAGE_LEN);
+    let mut buf = vec![0; step];
+    let mut next = range.start;
+    while let Some(run) = (next < range.end()).then(|| memory.next_touched(next)).flatten() {
+        next = next.max(run.start - run.start % PAGE_SIZE);
+        let end = run.end.min(range.end()).next_multiple_of(PAGE_SIZE);
+        while next < end {
+            let len = usize::try_from(end - next).map_or(step, |left| left.min(step));
+            look_at_some_pages(memory, next, &mut buf[..len], notes);
+            next += len as u64;
+            if notes.len() >= MAX_CANDIDATES {
+                return;
+            }
+        }
+    }
+}
+
+/// The same of as many pages as `buf` holds.
+fn look_at_some_pages(memory: &dyn PhysicalMemory, start: u64, buf: &mut [u8], notes: &mut Vec<u64>) {
+    // Of memory at hand only the head of each page is read.
+    let at_once = buf.len() > PAGE_LEN && memory.read(start, buf).is_ok();
+    for (address, page) in (start..).step_by(PAGE_LEN).zip(buf.chunks_mut(PAGE_LEN)) {
+        let head = &mut page[..HEADER_LEN];
+        if (at_once || memory.read(address, head).is_ok()) && text_len(head).is_some() {
+            notes.push(address);
+        }
+    }
+}
+
+/// Length of the text of a note that begins like this.
+fn text_len(page: &[u8]) -> Option<usize> {
+    let header = page.first_chunk::<HEADER_LEN>()?;
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let len = usize::try_from(word(4)).ok()?;
+    let is_note = word(0) == NAME_LEN && word(8) == 0 && header.ends_with(NAME);
+    (is_note && (MIN_TEXT..=MAX_TEXT).contains(&len)).then_some(len)
+}
+
+fn note_at(memory: &dyn PhysicalMemory, note: u64) -> Option<Vmcoreinfo> {
+    let mut header = [0; HEADER_LEN];
+    memory.read(note, &mut header).ok()?;
+    let mut text = vec![0; text_len(&header)?];
+    memory.read(note.checked_add(HEADER_LEN as u64)?, &mut text).ok()?;
+    Vmcoreinfo::parse(&text)
+}
+
+/// Whether this is of a kernel that lies where it says, and, where the CPUs tell, of the one that they ran.
+fn fits(memory: &dyn PhysicalMemory, info: &Vmcoreinfo, image: Option<KernelImage>) -> bool {
+    let is_of = |image: KernelImage| {
+        let inside = info.symbol("_stext").and_then(|stext| stext.checked_sub(image.virtual_start));
+        info.phys_base() == image.phys_base() && inside.is_some_and(|inside| inside < ALIGNMENT)
+    };
+    image.is_none_or(is_of) && info.names_release_of(memory)
+}
+
+/// Whether the kernel's image holds a pointer to the note, as its variable `vmcoreinfo_note` does. Who can only plant
+/// pages has no hand in the image.
+fn is_named_by_kernel(memory: &dyn PhysicalMemory, candidate: &Candidate) -> bool {
+    let Some(start) = candidate.info.symbol("_stext").and_then(|stext| candidate.info.image_address(stext))
+    else {
+        return false;
+    };
+    let Some(range) = memory.range_at(start) else { return false };
+    let spaces: Vec<_> = image::roots(memory).map(|root| AddressSpace::new(memory, root)).collect();
+    let is_pointer = |word: u64| {
+        let is_direct =
+            word >> 63 == 1 && word % DIRECT_MAP_ALIGNMENT == candidate.note % DIRECT_MAP_ALIGNMENT;
+        is_direct
+            && (spaces.is_empty() || spaces.iter().any(|space| space.translate(word) == Some(candidate.note)))
+    };
+    let end = range.end().min(start.saturating_add(MAX_IMAGE));
+    let mut buf = vec![0; STEP];
+    let mut at = start - start % 8;
+    while at < end {
+        let len = usize::try_from(end - at).map_or(STEP, |left| left.min(STEP));
+        if memory.read(at, &mut buf[..len]).is_ok() {
+            let mut words = buf[..len].chunks_exact(8);
+            let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &byte| (word << 8) | u64::from(byte));
+            if words.any(|bytes| is_pointer(word(bytes))) {
+                return true;
+            }
+        }
+        at += len as u64;
+    }
+    false
+}
