@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use crate::aftermath::Aftermath;
-use crate::boot::{self, BootError, KernelImage};
+use crate::boot::{self, BootError, KernelImage, RestoreError};
 use crate::bus::{Bus, BusError};
 use crate::config::{DumpConfig, OnPanic, OnReset, VmConfig};
 use crate::console::{Console, ConsoleOutput};
@@ -43,6 +43,8 @@ pub enum MachineError {
     Firmware(#[source] vm_memory::GuestMemoryError),
     #[error(transparent)]
     Boot(#[from] BootError),
+    #[error(transparent)]
+    Image(#[from] RestoreError),
     #[error(transparent)]
     Platform(#[from] PlatformError),
     #[error("arming the panic sources")]
@@ -75,7 +77,7 @@ pub struct Host<'a> {
     /// The dump's options.
     pub dump: &'a DumpConfig,
     /// What is booted.
-    pub image: &'a KernelImage,
+    pub image: KernelImage,
     /// Where `--report` goes.
     pub report: Option<PathBuf>,
 }
@@ -97,7 +99,7 @@ impl Host<'_> {
 
 /// Runs the guest until it is over, however often it boots. `console` makes the output of each boot's console.
 pub fn run(
-    host: &Host<'_>,
+    host: &mut Host<'_>,
     console: &mut dyn FnMut() -> ConsoleOutput,
     observer: &mut dyn Observer,
 ) -> Result<ExitStatus, MachineError> {
@@ -107,7 +109,11 @@ pub fn run(
     let route = host.check_link(nic.as_ref())?;
     let mut input = Input::open();
     loop {
+        host.image.restore()?;
         let mut machine = Machine::build(host, console(), nic.as_mut(), observer)?;
+        // Nothing of the file is needed while the guest runs, and it may be larger than all else here.
+        host.image.release();
+        let host = &*host;
         let end = machine.run(&signals, &mut input, observer)?;
         let verdict = match end {
             End::PowerOff => return Ok(machine.status_without_panic()),
@@ -203,8 +209,8 @@ impl Machine {
         }
         let hardware = platform.hardware(host.vm.cpus);
         firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
-        let protocol = boot::protocol_for(host.image, host.vm.boot)?;
-        let entry = protocol.load(host.image, &host.vm.handover, &hardware, &memory)?;
+        let protocol = boot::protocol_for(&host.image, host.vm.boot)?;
+        let entry = protocol.load(&host.image, &host.vm.handover, &hardware, &memory)?;
         observer.event(&Event::Booting {
             image: &host.image.path().to_string_lossy(),
             memory: host.vm.memory.bytes(),
