@@ -17,6 +17,8 @@ mod hostile_files;
 mod image;
 mod image_pages;
 mod inspect;
+mod linux_elf;
+mod linux_vmcoreinfo;
 mod minidump_hostile;
 mod minidump_oracle;
 mod minidump_reader;

@@ -2,6 +2,7 @@
 
 pub mod fake_guest;
 pub mod fake_kernel;
+pub mod fake_linux;
 pub mod fake_minidump;
 pub mod guests;
 pub mod lab;

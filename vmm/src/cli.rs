@@ -257,15 +257,15 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     check_outputs(&options)?;
     let image = kernel(&options)?;
     warn_of_blind_watcher(&options.panic, &image);
-    let host = Host { vm: &vm, dump: &dump, image: &image, report: options.output.report };
+    let mut host = Host { vm: &vm, dump: &dump, image, report: options.output.report };
     let status = if options.output.json {
         let mut json = Json::new().context("starting the thread that prints events")?;
         let console = json.console();
-        let status = machine::run(&host, &mut || Box::new(console.fresh()), &mut json);
+        let status = machine::run(&mut host, &mut || Box::new(console.fresh()), &mut json);
         json.finish();
         status
     } else {
-        machine::run(&host, &mut || Box::new(std::io::stdout()), &mut Text::default())
+        machine::run(&mut host, &mut || Box::new(std::io::stdout()), &mut Text::default())
     };
     Ok(status?.code())
 }

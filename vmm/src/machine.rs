@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use crate::aftermath::Aftermath;
-use crate::boot::{self, BootError, KernelImage};
+use crate::boot::{self, BootError, KernelImage, RestoreError};
 use crate::bus::BusError;
 use crate::config::{DumpConfig, OnPanic, OnReset, Virtio, VmConfig};
 use crate::console::{Console, ConsoleOutput};
@@ -47,6 +47,8 @@ pub enum MachineError {
     #[error(transparent)]
     Boot(#[from] BootError),
     #[error(transparent)]
+    Image(#[from] RestoreError),
+    #[error(transparent)]
     Platform(#[from] PlatformError),
     #[error("arming the panic sources")]
     Source(#[from] BusError),
@@ -80,7 +82,7 @@ pub struct Host<'a> {
     /// The dump's options.
     pub dump: &'a DumpConfig,
     /// What is booted.
-    pub image: &'a KernelImage,
+    pub image: KernelImage,
     /// Where `--report` goes.
     pub report: Option<PathBuf>,
 }
@@ -102,7 +104,7 @@ impl Host<'_> {
 
 /// Runs the guest until it is over, however often it boots. `console` makes the output of each boot's console.
 pub fn run(
-    host: &Host<'_>,
+    host: &mut Host<'_>,
     console: &mut dyn FnMut() -> ConsoleOutput,
     observer: &mut dyn Observer,
 ) -> Result<ExitStatus, MachineError> {
@@ -114,7 +116,11 @@ pub fn run(
     let route = host.check_link(nic.as_ref())?;
     let mut input = Input::open();
     loop {
+        host.image.restore()?;
         let mut machine = Machine::build(host, console(), nic.as_mut(), &disks, observer)?;
+        // Nothing of the file is needed while the guest runs, and it may be larger than all else here.
+        host.image.release();
+        let host = &*host;
         let end = machine.run(&signals, &mut input, observer)?;
         let verdict = match end {
             End::PowerOff => return Ok(machine.status_without_panic()),
@@ -187,7 +193,7 @@ impl Machine {
         let memory = memory::create(host.vm.memory)?;
         let vm = VmBuilder::new(memory.clone())?;
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
-        let transport = host.vm.virtio.unwrap_or_else(|| Virtio::for_image(host.image));
+        let transport = host.vm.virtio.unwrap_or_else(|| Virtio::for_image(&host.image));
         let mut platform = Platform::new(vm, sender, transport);
         let (mut watchers, mut exits, mut wakeups, mut lookouts) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -220,8 +226,8 @@ impl Machine {
         platform.add_virtio("virtio-rng", Arc::new(Mutex::new(Rng::new())), &memory)?;
         let hardware = platform.finish(host.vm.cpus)?;
         firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
-        let protocol = boot::protocol_for(host.image, host.vm.boot)?;
-        let entry = protocol.load(host.image, &host.vm.handover, &hardware, &memory)?;
+        let protocol = boot::protocol_for(&host.image, host.vm.boot)?;
+        let entry = protocol.load(&host.image, &host.vm.handover, &hardware, &memory)?;
         observer.event(&Event::Booting {
             image: &host.image.path().to_string_lossy(),
             memory: host.vm.memory.bytes(),

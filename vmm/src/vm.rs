@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use netdump::vmcore::cpu::{Activity, CpuState};
-use netdump::vmcore::{MemoryError, MemoryRange, PhysicalMemory};
+use netdump::vmcore::{Findings, MemoryError, MemoryRange, PhysicalMemory};
 use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::EventFd;
@@ -243,7 +243,8 @@ impl Vm {
         let stopped_at = states.iter().map(|parked| parked.as_ref().map_or(until, |parked| parked.at)).max();
         let cpus = (0..).zip(states).map(|(index, parked)| state_of(index, parked)).collect();
         let ranges = ranges_of(&self.memory);
-        PausedGuest { memory: &self.memory, ranges, cpus, stopped_at: stopped_at.unwrap_or(until) }
+        let stopped_at = stopped_at.unwrap_or(until);
+        PausedGuest { memory: &self.memory, ranges, cpus, stopped_at, findings: Findings::default() }
     }
 
     fn kick_where(&self, wanted: impl Fn(usize) -> bool) {
@@ -288,6 +289,7 @@ pub(crate) struct PausedGuest<'vm> {
     ranges: Vec<MemoryRange>,
     cpus: Vec<CpuState>,
     stopped_at: Instant,
+    findings: Findings,
 }
 
 impl PausedGuest<'_> {
@@ -322,6 +324,10 @@ impl PhysicalMemory for PausedGuest<'_> {
 
     fn touched_from(&self, address: u64) -> Option<u64> {
         touched_from(self.memory, address)
+    }
+
+    fn findings(&self) -> Option<&Findings> {
+        Some(&self.findings)
     }
 
     fn cpus(&self) -> &[CpuState] {

@@ -47,10 +47,14 @@ impl<'m> LinuxMemory<'m> {
         if address >> 63 == 0 {
             return None;
         }
-        let mapped = self.tables.translate(address);
         // The tables first: where the image may have only 512 MiB, modules lie in the same window. What the kernel
         // unmapped of its image, as the code of its start, still lies where it was.
-        mapped.or_else(|| self.in_image(address))
+        self.walk(address).or_else(|| self.in_image(address))
+    }
+
+    /// The same by the kernel's page tables alone.
+    pub(super) fn walk(&self, address: u64) -> Option<u64> {
+        self.tables.translate(address)
     }
 
     /// Fills `buf` from virtual `address`; `None` when any byte of it is not mapped or cannot be read.

@@ -10,9 +10,11 @@
 
 pub mod image;
 pub mod kallsyms;
+pub mod layout;
 pub mod memory;
 mod search;
 pub mod vmcoreinfo;
 
+pub use layout::LinuxLayout;
 pub use memory::LinuxMemory;
 pub use vmcoreinfo::Vmcoreinfo;

@@ -1,6 +1,7 @@
 //! Finds a running kernel's VMCOREINFO in memory that may hold others': of earlier boots, in copies of dumps, planted.
 
 use super::image::{self, ALIGNMENT, KernelImage};
+use super::layout::DIRECT_MAP_ALIGNMENT;
 use super::vmcoreinfo::{MAX_TEXT, MIN_TEXT, Vmcoreinfo};
 use crate::vmcore::paging::{AddressSpace, PAGE_SIZE};
 use crate::vmcore::{KernelSymbols, MemoryRange, PhysicalMemory};
@@ -15,8 +16,6 @@ const MAX_CANDIDATES: usize = 4096;
 const MAX_IMAGE: u64 = 128 << 20;
 const STEP: usize = 64 << 10;
 const PAGE_LEN: usize = 4096;
-/// The direct map, whatever randomisation chose, begins on 1 GiB (`arch/x86/mm/kaslr.c`: PUD_SIZE).
-const DIRECT_MAP_ALIGNMENT: u64 = 1 << 30;
 
 /// A text that could be the running kernel's, and where its note lies.
 struct Candidate {
@@ -30,6 +29,14 @@ pub(super) fn locate(memory: &dyn PhysicalMemory, symbols: Option<&KernelSymbols
     if let Some(info) = by_symbol(memory, symbols, image) {
         return Some(info);
     }
+    match memory.findings() {
+        Some(findings) => findings.vmcoreinfo.get_or_init(|| by_page(memory, image)).clone(),
+        None => by_page(memory, image),
+    }
+}
+
+/// By the head of the note, of which there may be several.
+fn by_page(memory: &dyn PhysicalMemory, image: Option<KernelImage>) -> Option<Vmcoreinfo> {
     let mut candidates = candidates(memory, image);
     let first = candidates.first()?.info.clone();
     if candidates.iter().all(|candidate| candidate.info == first) {

@@ -1,8 +1,10 @@
 //! Guest-physical memory, read-only, wherever it comes from: a paused guest, a core file, a fake.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use super::cpu::CpuState;
+use crate::linux::Vmcoreinfo;
 
 /// One range of guest RAM. Ranges are page-aligned, ascending and do not overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,13 @@ pub enum MemoryError {
     },
 }
 
+/// What takes a look at all of a memory to be found: kept with it, so that it is looked for once.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What a Linux kernel says of itself, when there is one.
+    pub(crate) vmcoreinfo: OnceLock<Option<Vmcoreinfo>>,
+}
+
 /// Read-only guest-physical memory and the CPUs that used it. It does not change while this exists.
 pub trait PhysicalMemory: Sync {
     /// The RAM ranges, in ascending order.
@@ -81,6 +90,11 @@ pub trait PhysicalMemory: Sync {
     /// costs as much as is copied; more, where each read costs a system call.
     fn search_step(&self) -> usize {
         4096
+    }
+
+    /// What was found in it, where that is kept.
+    fn findings(&self) -> Option<&Findings> {
+        None
     }
 
     /// The CPUs, in the order of their numbers.

@@ -32,7 +32,7 @@ pub use info::InfoFile;
 pub use inspect::{InspectOptions, Inspection, inspect, inspect_with};
 pub use kdh::KernelDumpHeader;
 pub use kernel_memory::KernelMemory;
-pub use memory::{KernelMap, MemoryError, MemoryRange, PhysicalMemory};
+pub use memory::{Findings, KernelMap, MemoryError, MemoryRange, PhysicalMemory};
 pub use notes::CoreNotes;
 pub use open::{Core, OpenError, Piece, PieceContent, open, open_with};
 pub use stopped::{AUTO, FormatChoice, PlannedCore, StoppedGuest};

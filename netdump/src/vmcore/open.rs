@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::core_file::CoreFile;
 use super::cpu::CpuState;
 use super::elf::ElfError;
-use super::memory::{KernelMap, MemoryError, MemoryRange, PhysicalMemory};
+use super::memory::{Findings, KernelMap, MemoryError, MemoryRange, PhysicalMemory};
 use super::minidump::header::ANY_MAGIC;
 use super::minidump::read::{Minidump, MinidumpError};
 use super::notes::{CoreNotes, NotesProblem, ParsedNotes};
@@ -151,6 +151,7 @@ pub struct Core {
     pieces: Vec<Piece>,
     storage: Box<dyn Storage>,
     parsed: ParsedNotes,
+    findings: Findings,
 }
 
 /// Opens a core file, whatever its name: the format is told by its content. A compressed one is unpacked first.
@@ -194,7 +195,11 @@ impl Core {
         storage: Box<dyn Storage>,
         parsed: ParsedNotes,
     ) -> Self {
-        Self { file, format, kind, pieces, storage, parsed }
+        let findings = Findings::default();
+        if let Some(info) = &parsed.vmcoreinfo {
+            findings.vmcoreinfo.get_or_init(|| Some(info.clone()));
+        }
+        Self { file, format, kind, pieces, storage, parsed, findings }
     }
 
     /// The format's name, as in [`super::ALL`].
@@ -290,6 +295,10 @@ impl PhysicalMemory for Core {
 
     fn next_touched(&self, address: u64) -> Option<Range<u64>> {
         self.storage.next_touched(&self.file, address)
+    }
+
+    fn findings(&self) -> Option<&Findings> {
+        Some(&self.findings)
     }
 
     fn search_step(&self) -> usize {

@@ -9,6 +9,11 @@
 //!
 //! Each PT_LOAD has `p_paddr = p_vaddr` = the guest-physical address. Program headers directly behind the header are
 //! what makedumpfile needs: it never looks at `e_phoff`.
+//!
+//! Of a guest that runs Linux, `p_vaddr` is the address in the kernel's direct map of memory, and one more PT_LOAD,
+//! which comes first, shows the kernel's image where the kernel has it: the same bytes of the file once more. With the
+//! note VMCOREINFO that makes a core that crash, drgn, libkdumpfile and makedumpfile open without being told anything;
+//! it is laid out as the kernel's own `/proc/vmcore`.
 
 mod read;
 
@@ -19,6 +24,8 @@ use super::notes;
 use super::open::{Core, OpenError};
 use super::paging::PAGE_SIZE;
 use super::{DumpFormat, PlanError, PlannedCore, StoppedGuest, check_ranges};
+use crate::linux::LinuxLayout;
+use crate::linux::layout::MappedImage;
 pub use read::ElfError;
 
 const MAGIC: &[u8] = b"\x7fELF";
@@ -49,24 +56,32 @@ impl DumpFormat for Elf {
     }
 
     fn plan<'m>(&self, guest: &StoppedGuest<'m, '_>) -> Result<PlannedCore<'m>, PlanError> {
-        let (memory, notes) = (guest.memory, guest.notes);
+        let memory = guest.memory;
         let ranges = memory.ranges();
         check_ranges(ranges)?;
-        let headers = u16::try_from(ranges.len() + 1)
+        let linux = LinuxLayout::of(guest);
+        let image = linux.as_ref().and_then(|layout| layout.image);
+        let direct_map = linux.as_ref().and_then(|layout| layout.direct_map).unwrap_or(0);
+        let more = 1 + usize::from(image.is_some());
+        let headers = u16::try_from(ranges.len() + more)
             .ok()
             .filter(|&count| usize::from(count) <= MAX_PROGRAM_HEADERS)
-            .ok_or(PlanError::TooManyRanges { count: ranges.len(), most: MAX_PROGRAM_HEADERS - 1 })?;
-        let notes = notes::emit(memory.cpus(), notes);
+            .ok_or(PlanError::TooManyRanges { count: ranges.len(), most: MAX_PROGRAM_HEADERS - more })?;
+        let notes = notes::emit(memory.cpus(), guest.notes, linux.as_ref().map(|layout| &layout.info));
         let notes_at = u64::from(HEADER_LEN) + u64::from(PROGRAM_HEADER_LEN) * u64::from(headers);
         let notes_end = notes_at + notes.len() as u64;
         let data_at = notes_end.next_multiple_of(PAGE_SIZE);
 
         let mut head = header(headers);
         let notes_range = MemoryRange { start: 0, len: notes.len() as u64 };
-        put_program_header(&mut head, PT_NOTE, notes_at, notes_range);
+        put_program_header(&mut head, PT_NOTE, notes_at, 0, notes_range);
+        if let Some(MappedImage { virtual_start, physical }) = image {
+            let offset = data_at + bytes_before(ranges, physical.start);
+            put_program_header(&mut head, PT_LOAD, offset, virtual_start, physical);
+        }
         let mut offset = data_at;
         for range in ranges {
-            put_program_header(&mut head, PT_LOAD, offset, *range);
+            put_program_header(&mut head, PT_LOAD, offset, direct_map.wrapping_add(range.start), *range);
             offset += range.len;
         }
 
@@ -106,14 +121,20 @@ fn header(program_headers: u16) -> Vec<u8> {
     out
 }
 
+/// Bytes of RAM before `address`, which is in RAM.
+fn bytes_before(ranges: &[MemoryRange], address: u64) -> u64 {
+    let below = ranges.iter().take_while(|range| range.start <= address);
+    below.map(|range| range.end().min(address) - range.start).sum()
+}
+
 /// Notes have no address and lie on 4 bytes; memory lies on pages and may be used in any way.
-fn put_program_header(out: &mut Vec<u8>, kind: u32, offset: u64, range: MemoryRange) {
+fn put_program_header(out: &mut Vec<u8>, kind: u32, offset: u64, virtual_start: u64, range: MemoryRange) {
     let (flags, memory_len, alignment) = match kind {
         PT_LOAD => (READ_WRITE_EXECUTE, range.len, PAGE_SIZE),
         _ => (0, 0, 4),
     };
     out.extend(kind.to_le_bytes());
     out.extend(flags.to_le_bytes());
-    let words = [offset, range.start, range.start, range.len, memory_len, alignment];
+    let words = [offset, virtual_start, range.start, range.len, memory_len, alignment];
     out.extend(words.iter().flat_map(|word| word.to_le_bytes()));
 }

@@ -8,6 +8,7 @@
 //! | `CORE` | `NT_PRSTATUS` 1 | per CPU in CPU order: general registers (`prstatus.rs`) |
 //! | `LINUX` | `NT_X86_XSTATE` 0x202 | behind the PRSTATUS of each CPU whose XSAVE area is known (`xstate.rs`) |
 //! | `QEMU` | 0 | per CPU in CPU order: control registers and descriptor tables too (`qemu.rs`) |
+//! | `VMCOREINFO` | 0 | of Linux guests: what the kernel says of itself ([`Vmcoreinfo`]) |
 //! | `NETDUMP` | 0x4e455444 | once: lines of `key=value` (`text.rs`) |
 
 mod prstatus;
@@ -20,10 +21,12 @@ use thiserror::Error;
 
 use super::cpu::{Activity, CpuState, Registers};
 use crate::facts::GuestFacts;
+use crate::linux::Vmcoreinfo;
 
 const NT_PRSTATUS: u32 = 1;
 const NT_X86_XSTATE: u32 = 0x202;
 const QEMU_CPU: u32 = 0;
+const VMCOREINFO: u32 = 0;
 /// "NETD". crash and BFD look at some types without looking at the name: a small number could pass for a PRSTATUS.
 const NETDUMP_TEXT: u32 = 0x4e45_5444;
 
@@ -81,12 +84,14 @@ pub struct ParsedNotes {
     pub cpus: Vec<CpuState>,
     /// What the dumper knew; empty in cores of other makers.
     pub core: CoreNotes,
+    /// What the guest's Linux kernel says of itself.
+    pub vmcoreinfo: Option<Vmcoreinfo>,
     /// What is wrong, in file order; at most a few dozen are listed.
     pub problems: Vec<NotesProblem>,
 }
 
 /// All notes of a core, in file order.
-pub fn emit(cpus: &[CpuState], core: &CoreNotes) -> Vec<u8> {
+pub fn emit(cpus: &[CpuState], core: &CoreNotes, vmcoreinfo: Option<&Vmcoreinfo>) -> Vec<u8> {
     let mut out = Vec::new();
     for cpu in cpus {
         let pid = i32::try_from(cpu.index).unwrap_or(i32::MAX).saturating_add(1);
@@ -97,6 +102,9 @@ pub fn emit(cpus: &[CpuState], core: &CoreNotes) -> Vec<u8> {
     }
     for cpu in cpus {
         put_note(&mut out, "QEMU", QEMU_CPU, &qemu::emit(cpu.registers.as_deref()));
+    }
+    if let Some(info) = vmcoreinfo {
+        put_note(&mut out, "VMCOREINFO", VMCOREINFO, info.text().as_bytes());
     }
     put_note(&mut out, "NETDUMP", NETDUMP_TEXT, text::emit(cpus, core).as_bytes());
     out
@@ -157,6 +165,7 @@ struct Reader {
     xsave: Vec<Vec<u8>>,
     full: Vec<Registers>,
     text: Vec<u8>,
+    vmcoreinfo: Option<Vmcoreinfo>,
     problems: Vec<NotesProblem>,
 }
 
@@ -190,6 +199,7 @@ impl Reader {
                 Some(registers) => self.full.push(registers),
                 None => self.problem(size("QEMU")),
             },
+            (b"VMCOREINFO", VMCOREINFO) => self.vmcoreinfo = Vmcoreinfo::parse(note.descriptor),
             (b"NETDUMP", NETDUMP_TEXT) => self.text = note.descriptor.to_vec(),
             // Other makers' notes are none of our business.
             _ => {}
@@ -219,6 +229,6 @@ impl Reader {
         for line in bad_lines {
             self.problem(NotesProblem::Line(line));
         }
-        ParsedNotes { cpus, core, problems: self.problems }
+        ParsedNotes { cpus, core, vmcoreinfo: self.vmcoreinfo, problems: self.problems }
     }
 }
