@@ -28,6 +28,7 @@ use vmm::output_file;
 use vmm::panic::{self, SourceName, SourceOptions};
 use vmm::sys::interface::InterfaceName;
 use vmm::vm::MAX_CPUS;
+use vmm::x86_64::cpu_mask::{CpuMask, MaskWord};
 
 use crate::show::{Json, Text};
 
@@ -73,6 +74,10 @@ pub(crate) struct RunOptions {
     /// vCPUs.
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     cpus: u8,
+    /// CPU features to hide from the guest, by their names in Linux's /proc/cpuinfo, separated by commas; a plus sign
+    /// shows one that is hidden by default, which is la57 (five-level paging).
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    cpu_mask: Vec<MaskWord>,
     /// Kernel command line. For FreeBSD: boot flags such as -v, and variables of the kernel environment.
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
@@ -305,6 +310,7 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
     Ok(VmConfig {
         memory: options.memory,
         cpus: options.cpus,
+        cpu_mask: CpuMask::new(&options.cpu_mask),
         boot: options.boot.0,
         handover: Handover {
             cmdline: options.cmdline.clone(),

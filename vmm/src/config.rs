@@ -21,6 +21,7 @@ use crate::link::LinkSpec;
 use crate::memory::MemorySize;
 use crate::panic::{PanicSource, SourceOptions};
 use crate::sys::interface::InterfaceName;
+use crate::x86_64::cpu_mask::CpuMask;
 
 /// The machine.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// vCPUs, 1 to [`crate::vm::MAX_CPUS`].
     pub cpus: u8,
+    /// CPU features that the guest does not see.
+    pub cpu_mask: CpuMask,
     /// The boot protocol; without one the image decides.
     pub boot: Option<&'static dyn BootProtocol>,
     /// Command line, kernel environment and modules.

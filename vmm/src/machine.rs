@@ -239,6 +239,7 @@ impl Machine {
             mmio: Arc::new(platform.mmio),
             exit_hooks: Arc::new(exits),
             events: platform.events,
+            cpu_mask: host.vm.cpu_mask.clone(),
         };
         let started = Instant::now();
         let vm = platform.vm.start(host.vm.cpus, &entry, &environment)?;
