@@ -11,6 +11,7 @@ use netdump::vmcore::{CoreNotes, PhysicalMemory};
 
 use crate::account::Account;
 use crate::config::{Target, Wishes};
+use crate::devices::virtio::VirtioDevices;
 use crate::dump::{self, Dumped, Job};
 use crate::link::TapRoute;
 use crate::machine::Host;
@@ -42,13 +43,11 @@ pub(crate) struct Aftermath<'a> {
 
 impl Aftermath<'_> {
     /// Pauses the guest, dumps it and reports.
-    pub(crate) fn dump(&mut self, vm: &mut Vm, panic: &Finding) -> ExitStatus {
+    pub(crate) fn dump(&mut self, vm: &mut Vm, devices: &VirtioDevices, panic: &Finding) -> ExitStatus {
         let time = SystemTime::now();
         let guest = vm.pause(PAUSE_DEADLINE);
         // After the vCPUs: a driver that runs could start the device again.
-        if let Some(nic) = self.nic {
-            nic.stop();
-        }
+        devices.stop();
         let account = Account::take(&guest, self.host.image.symbols(), panic.event.vcpu);
         let seen = seen(panic, &account.facts, time);
         self.observer.event(&Event::Panic { seen: &seen });

@@ -64,7 +64,7 @@ pub(crate) fn set_power_on(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
 /// Puts the boot CPU at the kernel's entry.
 pub(crate) fn set_entry(vcpu: &VcpuFd, state: &BootState) -> Result<(), kvm_ioctls::Error> {
     let mut sregs = vcpu.get_sregs()?;
-    state.apply(&mut sregs);
+    state.mode.apply(&mut sregs);
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&kvm_regs {
         rip: state.entry,

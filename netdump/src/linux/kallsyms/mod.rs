@@ -195,6 +195,15 @@ impl Kallsyms {
         image.with_listed(listed)
     }
 
+    /// These few with the load map of `image`, for who keeps them beside a guest.
+    pub fn only<const N: usize>(&self, names: [&str; N], image: KernelSymbols) -> KernelSymbols {
+        let found = names.into_iter().zip(self.addresses(names));
+        let listed = found.filter_map(|(name, address)| {
+            Some(ListedSymbol { name: name.into(), address: address?, is_local: false, is_function: false })
+        });
+        image.with_listed(listed.collect())
+    }
+
     fn address_of(&self, index: usize) -> u64 {
         self.base.address(self.offsets[index])
     }
