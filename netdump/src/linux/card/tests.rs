@@ -1,5 +1,5 @@
 use super::super::btf::tests::FakeBtf;
-use super::super::fake::{FakeGuest, TEXT};
+use super::super::fake::{FakeGuest, PHYSICAL, TABLES, TEXT};
 use super::super::kallsyms::tests::{FakeTables, Order};
 use super::super::log::tests::FakeLog;
 use super::super::orc::tests::{encoded, place};
@@ -29,6 +29,7 @@ const CURRENT: u64 = 0x100;
 const NAMES: [&str; 3] = ["init", "kworker/1:0", "a.out"];
 
 /// A crashed guest with two CPUs.
+#[derive(Clone)]
 struct World {
     guest: FakeGuest,
     /// Start and content of what kallsyms will have.
@@ -50,7 +51,10 @@ impl World {
         let mut symbols: Vec<_> =
             (0..300_u64).map(|n| (TEXT + 0x100 * n, 't', format!("filler_{n}"))).collect();
         symbols.extend((0..).zip(FUNCTIONS).map(|(n, name)| (CODE + 0x100 * n, 'T', name.to_owned())));
-        symbols.push((TEXT, 'T', "_stext".to_owned()));
+        for name in ["_text", "_stext"] {
+            symbols.push((TEXT, 'T', name.to_owned()));
+        }
+        symbols.push((TABLES, 'D', "init_top_pgt".to_owned()));
         symbols.push((CODE + 0x100 * FUNCTIONS.len() as u64, 'T', "_etext".to_owned()));
         symbols.push((CURRENT, 'A', "current_task".to_owned()));
         let mut world = Self { guest, symbols, areas: [0; 2], tasks: Vec::new() };
@@ -115,6 +119,24 @@ impl World {
         ];
         types.structure("task_struct", 128, &fields);
         types.structure("signal_struct", 16, &[("thread_head", list, 0)]);
+        let position = types.structure("prb_data_blk_lpos", 16, &[("begin", word, 0), ("next", word, 64)]);
+        let ring = [
+            ("count_bits", half, 0),
+            ("descs", word, 64),
+            ("infos", word, 128),
+            ("head_id", word, 192),
+            ("tail_id", word, 256),
+        ];
+        let ring = types.structure("prb_desc_ring", 48, &ring);
+        let texts = types.structure("prb_data_ring", 32, &[("size_bits", half, 0), ("data", word, 64)]);
+        types.structure(
+            "printk_ringbuffer",
+            88,
+            &[("desc_ring", ring, 0), ("text_data_ring", texts, 8 * 48)],
+        );
+        types.structure("prb_desc", 24, &[("state_var", word, 0), ("text_blk_lpos", position, 64)]);
+        types.structure("printk_info", 88, &[("ts_nsec", word, 64), ("text_len", half, 128)]);
+        types.structure("uts_namespace", 400, &[("name", half, 0)]);
         let bits = [("type", half, 3 << 24 | 40), ("signal", half, 1 << 24 | 43)];
         types.bit_fields("orc_entry", 6, &bits);
         let types = types.bytes();
@@ -181,6 +203,9 @@ impl World {
         let registers = Registers {
             rip,
             rsp,
+            cr0: 1 << 31,
+            cr3: TABLES - TEXT + PHYSICAL,
+            efer: 1 << 10,
             cs: segment(0x10, 0),
             gs: segment(0, self.areas[index as usize]),
             ..Registers::default()
@@ -277,6 +302,20 @@ fn card_of_a_crashed_guest_has_it_all() {
 fn symbols_are_found_where_nothing_names_them() {
     let card = card(&World::new().finish_unnamed());
     assert_eq!(chain(&card.cpus[1].backtrace), ["stop_this_cpu", "asm_sysvec_reboot", "worker!", "kthread"]);
+}
+
+#[test]
+fn kernel_without_vmcoreinfo_is_found_by_its_image() {
+    let mut world = World::new();
+    for name in ["init_uts_ns", "prb"] {
+        let address = u64::from_str_radix(&world.guest.said(&format!("SYMBOL({name})")), 16).unwrap();
+        world.symbol(name, address);
+    }
+    let expected = card(&world.clone().finish());
+    let guest = world.finish_unnamed();
+    let found = CrashCard::of(&guest, None, StateRequest::default()).unwrap();
+    assert!(found.problems[0].contains("no VMCOREINFO"), "{:?}", found.problems);
+    assert_eq!(CrashCard { problems: Vec::new(), ..found }, expected);
 }
 
 #[test]
