@@ -44,6 +44,10 @@ fn function(name: &str) -> u64 {
 
 impl World {
     fn new() -> Self {
+        Self::with_modules_of(ModuleForm::Parts)
+    }
+
+    fn with_modules_of(form: ModuleForm) -> Self {
         let mut guest = FakeGuest::new();
         let mut log = FakeLog::new(&mut guest);
         log.say(&mut guest, 1, "Linux version 6.1.0-fake");
@@ -68,7 +72,7 @@ impl World {
         world.variable("saved_command_line", &line.to_le_bytes());
         world.variable("linux_banner", b"Linux version 6.1.0-fake (me) #1\0");
         world.unwind_tables();
-        world.types_and_tasks();
+        world.types_and_tasks(form);
         world.cpus();
         world
     }
@@ -99,12 +103,13 @@ impl World {
         self.symbol("__start_orc_unwind", tables.entries);
     }
 
-    fn types_and_tasks(&mut self) {
+    fn types_and_tasks(&mut self, module: ModuleForm) {
         let mut types = FakeBtf::default();
         let (half, word) = (types.int(4), types.int(8));
         let char_type = types.int(1);
         let name = types.array(char_type, 16);
         let list = types.structure("list_head", 16, &[("next", word, 0), ("prev", word, 64)]);
+        module.describe(&mut types, half, word, list);
         let thread = types.structure("thread_struct", 8, &[("sp", word, 0)]);
         let fields = [
             ("__state", half, 0),
@@ -240,6 +245,89 @@ impl World {
     }
 }
 
+/// Where `struct module` has its code.
+#[derive(Clone, Copy, Debug)]
+enum ModuleForm {
+    /// Up to 6.3.
+    Layout,
+    /// Since 6.4.
+    Parts,
+}
+
+/// Fields of the fake `struct module`, in bytes.
+const MODULE_LIST: u64 = 8;
+const MODULE_NAME: u64 = 24;
+const MODULE_CODE: u64 = 80;
+const MODULE_SYMBOLS: u64 = 200;
+const MODULE_ARCH: u64 = 208;
+
+impl ModuleForm {
+    fn describe(self, types: &mut FakeBtf, half: u32, word: u32, list: u32) {
+        let letter = types.int(1);
+        let name = types.array(letter, 56);
+        let (code_name, code) = match self {
+            Self::Layout => {
+                let fields = [("base", word, 0), ("size", half, 64), ("text_size", half, 96)];
+                ("core_layout", types.structure("module_layout", 16, &fields))
+            }
+            Self::Parts => {
+                let part = types.structure("module_memory", 16, &[("base", word, 0), ("size", half, 96)]);
+                ("mem", types.array(part, 7))
+            }
+        };
+        let symbols = [("symtab", word, 0), ("num_symtab", half, 64), ("strtab", word, 128)];
+        types.structure("mod_kallsyms", 24, &symbols);
+        let arch = [("num_orcs", half, 0), ("orc_unwind_ip", word, 64), ("orc_unwind", word, 128)];
+        let arch = types.structure("mod_arch_specific", 24, &arch);
+        let bit = |bytes: u64| 8 * u32::try_from(bytes).unwrap();
+        let fields = [
+            ("list", list, bit(MODULE_LIST)),
+            ("name", name, bit(MODULE_NAME)),
+            (code_name, code, bit(MODULE_CODE)),
+            ("kallsyms", word, bit(MODULE_SYMBOLS)),
+            ("arch", arch, bit(MODULE_ARCH)),
+        ];
+        types.structure("module", 256, &fields);
+    }
+}
+
+impl World {
+    /// Loads a module with the functions `probe` and `init` of 256 bytes each, whose code is what is returned.
+    fn load_module(&mut self) -> u64 {
+        self.guest.align(0x1000);
+        let code = self.guest.reserve(0x200);
+        let module = self.guest.reserve(256);
+        let head = self.variable("modules", &[0; 16]);
+        self.guest.put_u64(head, module + MODULE_LIST);
+        self.guest.put_u64(module + MODULE_LIST, head);
+        self.guest.put(module + MODULE_NAME, b"fake_net");
+        self.guest.put_u64(module + MODULE_CODE, code);
+        // The text's length, in either form.
+        self.guest.put_u32(module + MODULE_CODE + 12, 0x200);
+        let strings = self.guest.place(b"\0probe\0init\0$x\0elsewhere\0");
+        let mut symbols = Vec::new();
+        for (name, section, value) in
+            [(0, 0, 0), (1, 1, code), (7, 1, code + 0x100), (12, 1, code + 8), (15, 2, 64), (1, 0, code + 4)]
+        {
+            symbols.extend([name, 0, 0, 0, 0, 0, section, 0]);
+            symbols.extend(u64::to_le_bytes(value));
+            symbols.extend([0; 8]);
+        }
+        let count = u32::try_from(symbols.len() / 24).unwrap();
+        let symbols = self.guest.place(&symbols);
+        let table = self.guest.reserve(24);
+        self.guest.put_u64(table, symbols);
+        self.guest.put_u32(table + 8, count);
+        self.guest.put_u64(table + 16, strings);
+        self.guest.put_u64(module + MODULE_SYMBOLS, table);
+        let orc = place(&mut self.guest, &[(code, encoded((24, 5), (0, 0), 2)), (code + 0x100, CALL)]);
+        self.guest.put_u32(module + MODULE_ARCH, u32::try_from(orc.count).unwrap());
+        self.guest.put_u64(module + MODULE_ARCH + 8, orc.addresses);
+        self.guest.put_u64(module + MODULE_ARCH + 16, orc.entries);
+        code
+    }
+}
+
 fn card(guest: &FakeGuest) -> CrashCard {
     let kernel = Kernel::of(guest, guest.vmcoreinfo()).unwrap();
     Crash::new(kernel).card(StateRequest::default())
@@ -342,6 +430,35 @@ fn waiting_tasks_have_their_chains_when_asked() {
     assert_eq!(chain(&state.crashed().unwrap().backtrace)[0], "delay_tsc");
     assert!(state.message_buffer.unwrap().ends_with("sysrq triggered crash\n"));
     assert!(card.tasks.is_empty());
+}
+
+#[test]
+fn modules_have_their_own_names_and_tables() {
+    for form in [ModuleForm::Layout, ModuleForm::Parts] {
+        let mut world = World::with_modules_of(form);
+        let code = world.load_module();
+        let stack = world.stack(&[0, 0, code + 0x120, 0, function("worker") + 9, 0, function("kthread") + 9]);
+        world.cpu(1, code + 0x12, stack);
+        let card = card(&world.finish());
+        assert_eq!(card.modules, ["fake_net"], "{form:?}");
+        let chain = &card.cpus[1].backtrace;
+        let text: Vec<String> = chain.iter().map(ToString::to_string).collect();
+        assert!(text[0].ends_with(" probe+0x12 [fake_net]"), "{form:?} {text:?}");
+        assert!(text[1].ends_with(" init+0x20 [fake_net]"), "{form:?} {text:?}");
+        assert!(text[2].ends_with(" worker+0x9") && text[3].ends_with(" kthread+0x9"), "{form:?} {text:?}");
+    }
+}
+
+#[test]
+fn list_of_modules_that_lies_ends() {
+    let mut world = World::new();
+    let code = world.load_module();
+    let (module, first) = (code + 0x200, world.symbols.last().unwrap().0);
+    // The module follows itself.
+    world.guest.put_u64(module + MODULE_LIST, module + MODULE_LIST);
+    assert_eq!(card(&world.clone().finish()).modules.len(), 1024);
+    world.guest.put_u64(first, 8);
+    assert!(card(&world.finish()).modules.is_empty());
 }
 
 #[test]
