@@ -4,12 +4,13 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory};
 use netdump::facts::Backtraces;
 use netdump::linux::kallsyms;
 use netdump::vmcore::{self, InspectOptions, KernelSymbols};
 
-use super::Exit;
+use super::{Arguments, Exit};
 
 /// Kernels with all their symbols are far smaller.
 const MAX_KERNEL: u64 = 1 << 30;
@@ -50,9 +51,9 @@ impl Inspect {
             .with_context(|| format!("inspecting {}", self.file.display()))?;
         let wants_threads = self.all_threads || self.thread.is_some();
         if wants_threads && self.kernel.is_none() && inspection.card.is_none() {
-            bail!(
-                "the threads of this guest are found by its kernel's symbols: give its kernel with --kernel"
-            );
+            let text =
+                "the threads of this guest are found by its kernel's symbols: give the kernel with --kernel";
+            Arguments::command().error(ErrorKind::MissingRequiredArgument, text).exit()
         }
         if let Some(tid) = self.thread.filter(|&tid| inspection.kernel.thread(tid).is_none()) {
             if let Some(problem) = inspection.kernel.problems.first() {

@@ -12,8 +12,12 @@
 
 use std::ops::Range;
 
+use super::LinuxMemory;
+
 const MAGIC: u16 = 0xeb9f;
 const TYPE_LEN: usize = 12;
+/// Most bytes of types; kernels have 4 to 8 MB.
+const MAX_LEN: u64 = 32 << 20;
 /// Most types that are taken; kernels have 60,000 to 200,000.
 const MAX_TYPES: usize = 1 << 20;
 /// Most fields that are looked at for one.
@@ -80,6 +84,14 @@ struct Type {
 }
 
 impl Btf {
+    /// Those of a stopped kernel, between the addresses `start` and `end`.
+    pub fn read(memory: &LinuxMemory<'_>, start: u64, end: u64) -> Option<Self> {
+        let len = end.checked_sub(start).filter(|&len| len <= MAX_LEN)?;
+        let mut bytes = vec![0; usize::try_from(len).ok()?];
+        memory.read(start, &mut bytes)?;
+        Self::parse(bytes)
+    }
+
     /// Takes the content of `.BTF`, which lies between `__start_BTF` and `__stop_BTF`. `None` when it is damaged.
     pub fn parse(bytes: Vec<u8>) -> Option<Self> {
         let word = |at| u32_at(&bytes, at).and_then(|word| usize::try_from(word).ok());

@@ -195,6 +195,10 @@ impl<'m> Crash<'m> {
     fn problems(&self, unwinder: &Unwinder<'_, '_>, has_tasks: bool) -> Vec<String> {
         let kernel = &self.kernel;
         let missing = [
+            (
+                kernel.has_vmcoreinfo(),
+                "the kernel has no VMCOREINFO, as early in its start: all this was found without",
+            ),
             (self.log.is_some(), "the kernel's log is not where VMCOREINFO says, or damaged"),
             (kernel.symbols().is_some(), "the kernel's table of symbols was not found: nothing can be named"),
             (unwinder.has_tables(), "the kernel has no ORC tables: call chains are guesses"),

@@ -11,10 +11,11 @@ use crate::vmcore::{CpuState, MemoryError, MemoryRange, PhysicalMemory};
 pub(crate) const TEXT: u64 = 0xffff_ffff_8560_0000;
 /// How far that is from where it was linked.
 const MOVED: u64 = 0x460_0000;
-const PHYSICAL: u64 = 0x20_0000;
+/// Where that is in physical memory.
+pub(crate) const PHYSICAL: u64 = 0x20_0000;
 const LEN: u64 = 0xc0_0000;
 /// Where the page tables lie in the image, and where free space begins.
-const TABLES: u64 = TEXT + 0x1000;
+pub(crate) const TABLES: u64 = TEXT + 0x1000;
 const FREE: u64 = TEXT + 0x10_0000;
 
 /// The guest.
@@ -86,6 +87,10 @@ impl FakeGuest {
     /// A line of VMCOREINFO.
     pub(crate) fn say(&mut self, key: &str, value: String) {
         self.info.insert(key.to_owned(), value);
+    }
+
+    pub(crate) fn said(&self, key: &str) -> String {
+        self.info[key].clone()
     }
 
     pub(crate) fn say_all(&mut self, keys: &[(&str, u64)]) {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::btf::Btf;
 use super::kallsyms::{Kallsyms, Place};
-use super::{LinuxMemory, Vmcoreinfo};
+use super::{LinuxMemory, Vmcoreinfo, early};
 use crate::vmcore::cpu::MSR_KERNEL_GS_BASE;
 use crate::vmcore::{KernelSymbols, PhysicalMemory, Registers};
 
@@ -38,8 +38,6 @@ const VARIABLES: [&str; 25] = [
 ];
 /// Most CPUs (`NR_CPUS` of distributions is 8192).
 const MAX_CPUS: u32 = 8192;
-/// Most bytes of types; kernels have 4 to 8 MB.
-const MAX_BTF: u64 = 32 << 20;
 /// Longest of the kernel's texts.
 const MAX_TEXT: usize = 4096;
 /// Each of the texts in `struct new_utsname` has this many bytes.
@@ -53,6 +51,7 @@ pub struct Kernel<'m> {
     symbols: Option<Kallsyms>,
     variables: HashMap<&'static str, u64>,
     types: Option<Btf>,
+    has_vmcoreinfo: bool,
 }
 
 /// One of the texts that `uname` shows.
@@ -69,10 +68,25 @@ pub enum UtsName {
 }
 
 impl<'m> Kernel<'m> {
-    /// The Linux kernel in `memory`, if there is one that has come as far as to have VMCOREINFO. `file` are the symbols of
-    /// the kernel's file, where it is known: they make finding it quicker and surer.
+    /// The Linux kernel in `memory`, if there is one: through VMCOREINFO, or, where it has not come that far, through what its
+    /// image holds. `file` are the symbols of the kernel's file, where it is known: they make finding it quicker and surer.
     pub fn find(memory: &'m dyn PhysicalMemory, file: Option<&KernelSymbols>) -> Option<Self> {
-        Self::of(memory, Vmcoreinfo::locate(memory, file)?)
+        match Vmcoreinfo::locate(memory, file) {
+            Some(info) => Self::of(memory, info),
+            None => Self::early(memory),
+        }
+    }
+
+    /// A kernel that has no VMCOREINFO yet.
+    pub fn early(memory: &'m dyn PhysicalMemory) -> Option<Self> {
+        let (info, symbols) = early::find(memory)?;
+        let memory = LinuxMemory::new(memory, &info)?;
+        Some(Self { has_vmcoreinfo: false, ..Self::new(memory, info, Some(symbols)) })
+    }
+
+    /// Whether it had come as far in its start as to have VMCOREINFO.
+    pub fn has_vmcoreinfo(&self) -> bool {
+        self.has_vmcoreinfo
     }
 
     /// The kernel that `info` is of.
@@ -86,8 +100,8 @@ impl<'m> Kernel<'m> {
         let found = symbols.as_ref().map(|symbols| symbols.addresses(VARIABLES));
         let named = found.into_iter().flat_map(|found| VARIABLES.into_iter().zip(found));
         let variables = named.filter_map(|(name, address)| Some((name, address?))).collect();
-        let mut kernel = Self { info, memory, symbols, variables, types: None };
-        kernel.types = kernel.read_types();
+        let mut kernel = Self { info, memory, symbols, variables, types: None, has_vmcoreinfo: true };
+        kernel.types = kernel.types_between("__start_BTF", "__stop_BTF");
         kernel
     }
 
@@ -201,11 +215,7 @@ impl<'m> Kernel<'m> {
         (!text.is_empty()).then_some(text)
     }
 
-    fn read_types(&self) -> Option<Btf> {
-        let (start, end) = (self.variable("__start_BTF")?, self.variable("__stop_BTF")?);
-        let len = end.checked_sub(start).filter(|&len| len <= MAX_BTF)?;
-        let mut bytes = vec![0; usize::try_from(len).ok()?];
-        self.memory.read(start, &mut bytes)?;
-        Btf::parse(bytes)
+    fn types_between(&self, start: &str, end: &str) -> Option<Btf> {
+        Btf::read(&self.memory, self.variable(start)?, self.variable(end)?)
     }
 }

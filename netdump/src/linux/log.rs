@@ -387,7 +387,8 @@ pub(super) mod tests {
         let mut guest = FakeGuest::new();
         let mut log = FakeLog::new(&mut guest);
         for number in 0..30_u64 {
-            log.say(&mut guest, number, &format!("message {number} {}", "x".repeat(number as usize % 9)));
+            let more = &"xxxxxxxxx"[..usize::try_from(number % 9).unwrap()];
+            log.say(&mut guest, number, &format!("message {number} {more}"));
             // As much as has not been overwritten: 8 descriptors, and what fits into 256 bytes.
             let found = read(&guest).records;
             let oldest = number + 1 - found.len() as u64;

@@ -11,6 +11,7 @@
 mod backtrace;
 pub mod btf;
 pub mod card;
+mod early;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod image;

@@ -18,7 +18,7 @@ const SYMBOL_LEN: usize = 512;
 /// The text that stays and the text for the start only, in `enum mod_mem_type` (since 6.4).
 const TEXT_PARTS: [u64; 2] = [0, 4];
 /// `Elf64_Sym`, and its fields.
-const ELF_SYMBOL_LEN: u64 = 24;
+const ELF_SYMBOL_LEN: usize = 24;
 const ELF_SECTION: usize = 6;
 const ELF_VALUE: usize = 8;
 
@@ -96,9 +96,9 @@ impl Modules {
         let (first, count, strings) = module.symbols?;
         let count = count.min(MAX_SYMBOLS);
         self.budget.set(self.budget.get().checked_sub(count)?);
-        let mut bytes = vec![0; usize::try_from(count * ELF_SYMBOL_LEN).ok()?];
+        let mut bytes = vec![0; usize::try_from(count).ok()? * ELF_SYMBOL_LEN];
         kernel.memory().read(first, &mut bytes)?;
-        let symbol = |bytes: &[u8; ELF_SYMBOL_LEN as usize]| {
+        let symbol = |bytes: &[u8; ELF_SYMBOL_LEN]| {
             let name = u32::from_le_bytes(bytes[..4].try_into().ok()?);
             let value = u64::from_le_bytes(bytes[ELF_VALUE..][..8].try_into().ok()?);
             let is_defined = bytes[ELF_SECTION..][..2] != [0, 0];

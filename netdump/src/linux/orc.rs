@@ -229,7 +229,8 @@ pub(super) mod tests {
     fn entry_reaches_up_to_the_next() {
         let mut guest = FakeGuest::new();
         let start = super::super::fake::TEXT;
-        let code: Vec<_> = (0..5_i16).map(|n| (start + 16 * n as u64, encoded((n, 5), (0, 0), 2))).collect();
+        let code: Vec<_> =
+            (0..5_u8).map(|n| (start + 16 * u64::from(n), encoded((n.into(), 5), (0, 0), 2))).collect();
         let tables = place(&mut guest, &code);
         let offset = |address| tables.entry(&guest.memory(), Form::NEW, address).map(|entry| entry.sp_offset);
         assert_eq!(offset(start - 1), None);

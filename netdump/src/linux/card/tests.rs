@@ -1,5 +1,5 @@
 use super::super::btf::tests::FakeBtf;
-use super::super::fake::{FakeGuest, TEXT};
+use super::super::fake::{FakeGuest, PHYSICAL, TABLES, TEXT};
 use super::super::kallsyms::tests::{FakeTables, Order};
 use super::super::log::tests::FakeLog;
 use super::super::orc::tests::{encoded, place};
@@ -29,6 +29,7 @@ const CURRENT: u64 = 0x100;
 const NAMES: [&str; 3] = ["init", "kworker/1:0", "a.out"];
 
 /// A crashed guest with two CPUs.
+#[derive(Clone)]
 struct World {
     guest: FakeGuest,
     /// Start and content of what kallsyms will have.
@@ -43,6 +44,10 @@ fn function(name: &str) -> u64 {
 
 impl World {
     fn new() -> Self {
+        Self::with_modules_of(ModuleForm::Parts)
+    }
+
+    fn with_modules_of(form: ModuleForm) -> Self {
         let mut guest = FakeGuest::new();
         let mut log = FakeLog::new(&mut guest);
         log.say(&mut guest, 1, "Linux version 6.1.0-fake");
@@ -50,7 +55,10 @@ impl World {
         let mut symbols: Vec<_> =
             (0..300_u64).map(|n| (TEXT + 0x100 * n, 't', format!("filler_{n}"))).collect();
         symbols.extend((0..).zip(FUNCTIONS).map(|(n, name)| (CODE + 0x100 * n, 'T', name.to_owned())));
-        symbols.push((TEXT, 'T', "_stext".to_owned()));
+        for name in ["_text", "_stext"] {
+            symbols.push((TEXT, 'T', name.to_owned()));
+        }
+        symbols.push((TABLES, 'D', "init_top_pgt".to_owned()));
         symbols.push((CODE + 0x100 * FUNCTIONS.len() as u64, 'T', "_etext".to_owned()));
         symbols.push((CURRENT, 'A', "current_task".to_owned()));
         let mut world = Self { guest, symbols, areas: [0; 2], tasks: Vec::new() };
@@ -64,7 +72,7 @@ impl World {
         world.variable("saved_command_line", &line.to_le_bytes());
         world.variable("linux_banner", b"Linux version 6.1.0-fake (me) #1\0");
         world.unwind_tables();
-        world.types_and_tasks();
+        world.types_and_tasks(form);
         world.cpus();
         world
     }
@@ -95,12 +103,13 @@ impl World {
         self.symbol("__start_orc_unwind", tables.entries);
     }
 
-    fn types_and_tasks(&mut self) {
+    fn types_and_tasks(&mut self, module: ModuleForm) {
         let mut types = FakeBtf::default();
         let (half, word) = (types.int(4), types.int(8));
         let char_type = types.int(1);
         let name = types.array(char_type, 16);
         let list = types.structure("list_head", 16, &[("next", word, 0), ("prev", word, 64)]);
+        module.describe(&mut types, half, word, list);
         let thread = types.structure("thread_struct", 8, &[("sp", word, 0)]);
         let fields = [
             ("__state", half, 0),
@@ -115,6 +124,24 @@ impl World {
         ];
         types.structure("task_struct", 128, &fields);
         types.structure("signal_struct", 16, &[("thread_head", list, 0)]);
+        let position = types.structure("prb_data_blk_lpos", 16, &[("begin", word, 0), ("next", word, 64)]);
+        let ring = [
+            ("count_bits", half, 0),
+            ("descs", word, 64),
+            ("infos", word, 128),
+            ("head_id", word, 192),
+            ("tail_id", word, 256),
+        ];
+        let ring = types.structure("prb_desc_ring", 48, &ring);
+        let texts = types.structure("prb_data_ring", 32, &[("size_bits", half, 0), ("data", word, 64)]);
+        types.structure(
+            "printk_ringbuffer",
+            88,
+            &[("desc_ring", ring, 0), ("text_data_ring", texts, 8 * 48)],
+        );
+        types.structure("prb_desc", 24, &[("state_var", word, 0), ("text_blk_lpos", position, 64)]);
+        types.structure("printk_info", 88, &[("ts_nsec", word, 64), ("text_len", half, 128)]);
+        types.structure("uts_namespace", 400, &[("name", half, 0)]);
         let bits = [("type", half, 3 << 24 | 40), ("signal", half, 1 << 24 | 43)];
         types.bit_fields("orc_entry", 6, &bits);
         let types = types.bytes();
@@ -181,6 +208,9 @@ impl World {
         let registers = Registers {
             rip,
             rsp,
+            cr0: 1 << 31,
+            cr3: TABLES - TEXT + PHYSICAL,
+            efer: 1 << 10,
             cs: segment(0x10, 0),
             gs: segment(0, self.areas[index as usize]),
             ..Registers::default()
@@ -212,6 +242,89 @@ impl World {
         let bytes = self.tables().bytes();
         self.guest.place(&bytes);
         self.guest
+    }
+}
+
+/// Where `struct module` has its code.
+#[derive(Clone, Copy, Debug)]
+enum ModuleForm {
+    /// Up to 6.3.
+    Layout,
+    /// Since 6.4.
+    Parts,
+}
+
+/// Fields of the fake `struct module`, in bytes.
+const MODULE_LIST: u64 = 8;
+const MODULE_NAME: u64 = 24;
+const MODULE_CODE: u64 = 80;
+const MODULE_SYMBOLS: u64 = 200;
+const MODULE_ARCH: u64 = 208;
+
+impl ModuleForm {
+    fn describe(self, types: &mut FakeBtf, half: u32, word: u32, list: u32) {
+        let letter = types.int(1);
+        let name = types.array(letter, 56);
+        let (code_name, code) = match self {
+            Self::Layout => {
+                let fields = [("base", word, 0), ("size", half, 64), ("text_size", half, 96)];
+                ("core_layout", types.structure("module_layout", 16, &fields))
+            }
+            Self::Parts => {
+                let part = types.structure("module_memory", 16, &[("base", word, 0), ("size", half, 96)]);
+                ("mem", types.array(part, 7))
+            }
+        };
+        let symbols = [("symtab", word, 0), ("num_symtab", half, 64), ("strtab", word, 128)];
+        types.structure("mod_kallsyms", 24, &symbols);
+        let arch = [("num_orcs", half, 0), ("orc_unwind_ip", word, 64), ("orc_unwind", word, 128)];
+        let arch = types.structure("mod_arch_specific", 24, &arch);
+        let bit = |bytes: u64| 8 * u32::try_from(bytes).unwrap();
+        let fields = [
+            ("list", list, bit(MODULE_LIST)),
+            ("name", name, bit(MODULE_NAME)),
+            (code_name, code, bit(MODULE_CODE)),
+            ("kallsyms", word, bit(MODULE_SYMBOLS)),
+            ("arch", arch, bit(MODULE_ARCH)),
+        ];
+        types.structure("module", 256, &fields);
+    }
+}
+
+impl World {
+    /// Loads a module with the functions `probe` and `init` of 256 bytes each, whose code is what is returned.
+    fn load_module(&mut self) -> u64 {
+        self.guest.align(0x1000);
+        let code = self.guest.reserve(0x200);
+        let module = self.guest.reserve(256);
+        let head = self.variable("modules", &[0; 16]);
+        self.guest.put_u64(head, module + MODULE_LIST);
+        self.guest.put_u64(module + MODULE_LIST, head);
+        self.guest.put(module + MODULE_NAME, b"fake_net");
+        self.guest.put_u64(module + MODULE_CODE, code);
+        // The text's length, in either form.
+        self.guest.put_u32(module + MODULE_CODE + 12, 0x200);
+        let strings = self.guest.place(b"\0probe\0init\0$x\0elsewhere\0");
+        let mut symbols = Vec::new();
+        for (name, section, value) in
+            [(0, 0, 0), (1, 1, code), (7, 1, code + 0x100), (12, 1, code + 8), (15, 2, 64), (1, 0, code + 4)]
+        {
+            symbols.extend([name, 0, 0, 0, 0, 0, section, 0]);
+            symbols.extend(u64::to_le_bytes(value));
+            symbols.extend([0; 8]);
+        }
+        let count = u32::try_from(symbols.len() / 24).unwrap();
+        let symbols = self.guest.place(&symbols);
+        let table = self.guest.reserve(24);
+        self.guest.put_u64(table, symbols);
+        self.guest.put_u32(table + 8, count);
+        self.guest.put_u64(table + 16, strings);
+        self.guest.put_u64(module + MODULE_SYMBOLS, table);
+        let orc = place(&mut self.guest, &[(code, encoded((24, 5), (0, 0), 2)), (code + 0x100, CALL)]);
+        self.guest.put_u32(module + MODULE_ARCH, u32::try_from(orc.count).unwrap());
+        self.guest.put_u64(module + MODULE_ARCH + 8, orc.addresses);
+        self.guest.put_u64(module + MODULE_ARCH + 16, orc.entries);
+        code
     }
 }
 
@@ -280,6 +393,20 @@ fn symbols_are_found_where_nothing_names_them() {
 }
 
 #[test]
+fn kernel_without_vmcoreinfo_is_found_by_its_image() {
+    let mut world = World::new();
+    for name in ["init_uts_ns", "prb"] {
+        let address = u64::from_str_radix(&world.guest.said(&format!("SYMBOL({name})")), 16).unwrap();
+        world.symbol(name, address);
+    }
+    let expected = card(&world.clone().finish());
+    let guest = world.finish_unnamed();
+    let found = CrashCard::of(&guest, None, StateRequest::default()).unwrap();
+    assert!(found.problems[0].contains("no VMCOREINFO"), "{:?}", found.problems);
+    assert_eq!(CrashCard { problems: Vec::new(), ..found }, expected);
+}
+
+#[test]
 fn facts_configure_the_dump_from_the_command_line() {
     let guest = World::new().finish();
     let facts = Crash::new(Kernel::of(&guest, guest.vmcoreinfo()).unwrap()).facts();
@@ -303,6 +430,35 @@ fn waiting_tasks_have_their_chains_when_asked() {
     assert_eq!(chain(&state.crashed().unwrap().backtrace)[0], "delay_tsc");
     assert!(state.message_buffer.unwrap().ends_with("sysrq triggered crash\n"));
     assert!(card.tasks.is_empty());
+}
+
+#[test]
+fn modules_have_their_own_names_and_tables() {
+    for form in [ModuleForm::Layout, ModuleForm::Parts] {
+        let mut world = World::with_modules_of(form);
+        let code = world.load_module();
+        let stack = world.stack(&[0, 0, code + 0x120, 0, function("worker") + 9, 0, function("kthread") + 9]);
+        world.cpu(1, code + 0x12, stack);
+        let card = card(&world.finish());
+        assert_eq!(card.modules, ["fake_net"], "{form:?}");
+        let chain = &card.cpus[1].backtrace;
+        let text: Vec<String> = chain.iter().map(ToString::to_string).collect();
+        assert!(text[0].ends_with(" probe+0x12 [fake_net]"), "{form:?} {text:?}");
+        assert!(text[1].ends_with(" init+0x20 [fake_net]"), "{form:?} {text:?}");
+        assert!(text[2].ends_with(" worker+0x9") && text[3].ends_with(" kthread+0x9"), "{form:?} {text:?}");
+    }
+}
+
+#[test]
+fn list_of_modules_that_lies_ends() {
+    let mut world = World::new();
+    let code = world.load_module();
+    let (module, first) = (code + 0x200, world.symbols.last().unwrap().0);
+    // The module follows itself.
+    world.guest.put_u64(module + MODULE_LIST, module + MODULE_LIST);
+    assert_eq!(card(&world.clone().finish()).modules.len(), 1024);
+    world.guest.put_u64(first, 8);
+    assert!(card(&world.finish()).modules.is_empty());
 }
 
 #[test]

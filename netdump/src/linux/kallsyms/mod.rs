@@ -106,9 +106,15 @@ impl Kallsyms {
         found.is_plausible().then_some(found)
     }
 
-    /// The kernel's text begins where its image does.
+    /// The kernel's text begins where its image does. Its symbol is among the first ones.
     fn is_plausible(&self) -> bool {
-        self.address("_stext").is_some_and(|start| start >= IMAGE_START)
+        let mut text = Vec::new();
+        let mut names = NameWalk::new(&self.names, self.long).take(self.len()).enumerate();
+        let start = names.find(|(_, packed)| {
+            self.tokens.expand(packed, &mut text);
+            text.get(1..) == Some(b"_stext")
+        });
+        start.is_some_and(|(index, _)| self.address_of(index) >= IMAGE_START)
     }
 
     /// The same symbols of a kernel that lies `distance` bytes behind the place that it was linked for, modulo 2^64.

@@ -1,0 +1,107 @@
+//! A kernel that panicked before it had VMCOREINFO, early in its start: what VMCOREINFO would say is put together from the
+//! page tables, the kernel's own symbols, which are in its image from the first instruction on, and its types.
+
+use std::fmt::Write as _;
+
+use super::btf::Btf;
+use super::image::KernelImage;
+use super::kallsyms::Kallsyms;
+use super::{LinuxMemory, Vmcoreinfo};
+use crate::vmcore::PhysicalMemory;
+use crate::vmcore::paging::Mapping;
+
+/// Where kernels are linked to begin (`__START_KERNEL` with the usual `CONFIG_PHYSICAL_START`).
+const LINKED_AT: u64 = 0xffff_ffff_8100_0000;
+/// How much of an image is searched.
+const MAX_IMAGE: usize = 64 << 20;
+/// Longest banner that is read, and how it begins.
+const MAX_BANNER: usize = 512;
+const BANNER: &str = "Linux version ";
+/// Structures of printk's ring buffer, and the fields that its reader needs (`kernel/printk/printk_ringbuffer.h`).
+const LOG_STRUCTURES: [(&str, &[&str]); 6] = [
+    ("printk_ringbuffer", &["desc_ring", "text_data_ring"]),
+    ("prb_desc_ring", &["count_bits", "descs", "infos", "head_id", "tail_id"]),
+    ("prb_desc", &["state_var", "text_blk_lpos"]),
+    ("prb_data_blk_lpos", &["begin", "next"]),
+    ("printk_info", &["ts_nsec", "text_len"]),
+    ("prb_data_ring", &["size_bits", "data"]),
+];
+
+/// The kernel whose image the CPUs' page tables map.
+pub(super) fn find(memory: &dyn PhysicalMemory) -> Option<(Vmcoreinfo, Kallsyms)> {
+    let image = KernelImage::find(memory)?;
+    let symbols = Kallsyms::from_image(&image_bytes(memory, image)?)?;
+    let names = [
+        "_text",
+        "_stext",
+        "init_top_pgt",
+        "init_uts_ns",
+        "linux_banner",
+        "prb",
+        "__start_BTF",
+        "__stop_BTF",
+    ];
+    let [text, stext, root, uts, banner, log, types, types_end] = symbols.addresses(names);
+    if text != Some(image.virtual_start) {
+        return None;
+    }
+    let physical = |address: u64| address.checked_sub(image.virtual_start)?.checked_add(image.physical_start);
+    let release = release(memory, physical(banner?)?)?;
+    let mut said = format!("OSRELEASE={release}\nPAGESIZE=4096\n");
+    let five_levels = u8::from(matches!(image.mapping, Mapping::FiveLevel(_)));
+    let moved = image.virtual_start.checked_sub(LINKED_AT)?;
+    let lines = [
+        format!("SYMBOL(init_uts_ns)={:x}", uts?),
+        format!("SYMBOL(swapper_pg_dir)={:x}", root?),
+        format!("SYMBOL(_stext)={:x}", stext?),
+        format!("SYMBOL(prb)={:x}", log?),
+        format!("NUMBER(phys_base)={}", image.phys_base().cast_signed()),
+        format!("NUMBER(pgtable_l5_enabled)={five_levels}"),
+        format!("KERNELOFFSET={moved:x}"),
+    ];
+    for line in lines {
+        writeln!(said, "{line}").ok()?;
+    }
+    let known = Vmcoreinfo::parse(said.as_bytes())?;
+    let virtual_memory = LinuxMemory::new(memory, &known)?;
+    if let Some(types) = Btf::read(&virtual_memory, types?, types_end?) {
+        said.push_str(&layouts(&types)?);
+    }
+    Some((Vmcoreinfo::parse(said.as_bytes())?, symbols))
+}
+
+/// The image from its start on, as far as it is RAM.
+fn image_bytes(memory: &dyn PhysicalMemory, image: KernelImage) -> Option<Vec<u8>> {
+    let room = memory.range_at(image.physical_start)?.end() - image.physical_start;
+    let mut bytes = vec![0; usize::try_from(room).map_or(MAX_IMAGE, |room| room.min(MAX_IMAGE))];
+    memory.read(image.physical_start, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// "6.1.0-18-amd64" of "Linux version 6.1.0-18-amd64 (...".
+fn release(memory: &dyn PhysicalMemory, banner: u64) -> Option<String> {
+    let mut bytes = [0; MAX_BANNER];
+    memory.read(banner, &mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.strip_prefix(BANNER)?.split_whitespace().next().map(str::to_owned)
+}
+
+/// Lines that say where fields lie.
+fn layouts(types: &Btf) -> Option<String> {
+    let mut said = String::new();
+    let found = types.structures(LOG_STRUCTURES.map(|(name, _)| name));
+    for ((name, fields), structure) in LOG_STRUCTURES.into_iter().zip(found) {
+        let Some(structure) = structure else { continue };
+        writeln!(said, "SIZE({name})={}", structure.size()).ok()?;
+        for field in fields {
+            if let Some(offset) = structure.offset(field) {
+                writeln!(said, "OFFSET({name}.{field})={offset}").ok()?;
+            }
+        }
+    }
+    let [uts] = types.structures(["uts_namespace"]);
+    if let Some(offset) = uts.and_then(|uts| uts.offset("name")) {
+        writeln!(said, "OFFSET(uts_namespace.name)={offset}").ok()?;
+    }
+    Some(said)
+}
