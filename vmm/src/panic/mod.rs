@@ -22,6 +22,7 @@ use nix::sys::signal::Signal;
 
 use crate::bus::{Bus, BusError};
 use crate::console::ConsoleWatcher;
+use crate::devices::pci::PciBus;
 use crate::events::EventSender;
 use crate::memory::GuestMemory;
 use crate::vcpu::Exit;
@@ -70,6 +71,8 @@ impl Default for SourceOptions {
 pub struct Places<'a> {
     /// Port I/O.
     pub ports: &'a mut Bus,
+    /// The PCI bus of a machine that has one.
+    pub pci: Option<&'a mut PciBus>,
     /// Everything that the guest writes to its console.
     pub console: &'a mut Vec<Box<dyn ConsoleWatcher>>,
     /// Exits that end a vCPU's run.
@@ -166,6 +169,7 @@ mod tests {
         let (sender, _queue) = events::channel().unwrap();
         let (mut ports, mut console, mut exits, mut wakeups, mut lookouts) =
             (Bus::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut pci = PciBus::new();
         let memory = memory::create(MemorySize::new(2 << 20).unwrap()).unwrap();
         let guest = WatchedGuest { memory: &memory, symbols: &KernelSymbols::default(), cpus: 1 };
         for source in ALL {
@@ -175,6 +179,7 @@ mod tests {
             source
                 .arm(&mut Places {
                     ports: &mut ports,
+                    pci: Some(&mut pci),
                     console: &mut console,
                     exits: &mut exits,
                     wakeups: &mut wakeups,
