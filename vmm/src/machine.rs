@@ -212,6 +212,7 @@ impl Machine {
         for source in &host.vm.sources {
             source.arm(&mut Places {
                 ports: &mut platform.ports,
+                pci: platform.pci.as_mut(),
                 console: &mut watchers,
                 exits: &mut exits,
                 wakeups: &mut wakeups,

@@ -58,7 +58,7 @@ impl TapLink {
     /// Takes the tap over, sending from `mac` and from guest memory. What waited in it was not for the dumper and is
     /// thrown away.
     pub fn new(tap: Arc<Tap>, memory: GuestMemory, mac: MacAddr) -> Self {
-        let trains = match tap.set_reading(Reading::Trains) {
+        let trains = match tap.set_reading(Reading::TRAINS) {
             Ok(()) => Trains::Whole,
             Err(error) => {
                 tracing::debug!(tap = %tap.name(), %error, "no segmentation offload");

@@ -81,7 +81,7 @@ impl VirtqueueLink {
         net.reset();
         let tap = Arc::clone(net.tap());
         usable(&tap)?;
-        let takes_trains = tap.set_reading(Reading::Trains).is_ok();
+        let takes_trains = tap.set_reading(Reading::TRAINS).is_ok();
         tap.drain();
         let (ring, slot) = (ring_len(QUEUE_SIZE), SLOT_LEN as u64);
         let total = 2 * ring + slot * (1 + u64::from(RX_BUFFERS));

@@ -25,6 +25,7 @@ use nix::sys::signal::Signal;
 
 use crate::bus::{Bus, BusError};
 use crate::console::ConsoleWatcher;
+use crate::devices::pci::PciBus;
 use crate::events::EventSender;
 use crate::hyperv::HypervMsrs;
 use crate::memory::GuestMemory;
@@ -75,6 +76,8 @@ pub struct SourceOptions {
 pub struct Places<'a> {
     /// Port I/O.
     pub ports: &'a mut Bus,
+    /// The PCI bus of a machine that has one.
+    pub pci: Option<&'a mut PciBus>,
     /// Everything that the guest writes to its console.
     pub console: &'a mut Vec<Box<dyn ConsoleWatcher>>,
     /// Exits that end a vCPU's run.
@@ -187,6 +190,7 @@ mod tests {
         let (sender, _queue) = events::channel().unwrap();
         let (mut ports, mut console, mut exits, mut wakeups, mut lookouts) =
             (Bus::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut pci = PciBus::new();
         let mut hyperv = None;
         let memory = memory::create(MemorySize::new(2 << 20).unwrap()).unwrap();
         let guest = WatchedGuest { memory: &memory, symbols: &KernelSymbols::default(), cpus: 1 };
@@ -197,6 +201,7 @@ mod tests {
             source
                 .arm(&mut Places {
                     ports: &mut ports,
+                    pci: Some(&mut pci),
                     console: &mut console,
                     exits: &mut exits,
                     wakeups: &mut wakeups,

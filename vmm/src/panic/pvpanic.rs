@@ -1,13 +1,16 @@
-//! The pvpanic device on its ISA port (QEMU `docs/specs/pvpanic.rst`): one byte.
+//! The pvpanic device (QEMU `docs/specs/pvpanic.rst`): one byte, on its ISA port, and as a PCI device where there is a bus.
+//! A guest may have a driver for either or both; what it says by one is not repeated by the other.
 //!
 //! Read: the events that are understood. Write: bit 0 the guest panicked, bit 1 it panicked and its own crash kernel
 //! takes over, bit 2 it shut down in an orderly way. Bits are looked at one by one: a guest may set several at once.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::{PanicSource, Places};
 use crate::bus::{AfterWrite, BusDevice, BusError};
+use crate::devices::pci::PciFunction;
+use crate::devices::pci::config::{ConfigSpace, Identity};
 use crate::events::{EventSender, MachineEvent, PanicEvent, current_vcpu};
 use crate::x86_64::layout;
 
@@ -25,7 +28,7 @@ impl PanicSource for Pvpanic {
     }
 
     fn about(&self) -> &'static str {
-        "the guest's pvpanic driver writes to port 0x505"
+        "the guest's pvpanic driver writes to port 0x505 or to the PCI device 1b36:0011"
     }
 
     fn arm(&'static self, places: &mut Places<'_>) -> Result<(), BusError> {
@@ -34,7 +37,12 @@ impl PanicSource for Pvpanic {
             ignore_crashloaded: places.options.ignore_crashloaded,
             left_to_guest: false,
         };
-        places.ports.insert(NAME, layout::PVPANIC.into(), 1, Arc::new(Mutex::new(device)))
+        let device = Arc::new(Mutex::new(device));
+        if let Some(bus) = &mut places.pci {
+            // A full bus is not possible: sources come before all other devices.
+            let _ = bus.insert(NAME, Arc::new(Mutex::new(Function::new(device.clone()))));
+        }
+        places.ports.insert(NAME, layout::PVPANIC.into(), 1, device)
     }
 }
 
@@ -44,6 +52,56 @@ struct Device {
     ignore_crashloaded: bool,
     /// The guest has said that its crash kernel takes over; saying it again is no news.
     left_to_guest: bool,
+}
+
+/// QEMU's number for it; class 0x0880 is another system peripheral.
+const IDENTITY: Identity =
+    Identity { vendor: 0x1b36, device: 0x0011, subsystem: (0x1af4, 0x1100), class: 0x08_8000, revision: 1 };
+/// Bytes of its BAR, of which the first is the device's.
+const BAR_LEN: u32 = 0x1000;
+
+/// The device on the PCI bus.
+struct Function {
+    config: ConfigSpace,
+    device: Arc<Mutex<Device>>,
+}
+
+impl Function {
+    fn new(device: Arc<Mutex<Device>>) -> Self {
+        Self { config: ConfigSpace::new(&IDENTITY), device }
+    }
+
+    fn device(&self) -> MutexGuard<'_, Device> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PciFunction for Function {
+    fn config(&self) -> &ConfigSpace {
+        &self.config
+    }
+
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.config
+    }
+
+    fn bar_len(&self) -> u32 {
+        BAR_LEN
+    }
+
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if offset == 0 {
+            self.device().read(0, data);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> AfterWrite {
+        match data.first() {
+            Some(&bits) if offset == 0 => self.device().write(0, &[bits]),
+            _ => AfterWrite::Run,
+        }
+    }
 }
 
 impl BusDevice for Device {
@@ -134,6 +192,27 @@ mod tests {
             let (after, event) = written(&[bits], false);
             assert!(event.is_none() && after == AfterWrite::Run, "{bits:#x}");
         }
+    }
+
+    #[test]
+    fn the_pci_device_is_the_same_as_the_port() {
+        let (events, queue) = events::channel().unwrap();
+        let shared = Arc::new(Mutex::new(device(events, false)));
+        let mut function = Function::new(shared.clone());
+        assert_eq!((function.config.field(0), function.config.field(8)), (0x0011_1b36, 0x0880_0001));
+        let mut data = [0xff; 4];
+        function.read(0, &mut data);
+        assert_eq!(data, [3, 0, 0, 0]);
+        function.read(1, &mut data);
+        assert_eq!(data, [0; 4]);
+        // Only the first byte is the device's.
+        assert_eq!(function.write(1, &[1]), AfterWrite::Run);
+        assert_eq!(function.write(0, &[CRASHLOADED, PANICKED]), AfterWrite::Run);
+        assert!(matches!(queue.next(), Some(MachineEvent::CrashLoaded { .. })));
+        assert_eq!(shared.lock().unwrap().write(0, &[CRASHLOADED]), AfterWrite::Run);
+        assert!(queue.next().is_none(), "said once, whichever way");
+        assert_eq!(function.write(0, &[PANICKED]), AfterWrite::Park);
+        assert!(matches!(queue.next(), Some(MachineEvent::Panic(_))));
     }
 
     #[test]

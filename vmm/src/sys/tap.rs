@@ -27,8 +27,20 @@ const DRAIN_LIMIT: usize = 16_384;
 pub enum Reading {
     /// None.
     Plain,
-    /// UDP checksums of what the host itself sends, and cutting its trains of UDP datagrams. Linux 6.2 or newer.
-    Trains,
+    /// Checksums of what the host itself sends, and cutting into packets what it sends of these kinds.
+    Unfinished {
+        /// TCP over IPv4.
+        tcp4: bool,
+        /// TCP over IPv6.
+        tcp6: bool,
+        /// Trains of UDP datagrams. Linux 6.2 or newer.
+        udp: bool,
+    },
+}
+
+impl Reading {
+    /// UDP checksums, and trains of UDP datagrams.
+    pub const TRAINS: Self = Self::Unfinished { tcp4: false, tcp6: false, udp: true };
 }
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -204,8 +216,12 @@ fn attach(file: &File, name: &InterfaceName) -> io::Result<()> {
 fn set_reading(file: &File, reading: Reading) -> io::Result<()> {
     let offloads = c_ulong::from(match reading {
         Reading::Plain => 0,
-        // The two USO bits go together only.
-        Reading::Trains => libc::TUN_F_CSUM | libc::TUN_F_USO4 | libc::TUN_F_USO6,
+        Reading::Unfinished { tcp4, tcp6, udp } => {
+            let bits = |wanted: bool, bits| if wanted { bits } else { 0 };
+            // The two USO bits go together only.
+            let udp = bits(udp, libc::TUN_F_USO4 | libc::TUN_F_USO6);
+            libc::TUN_F_CSUM | bits(tcp4, libc::TUN_F_TSO4) | bits(tcp6, libc::TUN_F_TSO6) | udp
+        }
     });
     // SAFETY: TUNSETOFFLOAD takes its argument by value and touches no memory of ours.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })

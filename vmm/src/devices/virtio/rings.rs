@@ -1,7 +1,10 @@
 //! Taking chains from a driver's queue, one after the other, with a bound on everything that the driver can stretch.
 
+use std::sync::atomic::{Ordering, fence};
+
 use thiserror::Error;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::Notifier;
 use crate::memory::GuestMemory;
@@ -108,10 +111,39 @@ pub fn tell(
     memory: &GuestMemory,
     notifier: &Notifier,
 ) -> Result<(), RingError> {
-    if queue.next_used() != used_before
-        && queue.needs_notification(memory).map_err(|_| RingError::Available)?
-    {
+    if queue.next_used() != used_before && wants_to_know(queue, used_before, memory)? {
         notifier.used(index);
     }
     Ok(())
+}
+
+/// Whether one of the chains used since `used_before` is the one that the driver waits for (virtio 1.2, 2.7.10).
+///
+/// Not [`QueueT::needs_notification`]: that counts by itself, and does not count what [`use_together`] does.
+fn wants_to_know(queue: &Queue, used_before: u16, memory: &GuestMemory) -> Result<bool, RingError> {
+    if !queue.event_idx_enabled() {
+        return Ok(true);
+    }
+    // The used index must be out before the event is read: the driver looks at them the other way round.
+    fence(Ordering::SeqCst);
+    let place = GuestAddress(queue.avail_ring())
+        .checked_add(4 + 2 * u64::from(queue.size()))
+        .ok_or(RingError::Available)?;
+    let event = memory.load::<u16>(place, Ordering::Relaxed).map_err(|_| RingError::Available)?;
+    let now = queue.next_used();
+    Ok(now.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < now.wrapping_sub(used_before))
+}
+
+/// Gives chains back to the driver, heads and bytes written, so that it sees all of them or none.
+pub fn use_together(queue: &mut Queue, memory: &GuestMemory, chains: &[(u16, u32)]) -> Result<(), RingError> {
+    let Some((&(last, last_len), others)) = chains.split_last() else { return Ok(()) };
+    for &(head, len) in others {
+        let entry = 4 + 8 * u64::from(queue.next_used() % queue.size());
+        let place = GuestAddress(queue.used_ring()).checked_add(entry).ok_or(RingError::Used)?;
+        let entry = [u32::from(head).to_le(), len.to_le()];
+        memory.write_obj(entry, place).map_err(|_| RingError::Used)?;
+        queue.set_next_used(queue.next_used().wrapping_add(1));
+    }
+    // This one tells the driver.
+    queue.add_used(memory, last, last_len).map_err(|_| RingError::Used)
 }

@@ -82,11 +82,6 @@ impl QueueServer {
         // Fails only when 2^64 - 1 have gathered, and then the thread is awake.
         let _ = self.shared.wake.write(1);
     }
-
-    /// What wakes the thread when it is written.
-    pub(super) fn event(&self) -> &EventFd {
-        &self.shared.wake
-    }
 }
 
 impl Drop for QueueServer {

@@ -1,11 +1,13 @@
 //! A network card (virtio 1.2, section 5.1) with a host tap behind it: two queues, no control queue.
 //!
-//! Offered beside the rings' own features: CSUM (the driver may leave the checksum of a packet to the device), MAC,
-//! and MTU, so that a guest behind a tap with another MTU than 1500 sends what fits. Buffers are not mergeable: each
-//! frame lies in one chain. Trains of UDP datagrams (HOST_USO, GUEST_USO4 and 6, virtio 1.2) are served to a driver that
+//! Offered beside the rings' own features: checksums and cutting TCP into packets left to the other side, both ways (CSUM,
+//! HOST_TSO4 and 6, GUEST_CSUM, GUEST_TSO4 and 6), as the host's tap does that by itself; MRG_RXBUF, so that frames of
+//! 64 KiB need no buffers of that size; MAC, and MTU, so that a guest behind a tap with another MTU than 1500 sends what
+//! fits. Trains of UDP datagrams (HOST_USO, GUEST_USO4 and 6, virtio 1.2) are served to a driver that
 //! agrees on them, but not offered to guests: only the dumper, in the driver's place, takes them.
 
 pub mod header;
+mod merge;
 pub mod port;
 mod sniff;
 mod worker;
@@ -16,7 +18,11 @@ use std::sync::Arc;
 use netdump::wire::MacAddr;
 use tracing::debug;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_CSUM, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU,
+};
 
 use self::port::{Counts, Port, Seen};
 use self::worker::Worker;
@@ -29,6 +35,18 @@ pub const RX: u16 = 0;
 pub const TX: u16 = 1;
 /// Entries of each queue.
 pub const QUEUE_SIZE: u16 = 256;
+
+/// What is always offered.
+const OFFERED: [u32; 8] = [
+    VIRTIO_NET_F_CSUM,
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_MRG_RXBUF,
+];
 
 /// Length of configuration space up to the MTU field.
 const CONFIG_LEN: usize = 12;
@@ -103,7 +121,7 @@ impl VirtioDevice for Net {
 
     fn features(&self) -> u64 {
         let mtu = if self.mtu.is_some() { 1 << VIRTIO_NET_F_MTU } else { 0 };
-        1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_MAC | mtu
+        OFFERED.iter().fold(mtu, |all, bit| all | 1 << bit)
     }
 
     fn queue_sizes(&self) -> &'static [u16] {

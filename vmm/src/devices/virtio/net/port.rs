@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use smallvec::SmallVec;
 use tracing::debug;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::Queue;
 use vm_memory::VolatileSlice;
 
 use super::header::{self, NetHeader, Offload};
+use super::merge::Merger;
 use super::sniff::{SNIFFED, source_address};
 use super::{RX, TX};
 use crate::devices::virtio::Notifier;
@@ -23,9 +25,9 @@ use crate::sys::iovec::{Source, Target};
 use crate::sys::tap::{Reading, Tap, VNET_HEADER_LEN};
 
 /// Shortest frame: an Ethernet header.
-const MIN_FRAME: usize = 14;
+pub(super) const MIN_FRAME: usize = 14;
 /// Longest frame: an Ethernet header, a VLAN tag and the longest IP packet.
-const MAX_FRAME: usize = 14 + 4 + 65_535;
+pub(super) const MAX_FRAME: usize = 14 + 4 + 65_535;
 /// Pieces of one frame for which no list is allocated: those of a train of 64 datagrams, and some.
 const PIECES: usize = 256;
 /// Why [`Port::transmit`] or [`Port::receive`] came to its end.
@@ -70,10 +72,10 @@ pub struct Counts {
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     sent: AtomicU64,
-    received: AtomicU64,
-    dropped: AtomicU64,
+    pub(super) received: AtomicU64,
+    pub(super) dropped: AtomicU64,
     refused: AtomicU64,
-    malformed: AtomicU64,
+    pub(super) malformed: AtomicU64,
     /// The address that the guest last sent from; zero when there was none.
     ipv4: AtomicU32,
 }
@@ -103,17 +105,19 @@ pub struct Port {
     rx: Queue,
     tx: Queue,
     wire: Wire,
+    /// How frames are received in several buffers, if the driver takes them so.
+    merger: Option<Merger>,
     notifier: Arc<Notifier>,
 }
 
 /// The side of the port that is not rings.
 #[derive(Debug)]
-struct Wire {
-    tap: Arc<Tap>,
+pub(super) struct Wire {
+    pub(super) tap: Arc<Tap>,
     /// What the driver may leave to us, and we to the driver.
     sending: Offload,
-    receiving: Offload,
-    seen: Arc<Seen>,
+    pub(super) receiving: Offload,
+    pub(super) seen: Arc<Seen>,
 }
 
 impl Port {
@@ -127,7 +131,8 @@ impl Port {
         notifier: Arc<Notifier>,
     ) -> Self {
         let (sending, receiving) = (Offload::of_driver(features), Offload::of_device(features));
-        Self { memory, rx, tx, wire: Wire::new(tap, sending, receiving, seen), notifier }
+        let merger = (features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0).then(Merger::default);
+        Self { memory, rx, tx, wire: Wire::new(tap, sending, receiving, seen), merger, notifier }
     }
 
     /// The tap at the far side.
@@ -161,7 +166,10 @@ impl Port {
     /// Takes frames from the tap into the buffers that the driver has queued. Chains without proper room are used up
     /// and counted.
     pub fn receive(&mut self) -> Result<Pause, RingError> {
-        let Self { memory, rx, wire, notifier, .. } = self;
+        let Self { memory, rx, wire, notifier, merger, .. } = self;
+        if let Some(merger) = merger {
+            return merger.receive(rx, memory, wire, notifier);
+        }
         let mut slices = Slices::new();
         walk(rx, RX, memory, notifier, |chain| {
             match collect(chain, memory, Direction::ToDriver, usize::MAX, &mut slices) {
@@ -178,9 +186,8 @@ impl Port {
 
 impl Wire {
     fn new(tap: Arc<Tap>, sending: Offload, receiving: Offload, seen: Arc<Seen>) -> Self {
-        if receiving == Offload::Trains
-            && let Err(error) = tap.set_reading(Reading::Trains)
-        {
+        let Offload { checksum, tcp4, tcp6, udp } = receiving;
+        if checksum && let Err(error) = tap.set_reading(Reading::Unfinished { tcp4, tcp6, udp }) {
             debug!(tap = %tap.name(), %error, "the host leaves no work on frames to their reader");
         }
         Self { tap, sending, receiving, seen }
@@ -250,7 +257,7 @@ impl Wire {
 impl Drop for Wire {
     /// Whoever reads from the tap next has agreed to nothing.
     fn drop(&mut self) {
-        if self.receiving != Offload::None {
+        if self.receiving != Offload::NONE {
             // A tap that was removed has no reader.
             let _ = self.tap.set_reading(Reading::Plain);
             self.tap.drain();
@@ -258,7 +265,7 @@ impl Drop for Wire {
     }
 }
 
-fn count(counter: &AtomicU64) {
+pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
