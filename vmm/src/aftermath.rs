@@ -10,6 +10,7 @@ use netdump::vmcore::unpack::Method;
 use netdump::vmcore::{CoreNotes, PhysicalMemory};
 
 use crate::config::{Target, Wishes};
+use crate::devices::virtio::VirtioDevices;
 use crate::dump::{self, Dumped, Job};
 use crate::link::TapRoute;
 use crate::machine::Host;
@@ -41,13 +42,11 @@ pub(crate) struct Aftermath<'a> {
 
 impl Aftermath<'_> {
     /// Pauses the guest, dumps it and reports.
-    pub(crate) fn dump(&mut self, vm: &mut Vm, panic: &Finding) -> ExitStatus {
+    pub(crate) fn dump(&mut self, vm: &mut Vm, devices: &VirtioDevices, panic: &Finding) -> ExitStatus {
         let time = SystemTime::now();
         let guest = vm.pause(PAUSE_DEADLINE);
         // After the vCPUs: a driver that runs could start the device again.
-        if let Some(nic) = self.nic {
-            nic.stop();
-        }
+        devices.stop();
         let facts = facts::gather(&guest, Some(self.host.image.symbols()));
         let seen = seen(panic, &facts, time);
         self.observer.event(&Event::Panic { seen: &seen });

@@ -19,6 +19,7 @@ use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
 use vmm::boot::{self, BootProtocol, Handover, Initrd, KernelImage, Module, ModuleSpec};
 use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, VmConfig, parse_server};
+use vmm::devices::virtio::blk::DiskSpec;
 use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
 use vmm::memory::MemorySize;
@@ -27,6 +28,7 @@ use vmm::output_file;
 use vmm::panic::{self, SourceName, SourceOptions};
 use vmm::sys::interface::InterfaceName;
 use vmm::vm::MAX_CPUS;
+use vmm::x86_64::cpu_mask::{CpuMask, MaskWord};
 
 use crate::show::{Json, Text};
 
@@ -72,6 +74,10 @@ pub(crate) struct RunOptions {
     /// vCPUs.
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     cpus: u8,
+    /// CPU features to hide from the guest, by their names in Linux's /proc/cpuinfo, separated by commas; a plus sign
+    /// shows one that is hidden by default, which is la57 (five-level paging).
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    cpu_mask: Vec<MaskWord>,
     /// Kernel command line. For FreeBSD: boot flags such as -v, and variables of the kernel environment.
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
@@ -90,6 +96,9 @@ pub(crate) struct RunOptions {
     /// The guest's Ethernet address.
     #[arg(long, value_name = "MAC", default_value_t = DEFAULT_MAC, value_parser = unicast)]
     mac: MacAddr,
+    /// Disk: a raw image or a block device; with `,ro` the guest may only read it; may be given again.
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    disks: Vec<DiskSpec>,
     /// The kernel's symbols, when the image is stripped: its unstripped twin, or its .debug file.
     #[arg(long, value_name = "FILE")]
     symbols: Option<PathBuf>,
@@ -289,6 +298,7 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
     Ok(VmConfig {
         memory: options.memory,
         cpus: options.cpus,
+        cpu_mask: CpuMask::new(&options.cpu_mask),
         boot: options.boot.0,
         handover: Handover {
             cmdline: options.cmdline.clone(),
@@ -298,6 +308,7 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         },
         tap: options.tap.clone(),
         mac: options.mac,
+        disks: options.disks.clone(),
         sources: if chosen.is_empty() { panic::ALL.to_vec() } else { chosen },
         source_options: SourceOptions {
             ignore_crashloaded: options.panic.ignore_crashloaded,

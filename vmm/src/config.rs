@@ -16,10 +16,12 @@ use netdump::wire::{MacAddr, SERVER_PORT};
 use thiserror::Error;
 
 use crate::boot::{BootProtocol, Handover};
+use crate::devices::virtio::blk::DiskSpec;
 use crate::link::LinkSpec;
 use crate::memory::MemorySize;
 use crate::panic::{PanicSource, SourceOptions};
 use crate::sys::interface::InterfaceName;
+use crate::x86_64::cpu_mask::CpuMask;
 
 /// The machine.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// vCPUs, 1 to [`crate::vm::MAX_CPUS`].
     pub cpus: u8,
+    /// CPU features that the guest does not see.
+    pub cpu_mask: CpuMask,
     /// The boot protocol; without one the image decides.
     pub boot: Option<&'static dyn BootProtocol>,
     /// Command line, kernel environment and modules.
@@ -36,6 +40,8 @@ pub struct VmConfig {
     pub tap: Option<InterfaceName>,
     /// The guest's Ethernet address.
     pub mac: MacAddr,
+    /// The guest's disks.
+    pub disks: Vec<DiskSpec>,
     /// The panic sources to arm.
     pub sources: Vec<&'static dyn PanicSource>,
     /// Their options.

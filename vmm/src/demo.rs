@@ -13,6 +13,7 @@ use vmm::machine::{self, Host};
 use vmm::nic::DEFAULT_MAC;
 use vmm::panic::{self, SourceOptions};
 use vmm::report::{Event, ExitStatus, Observer};
+use vmm::x86_64::cpu_mask::CpuMask;
 
 use crate::cli::DemoOptions;
 use crate::show::Text;
@@ -48,10 +49,12 @@ fn configure(options: &DemoOptions) -> (VmConfig, DumpConfig) {
     let vm = VmConfig {
         memory: options.memory,
         cpus: CPUS,
+        cpu_mask: CpuMask::default(),
         boot: None,
         handover: Handover { environment, ..Default::default() },
         tap: None,
         mac: DEFAULT_MAC,
+        disks: Vec::new(),
         sources: panic::ALL.to_vec(),
         source_options: SourceOptions::default(),
         on_panic: OnPanic::Exit,

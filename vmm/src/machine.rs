@@ -13,10 +13,13 @@ use thiserror::Error;
 
 use crate::aftermath::Aftermath;
 use crate::boot::{self, BootError, KernelImage, RestoreError};
-use crate::bus::{Bus, BusError};
+use crate::bus::BusError;
 use crate::config::{DumpConfig, OnPanic, OnReset, VmConfig};
 use crate::console::{Console, ConsoleOutput};
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::VirtioDevices;
+use crate::devices::virtio::blk::{Blk, Disk, DiskError};
+use crate::devices::virtio::rng::Rng;
 use crate::events::{self, EventQueue, MachineEvent};
 use crate::input::Input;
 use crate::link::{LinkSpec, TapRoute};
@@ -51,6 +54,8 @@ pub enum MachineError {
     Source(#[from] BusError),
     #[error(transparent)]
     Tap(#[from] TapError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error("{doing}")]
@@ -106,11 +111,13 @@ pub fn run(
     // Blocked before any thread starts, so that every thread inherits it and only the event loop sees these signals.
     let signals = Signals::block().map_err(os("blocking signals"))?;
     let mut nic = host.vm.tap.as_ref().map(|tap| Nic::open(tap.clone(), host.vm.mac)).transpose()?;
+    let disks =
+        host.vm.disks.iter().map(|spec| Disk::open(spec).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
     let route = host.check_link(nic.as_ref())?;
     let mut input = Input::open();
     loop {
         host.image.restore()?;
-        let mut machine = Machine::build(host, console(), nic.as_mut(), observer)?;
+        let mut machine = Machine::build(host, console(), nic.as_mut(), &disks, observer)?;
         // Nothing of the file is needed while the guest runs, and it may be larger than all else here.
         host.image.release();
         let host = &*host;
@@ -128,7 +135,7 @@ pub fn run(
             End::Panic(panic) => {
                 let nic = nic.as_ref();
                 let mut ending = Aftermath { host, signals: &signals, observer, nic, route: route.as_ref() };
-                let status = ending.dump(&mut machine.vm, &panic);
+                let status = ending.dump(&mut machine.vm, &machine.virtio, &panic);
                 // Whoever interrupted the dump wants the VMM to end, not the guest to boot again.
                 let policy =
                     if signals.stop_requested().is_some() { OnPanic::Exit } else { host.vm.on_panic };
@@ -168,6 +175,7 @@ struct Machine {
     events: EventQueue,
     console: Console,
     serial: Arc<Mutex<SerialPort>>,
+    virtio: VirtioDevices,
     wakeups: Vec<Wakeup>,
     started: Instant,
     ask_console_at: Option<Instant>,
@@ -179,13 +187,13 @@ impl Machine {
         host: &Host<'_>,
         output: ConsoleOutput,
         nic: Option<&mut Nic>,
+        disks: &[Arc<Disk>],
         observer: &mut dyn Observer,
     ) -> Result<Self, MachineError> {
         let memory = memory::create(host.vm.memory)?;
         let vm = VmBuilder::new(memory.clone())?;
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
-        let mut platform =
-            Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender, virtio_mmio: Vec::new() };
+        let mut platform = Platform::new(vm, sender);
         let (mut watchers, mut exits, mut wakeups, mut lookouts) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let guest =
@@ -205,8 +213,16 @@ impl Machine {
         let console = Console::new(output, watchers);
         let serial = platform.add_devices(console.clone())?;
         if let Some(nic) = nic {
-            platform.add_nic(nic, &memory)?;
+            platform.add_virtio("virtio-net", nic.plug(), &memory)?;
         }
+        for (number, disk) in disks.iter().enumerate() {
+            platform.add_virtio(
+                "virtio-blk",
+                Arc::new(Mutex::new(Blk::new(disk.clone(), number))),
+                &memory,
+            )?;
+        }
+        platform.add_virtio("virtio-rng", Arc::new(Mutex::new(Rng::new())), &memory)?;
         let hardware = platform.hardware(host.vm.cpus);
         firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
         let protocol = boot::protocol_for(&host.image, host.vm.boot)?;
@@ -222,6 +238,7 @@ impl Machine {
             mmio: Arc::new(platform.mmio),
             exit_hooks: Arc::new(exits),
             events: platform.events,
+            cpu_mask: host.vm.cpu_mask.clone(),
         };
         let started = Instant::now();
         let vm = platform.vm.start(host.vm.cpus, &entry, &environment)?;
@@ -230,6 +247,7 @@ impl Machine {
             events,
             console,
             serial,
+            virtio: platform.virtio,
             wakeups,
             started,
             ask_console_at: None,

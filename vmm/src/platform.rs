@@ -8,10 +8,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::bus::{Bus, BusDevice, BusError};
 use crate::console::Console;
 use crate::devices::serial::{self, Line, SerialPort};
+use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::{VirtioDevice, VirtioDevices};
 use crate::devices::{i8042, reset, rtc, sleep};
 use crate::events::EventSender;
 use crate::memory::GuestMemory;
-use crate::nic::Nic;
 use crate::vm::{VmBuilder, VmError};
 use crate::x86_64::firmware::{Hardware, VirtioMmio};
 use crate::x86_64::layout;
@@ -28,6 +29,14 @@ pub enum PlatformError {
     /// No eventfd for it.
     #[error("creating an interrupt line")]
     Line(#[source] std::io::Error),
+    /// No interrupt is left for one more device.
+    #[error("{name}: too many devices; the virtio-mmio transport has interrupts for {most}")]
+    TooMany {
+        /// The device.
+        name: &'static str,
+        /// How many there can be.
+        most: usize,
+    },
 }
 
 /// A machine that is being built.
@@ -38,9 +47,17 @@ pub(crate) struct Platform {
     pub(crate) events: EventSender,
     /// The virtio-mmio devices so far.
     pub(crate) virtio_mmio: Vec<VirtioMmio>,
+    /// All virtio devices so far.
+    pub(crate) virtio: VirtioDevices,
 }
 
 impl Platform {
+    /// A machine without devices.
+    pub(crate) fn new(vm: VmBuilder, events: EventSender) -> Self {
+        let virtio = VirtioDevices::default();
+        Self { ports: Bus::new(), mmio: Bus::new(), vm, events, virtio_mmio: Vec::new(), virtio }
+    }
+
     /// The devices that every machine has.
     pub(crate) fn add_devices(&mut self, console: Console) -> Result<Arc<Mutex<SerialPort>>, PlatformError> {
         let line = Line(Arc::new(self.interrupt(layout::COM1_IRQ)?));
@@ -64,12 +81,21 @@ impl Platform {
         self.ports.insert(name, base.into(), len, Arc::new(Mutex::new(device)))
     }
 
-    /// The guest's network card, as a virtio-mmio device.
-    pub(crate) fn add_nic(&mut self, nic: &mut Nic, memory: &GuestMemory) -> Result<(), PlatformError> {
-        let place = VirtioMmio { base: layout::VIRTIO_MMIO, irq: layout::VIRTIO_MMIO_IRQ };
-        let device = nic.plug(memory.clone(), self.interrupt(place.irq)?);
-        self.mmio.insert("virtio-net", place.base.into(), layout::VIRTIO_MMIO_LEN.into(), device)?;
-        self.virtio_mmio.push(place);
+    /// A virtio device, behind the transport that this machine has.
+    pub(crate) fn add_virtio(
+        &mut self,
+        name: &'static str,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        memory: &GuestMemory,
+    ) -> Result<(), PlatformError> {
+        let (index, irqs) = (self.virtio_mmio.len(), &layout::VIRTIO_MMIO_IRQS);
+        let irq = *irqs.get(index).ok_or(PlatformError::TooMany { name, most: irqs.len() })?;
+        let base = (0..index).fold(layout::VIRTIO_MMIO, |base, _| base + layout::VIRTIO_MMIO_LEN);
+        let transport = MmioTransport::new(device.clone(), memory.clone(), self.interrupt(irq)?);
+        let registers = Arc::new(Mutex::new(transport));
+        self.mmio.insert(name, base.into(), layout::VIRTIO_MMIO_LEN.into(), registers)?;
+        self.virtio_mmio.push(VirtioMmio { base, irq });
+        self.virtio.push(device);
         Ok(())
     }
 

@@ -20,6 +20,7 @@ use crate::memory::{GuestMemory, next_touched, ranges_of, read, touched_from};
 use crate::panic::ExitHook;
 use crate::sys;
 use crate::vcpu::{Parked, Vcpu, VcpuHandle, register_kick_handler};
+use crate::x86_64::cpu_mask::CpuMask;
 use crate::x86_64::{cpuid, layout, regs};
 
 /// How long a kicked vCPU gets before it is kicked again: the first kick may have come just before KVM_RUN.
@@ -112,6 +113,7 @@ pub(crate) struct VcpuEnvironment {
     pub(crate) mmio: Arc<Bus>,
     pub(crate) exit_hooks: Arc<Vec<ExitHook>>,
     pub(crate) events: EventSender,
+    pub(crate) cpu_mask: CpuMask,
 }
 
 impl VmBuilder {
@@ -150,8 +152,9 @@ impl VmBuilder {
                 let fd = self.fd.create_vcpu(index.into()).map_err(kvm_error("creating a vCPU"))?;
                 let clocks =
                     cpuid::Clocks { has_tsc_deadline, tsc_khz: fd.get_tsc_khz().ok().filter(|&khz| khz > 0) };
-                fd.set_cpuid2(&cpuid::adapt(&supported, index, count, clocks))
-                    .map_err(kvm_error("setting a vCPU's features"))?;
+                let mut table = cpuid::adapt(&supported, index, count, clocks);
+                with.cpu_mask.apply(table.as_mut_slice());
+                fd.set_cpuid2(&table).map_err(kvm_error("setting a vCPU's features"))?;
                 vcpu(index, fd, entry, with, &sender)
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -368,6 +371,7 @@ mod tests {
             mmio: Arc::new(Bus::new()),
             exit_hooks: Arc::new(Vec::new()),
             events,
+            cpu_mask: CpuMask::default(),
         };
         let entry = BootState { entry: PROGRAM, rbx: 0, rsi: 0, rsp: 0, mode: EntryMode::Protected32 };
         VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap()
@@ -459,6 +463,7 @@ mod tests {
             mmio: Arc::new(mmio),
             exit_hooks: Arc::new(Vec::new()),
             events,
+            cpu_mask: CpuMask::default(),
         };
         let entry = BootState { entry: PROGRAM, rbx: 0, rsi: 0, rsp: 0, mode: EntryMode::Protected32 };
         let mut vm = VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap();

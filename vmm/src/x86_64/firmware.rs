@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn the_tables_are_where_systems_search_for_them() {
         let memory = memory(2);
-        let virtio_mmio = vec![VirtioMmio { base: layout::VIRTIO_MMIO, irq: layout::VIRTIO_MMIO_IRQ }; 8];
+        let virtio_mmio = vec![VirtioMmio { base: layout::VIRTIO_MMIO, irq: layout::VIRTIO_MMIO_IRQS[0] }; 8];
         write(&memory, &Hardware { cpus: 254, virtio_mmio, pvpanic: true }).unwrap();
         let bytes = |at: u64, len: usize| {
             let mut bytes = vec![0; len];

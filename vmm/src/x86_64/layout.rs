@@ -76,9 +76,9 @@ pub const HOLE_END: u64 = 0x1_0000_0000;
 pub const VIRTIO_MMIO: u32 = 0xd000_0000;
 /// Bytes that each virtio-mmio device occupies.
 pub const VIRTIO_MMIO_LEN: u32 = 0x1000;
-/// Interrupt of the first virtio-mmio device, as an IOAPIC pin: 3 and 4 are the serial ports'. Below 16, so that its
-/// pin is an ISA one, edge-triggered, for guests that go by the MP table.
-pub const VIRTIO_MMIO_IRQ: u8 = 5;
+/// Interrupts of the virtio-mmio devices, as IOAPIC pins: 0 to 4, 8 and 9 are the board's. Those below 16 come first, as
+/// they are ISA ones, edge-triggered, for guests that go by the MP table.
+pub const VIRTIO_MMIO_IRQS: [u8; 17] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 /// KVM's IOAPIC.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// KVM's local APICs.
