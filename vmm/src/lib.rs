@@ -5,6 +5,7 @@
 //! listens; [`machine`] decides.
 #![deny(unsafe_code)]
 
+mod account;
 mod aftermath;
 pub mod boot;
 pub mod bus;
