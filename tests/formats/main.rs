@@ -18,6 +18,7 @@ mod image;
 mod image_pages;
 mod inspect;
 mod linux_elf;
+mod linux_panic_state;
 mod linux_vmcoreinfo;
 mod minidump_hostile;
 mod minidump_oracle;

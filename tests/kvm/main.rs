@@ -5,6 +5,7 @@ mod bad_input;
 mod disks;
 mod environment;
 mod freebsd_boot;
+mod linux_panic;
 mod memory;
 mod packed;
 mod policies;

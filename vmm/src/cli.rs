@@ -12,7 +12,6 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, WindowChoice, check_path, parse_rate};
 use netdump::drive::Zeros;
 use netdump::ekcd::Cipher;
-use netdump::freebsd::panic_state::PanicWords;
 use netdump::stream::{CompressOption, Packing, PackingError};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
@@ -25,7 +24,7 @@ use vmm::machine::{self, Host};
 use vmm::memory::MemorySize;
 use vmm::nic::DEFAULT_MAC;
 use vmm::output_file;
-use vmm::panic::{self, SourceName, SourceOptions};
+use vmm::panic::{self, SourceName, SourceOptions, watcher};
 use vmm::sys::interface::InterfaceName;
 use vmm::vm::MAX_CPUS;
 use vmm::x86_64::cpu_mask::{CpuMask, MaskWord};
@@ -123,17 +122,25 @@ struct PanicOptions {
     /// Panic sources to use, separated by commas; all by default.
     #[arg(long = "panic-source", value_name = "NAME", value_delimiter = ',', long_help = sources_help())]
     sources: Vec<SourceName>,
-    /// Dump although the guest's own crash kernel takes over (as pvpanic tells), or a FreeBSD guest has a dump device
-    /// of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
+    /// Dump although the guest's own crash kernel takes over (as pvpanic or its memory tells), or a FreeBSD guest has a
+    /// dump device of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
     #[arg(long)]
     ignore_crashloaded: bool,
-    /// Milliseconds that a panicked FreeBSD kernel may take to finish its message, to stop its other CPUs and to print
-    /// where it panicked, before it is paused [default: 250].
+    /// Milliseconds that a panicked kernel may take to finish its message, to stop its other CPUs and to print where it
+    /// panicked, before it is paused; it is as soon as it has [default: 250 for FreeBSD, 2000 for Linux].
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u16))]
     panic_settle: Option<u16>,
     /// Dump after so many seconds, for a guest that hangs.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     dump_after: Option<Duration>,
+    /// Dump a guest of which no vCPU makes progress for so many seconds: each is halted or spins with interrupts off.
+    /// It gets an NMI first. A guest that is idle or busy is left alone.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    watchdog: Option<Duration>,
+    /// Show the guest Hyper-V in place of KVM: a Linux guest then reports a panic, without a driver, to Hyper-V's crash
+    /// registers. It costs the guest kvmclock and KVM's other paravirtual features.
+    #[arg(long)]
+    hyperv_crash: bool,
 }
 
 #[derive(Debug, Args)]
@@ -284,9 +291,10 @@ fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
 /// Whoever asks for the watcher by name, or by an option of its own, relies on it.
 fn warn_of_blind_watcher(options: &PanicOptions, image: &KernelImage) {
     let named = options.sources.iter().any(|source| source.0.name() == "watcher");
-    if (named || options.panic_settle.is_some()) && PanicWords::find(image.symbols()).is_none() {
+    if (named || options.panic_settle.is_some()) && !watcher::sees(image.symbols()) {
         tracing::warn!(
-            "the panic source 'watcher' cannot see a panic of {}: it has no symbols of a FreeBSD kernel's panicstr",
+            "the panic source 'watcher' cannot see a panic of {}: it has no symbols of FreeBSD's panicstr or Linux's \
+             panic_cpu",
             image.path().display()
         );
     }
@@ -313,7 +321,9 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         source_options: SourceOptions {
             ignore_crashloaded: options.panic.ignore_crashloaded,
             dump_after: options.panic.dump_after,
-            ..settle(&options.panic)
+            watchdog: options.panic.watchdog,
+            hyperv_crash: options.panic.hyperv_crash,
+            settle: options.panic.panic_settle.map(|ms| Duration::from_millis(ms.into())),
         },
         on_panic: match options.on_panic {
             OnPanicOption::Exit => OnPanic::Exit,
@@ -322,12 +332,6 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         },
         on_reset: if options.no_reboot { OnReset::Exit } else { OnReset::Boot },
     })
-}
-
-fn settle(options: &PanicOptions) -> SourceOptions {
-    let default = SourceOptions::default();
-    let settle = options.panic_settle.map_or(default.settle, |ms| Duration::from_millis(ms.into()));
-    SourceOptions { settle, ..default }
 }
 
 fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpConfig> {

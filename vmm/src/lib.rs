@@ -14,6 +14,7 @@ pub mod console;
 pub mod devices;
 pub mod dump;
 pub mod events;
+pub mod hyperv;
 mod input;
 pub mod link;
 pub mod machine;

@@ -26,6 +26,7 @@ use crate::link::{LinkSpec, TapRoute};
 use crate::memory;
 use crate::nic::Nic;
 use crate::panic::inquiry::{Finding, Inquiry, Ruling};
+use crate::panic::watchdog::{self, Order, Watchdog};
 use crate::panic::{Places, Wakeup, WatchedGuest};
 use crate::platform::{Platform, PlatformError};
 use crate::report::{Event, ExitStatus, Observer};
@@ -154,6 +155,13 @@ pub fn run(
     }
 }
 
+fn watchdog(wakeups: &[Wakeup], cpus: u8, now: Instant) -> Option<Watchdog> {
+    wakeups.iter().find_map(|wakeup| match wakeup {
+        Wakeup::Hang(limit) => Some(Watchdog::new(*limit, cpus.into(), now)),
+        _ => None,
+    })
+}
+
 /// Why the event loop ended.
 enum End {
     PowerOff,
@@ -180,6 +188,7 @@ struct Machine {
     started: Instant,
     ask_console_at: Option<Instant>,
     inquiry: Inquiry,
+    watchdog: Option<Watchdog>,
 }
 
 impl Machine {
@@ -196,6 +205,7 @@ impl Machine {
         let mut platform = Platform::new(vm, sender);
         let (mut watchers, mut exits, mut wakeups, mut lookouts) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut hyperv = None;
         let guest =
             WatchedGuest { memory: &memory, symbols: host.image.symbols(), cpus: host.vm.cpus.into() };
         for source in &host.vm.sources {
@@ -205,6 +215,7 @@ impl Machine {
                 exits: &mut exits,
                 wakeups: &mut wakeups,
                 lookouts: &mut lookouts,
+                hyperv: &mut hyperv,
                 guest: &guest,
                 options: host.vm.source_options,
                 events: &platform.events,
@@ -238,11 +249,13 @@ impl Machine {
             mmio: Arc::new(platform.mmio),
             exit_hooks: Arc::new(exits),
             events: platform.events,
+            hyperv,
             cpu_mask: host.vm.cpu_mask.clone(),
         };
         let started = Instant::now();
         let vm = platform.vm.start(host.vm.cpus, &entry, &environment)?;
         Ok(Self {
+            watchdog: watchdog(&wakeups, host.vm.cpus, started),
             vm,
             events,
             console,
@@ -282,6 +295,9 @@ impl Machine {
             if self.dump_at().is_some_and(|at| now >= at) {
                 return Ok(End::Panic(self.inquiry.request("the time of --dump-after is over", now)));
             }
+            if let Some(end) = self.watch(now, observer) {
+                return Ok(end);
+            }
             let ruling = self.inquiry.look(now);
             if let Some(end) = self.obey(ruling, observer) {
                 return Ok(end);
@@ -296,8 +312,9 @@ impl Machine {
     /// Waits; whether something happened, and not only the time passed until the next thing to do.
     fn wait(&mut self, signals: &Signals, input: &mut Input) -> Result<bool, MachineError> {
         let now = Instant::now();
-        let next =
-            [self.dump_at(), self.ask_console_at, input.held_back_until(now), self.inquiry.next_look()];
+        let held_back = input.held_back_until(now);
+        let watchdog = self.watchdog.as_ref().map(Watchdog::next);
+        let next = [self.dump_at(), self.ask_console_at, held_back, self.inquiry.next_look(), watchdog];
         let next = next.into_iter().flatten().min();
         // A millisecond more: poll counts in whole ones, and waking early would only mean to wait again.
         let timeout = next.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
@@ -342,9 +359,30 @@ impl Machine {
                 return Ok(Some(self.ended("power-off", End::PowerOff)));
             }
             MachineEvent::Failed { vcpu, reason } => return Err(MachineError::Vcpu { vcpu, reason }),
+            MachineEvent::Glance(glance) => {
+                if let Some(watchdog) = &mut self.watchdog {
+                    watchdog.see(glance, Instant::now());
+                }
+            }
             MachineEvent::AskConsole(after) => self.ask_console_at = Some(Instant::now() + after),
         }
         Ok(None)
+    }
+
+    /// Does what the watchdog wants.
+    fn watch(&mut self, now: Instant, observer: &mut dyn Observer) -> Option<End> {
+        match self.watchdog.as_mut()?.tick(now)? {
+            Order::Look => self.vm.glance(),
+            Order::Nmi => {
+                self.inquiry.suspect(watchdog::NAME, now);
+                self.vm.nmi();
+            }
+            Order::Hung(event) => {
+                let ruling = self.inquiry.hear(event, now);
+                return self.obey(ruling, observer);
+            }
+        }
+        None
     }
 
     /// The end of a guest that switched itself off or asks for a reset: a panic, if its memory says so.
@@ -373,7 +411,7 @@ impl Machine {
     fn dump_at(&self) -> Option<Instant> {
         self.wakeups.iter().find_map(|wakeup| match wakeup {
             Wakeup::After(time) => Some(self.started + *time),
-            Wakeup::Signal(_) => None,
+            Wakeup::Signal(_) | Wakeup::Hang(_) => None,
         })
     }
 

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::BootState;
 use crate::bus::Bus;
 use crate::events::EventSender;
+use crate::hyperv::{self, HypervMsrs};
 use crate::memory::{GuestMemory, next_touched, ranges_of, read, touched_from};
 use crate::panic::ExitHook;
 use crate::sys;
@@ -113,6 +114,8 @@ pub(crate) struct VcpuEnvironment {
     pub(crate) mmio: Arc<Bus>,
     pub(crate) exit_hooks: Arc<Vec<ExitHook>>,
     pub(crate) events: EventSender,
+    /// The guest is to find Hyper-V.
+    pub(crate) hyperv: Option<Arc<HypervMsrs>>,
     pub(crate) cpu_mask: CpuMask,
 }
 
@@ -145,6 +148,10 @@ impl VmBuilder {
         let (sender, parked) = mpsc::channel();
         let supported =
             cpuid::supported(&self.kvm).map_err(kvm_error("asking for supported CPU features"))?;
+        let by_kvm = with.hyperv.is_some() && self.kvm.check_extension(Cap::Hyperv);
+        if with.hyperv.is_some() && !by_kvm {
+            hyperv::keep_msrs(&self.fd).map_err(kvm_error("taking over Hyper-V's MSRs"))?;
+        }
         let has_tsc_deadline = self.kvm.check_extension(Cap::TscDeadlineTimer);
         // All are made before any runs: the guest must find every CPU that it is told of.
         let vcpus = (0..count)
@@ -153,6 +160,10 @@ impl VmBuilder {
                 let clocks =
                     cpuid::Clocks { has_tsc_deadline, tsc_khz: fd.get_tsc_khz().ok().filter(|&khz| khz > 0) };
                 let mut table = cpuid::adapt(&supported, index, count, clocks);
+                if let Some(msrs) = &with.hyperv {
+                    msrs.set_clock(clocks.tsc_khz);
+                    table = hyperv::announce(&table, count, by_kvm, clocks.tsc_khz.is_some());
+                }
                 with.cpu_mask.apply(table.as_mut_slice());
                 fd.set_cpuid2(&table).map_err(kvm_error("setting a vCPU's features"))?;
                 vcpu(index, fd, entry, with, &sender)
@@ -198,6 +209,8 @@ fn vcpu(
         fd,
         ports: with.ports.clone(),
         mmio: with.mmio.clone(),
+        msrs: with.hyperv.clone(),
+        accesses: 0,
         exit_hooks: with.exit_hooks.clone(),
         events: with.events.clone(),
         parked: parked.clone(),
@@ -232,6 +245,16 @@ impl Vm {
 
     fn kick_where(&self, wanted: impl Fn(usize) -> bool) {
         self.vcpus.iter().enumerate().filter(|(index, _)| wanted(*index)).for_each(|(_, vcpu)| vcpu.kick());
+    }
+
+    /// Looks at every vCPU that runs; what it finds comes as events.
+    pub(crate) fn glance(&self) {
+        self.vcpus.iter().for_each(VcpuHandle::glance);
+    }
+
+    /// Sends the first vCPU an NMI.
+    pub(crate) fn nmi(&self) {
+        self.vcpus.iter().take(1).for_each(VcpuHandle::nmi);
     }
 
     /// Lets vCPUs that wait after an event run on.
@@ -371,6 +394,7 @@ mod tests {
             mmio: Arc::new(Bus::new()),
             exit_hooks: Arc::new(Vec::new()),
             events,
+            hyperv: None,
             cpu_mask: CpuMask::default(),
         };
         let entry = BootState { entry: PROGRAM, rbx: 0, rsi: 0, rsp: 0, mode: EntryMode::Protected32 };
@@ -463,6 +487,7 @@ mod tests {
             mmio: Arc::new(mmio),
             exit_hooks: Arc::new(Vec::new()),
             events,
+            hyperv: None,
             cpu_mask: CpuMask::default(),
         };
         let entry = BootState { entry: PROGRAM, rbx: 0, rsi: 0, rsp: 0, mode: EntryMode::Protected32 };

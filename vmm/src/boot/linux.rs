@@ -20,11 +20,13 @@ pub(super) const CMDLINE_MAX: usize = 2048;
 
 /// The symbols that are kept of a Linux kernel while it runs: what tells that it panicked, and where it says what it is.
 /// All of them would be 30 MB; a stopped guest's memory has the rest.
-pub(crate) const KEPT_SYMBOLS: [&str; 20] = [
+pub(crate) const KEPT_SYMBOLS: [&str; 27] = [
+    "__cpu_online_mask",
     "_end",
     "_stext",
     "_text",
     "asm_exc_divide_error",
+    "crashing_cpu",
     "entry_SYSCALL_64",
     "init_task",
     "init_top_pgt",
@@ -35,12 +37,17 @@ pub(crate) const KEPT_SYMBOLS: [&str; 20] = [
     "page_offset_base",
     "panic",
     "panic_cpu",
+    "panic_timeout",
     "phys_base",
     "prb",
+    "printk_rb_dynamic",
+    "printk_rb_static",
     "saved_command_line",
+    "suppress_printk",
     "tainted_mask",
     "vmcoreinfo_data",
     "vmcoreinfo_note",
+    "waiting_for_crash_ipi",
 ];
 
 /// The symbols of a kernel whose own table, in `symbols`, may be empty, as a distribution's is: then from its kallsyms.

@@ -7,7 +7,7 @@ mod elf_tables;
 mod freebsd;
 mod kenv;
 mod kernel_image;
-mod linux;
+pub(crate) mod linux;
 mod long_mode;
 mod modinfo;
 mod module;
