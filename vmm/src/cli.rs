@@ -17,7 +17,7 @@ use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
 use vmm::boot::{self, BootProtocol, Handover, Initrd, KernelImage, Module, ModuleSpec};
-use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, VmConfig, parse_server};
+use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, Virtio, VmConfig, parse_server};
 use vmm::devices::virtio::blk::DiskSpec;
 use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
@@ -95,6 +95,10 @@ pub(crate) struct RunOptions {
     /// The guest's Ethernet address.
     #[arg(long, value_name = "MAC", default_value_t = DEFAULT_MAC, value_parser = unicast)]
     mac: MacAddr,
+    /// How the guest finds its virtio devices [default: pci for Linux and for a FreeBSD kernel without virtio-mmio, else
+    /// mmio].
+    #[arg(long, value_enum, value_name = "TRANSPORT")]
+    virtio: Option<VirtioOption>,
     /// Disk: a raw image or a block device; with `,ro` the guest may only read it; may be given again.
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     disks: Vec<DiskSpec>,
@@ -237,6 +241,14 @@ enum OnPanicOption {
     Hold,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum VirtioOption {
+    /// PCI devices with MSI-X.
+    Pci,
+    /// Memory-mapped registers, told by ACPI (LNRO0005).
+    Mmio,
+}
+
 /// A boot protocol by its name; none is auto.
 #[derive(Debug, Clone, Copy)]
 struct Boot(Option<&'static dyn BootProtocol>);
@@ -316,6 +328,10 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         },
         tap: options.tap.clone(),
         mac: options.mac,
+        virtio: options.virtio.map(|transport| match transport {
+            VirtioOption::Pci => Virtio::Pci,
+            VirtioOption::Mmio => Virtio::Mmio,
+        }),
         disks: options.disks.clone(),
         sources: if chosen.is_empty() { panic::ALL.to_vec() } else { chosen },
         source_options: SourceOptions {

@@ -15,7 +15,7 @@ use netdump::wire::message::MAX_PATH;
 use netdump::wire::{MacAddr, SERVER_PORT};
 use thiserror::Error;
 
-use crate::boot::{BootProtocol, Handover};
+use crate::boot::{BootProtocol, Handover, KernelImage};
 use crate::devices::virtio::blk::DiskSpec;
 use crate::link::LinkSpec;
 use crate::memory::MemorySize;
@@ -40,6 +40,8 @@ pub struct VmConfig {
     pub tap: Option<InterfaceName>,
     /// The guest's Ethernet address.
     pub mac: MacAddr,
+    /// How the guest finds its virtio devices; without it the image decides.
+    pub virtio: Option<Virtio>,
     /// The guest's disks.
     pub disks: Vec<DiskSpec>,
     /// The panic sources to arm.
@@ -50,6 +52,27 @@ pub struct VmConfig {
     pub on_panic: OnPanic,
     /// Whether a guest that resets itself boots again.
     pub on_reset: OnReset,
+}
+
+/// The transport of all virtio devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Virtio {
+    /// PCI: every distribution's kernel finds them.
+    Pci,
+    /// Memory-mapped registers, told by ACPI.
+    Mmio,
+}
+
+impl Virtio {
+    /// What a kernel has a driver for.
+    ///
+    /// Linux: PCI, since every distribution's kernel and initrd knows it, and some leave virtio-mmio out. FreeBSD: its
+    /// GENERIC kernel has no virtio-mmio, its FIRECRACKER kernel has. Others get the simpler one.
+    pub fn for_image(image: &KernelImage) -> Self {
+        let has = |symbol| image.symbols().address(symbol).is_some();
+        let is_generic_freebsd = has("vtpci_modern_driver") && !has("vtmmio_probe");
+        if image.is_linux_kernel() || is_generic_freebsd { Self::Pci } else { Self::Mmio }
+    }
 }
 
 /// What follows a panic, whether the dump succeeded or not.

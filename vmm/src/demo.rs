@@ -54,6 +54,7 @@ fn configure(options: &DemoOptions) -> (VmConfig, DumpConfig) {
         handover: Handover { environment, ..Default::default() },
         tap: None,
         mac: DEFAULT_MAC,
+        virtio: None,
         disks: Vec::new(),
         sources: panic::ALL.to_vec(),
         source_options: SourceOptions::default(),

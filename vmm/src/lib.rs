@@ -19,6 +19,7 @@ mod input;
 pub mod link;
 pub mod machine;
 pub mod memory;
+mod msi;
 pub mod nic;
 pub mod output_file;
 pub mod panic;

@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::aftermath::Aftermath;
 use crate::boot::{self, BootError, KernelImage, RestoreError};
 use crate::bus::BusError;
-use crate::config::{DumpConfig, OnPanic, OnReset, VmConfig};
+use crate::config::{DumpConfig, OnPanic, OnReset, Virtio, VmConfig};
 use crate::console::{Console, ConsoleOutput};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevices;
@@ -202,7 +202,8 @@ impl Machine {
         let memory = memory::create(host.vm.memory)?;
         let vm = VmBuilder::new(memory.clone())?;
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
-        let mut platform = Platform::new(vm, sender);
+        let transport = host.vm.virtio.unwrap_or_else(|| Virtio::for_image(&host.image));
+        let mut platform = Platform::new(vm, sender, transport);
         let (mut watchers, mut exits, mut wakeups, mut lookouts) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut hyperv = None;
@@ -234,7 +235,7 @@ impl Machine {
             )?;
         }
         platform.add_virtio("virtio-rng", Arc::new(Mutex::new(Rng::new())), &memory)?;
-        let hardware = platform.hardware(host.vm.cpus);
+        let hardware = platform.finish(host.vm.cpus)?;
         firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
         let protocol = boot::protocol_for(&host.image, host.vm.boot)?;
         let entry = protocol.load(&host.image, &host.vm.handover, &hardware, &memory)?;

@@ -1,7 +1,7 @@
 //! The virtual machine: KVM's VM with its memory slots and interrupt controllers, its vCPUs, and how they stop.
 
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -87,13 +87,28 @@ pub fn open_kvm() -> Result<Kvm, VmError> {
     Ok(kvm)
 }
 
-/// KVM's VM with memory, interrupt controllers and timer, before it has vCPUs.
+/// KVM's VM, for all who hold on to it.
 ///
 /// Field order matters: the VM goes before the memory that it maps.
 #[derive(Debug)]
+pub(crate) struct MappedVm {
+    fd: VmFd,
+    _memory: GuestMemory,
+}
+
+impl Deref for MappedVm {
+    type Target = VmFd;
+
+    fn deref(&self) -> &VmFd {
+        &self.fd
+    }
+}
+
+/// KVM's VM with memory, interrupt controllers and timer, before it has vCPUs.
+#[derive(Debug)]
 pub(crate) struct VmBuilder {
     kvm: Kvm,
-    fd: VmFd,
+    fd: Arc<MappedVm>,
     memory: GuestMemory,
 }
 
@@ -102,8 +117,7 @@ pub(crate) struct VmBuilder {
 pub(crate) struct Vm {
     vcpus: Vec<VcpuHandle>,
     parked: mpsc::Receiver<Parked>,
-    // Field order matters here too.
-    _fd: VmFd,
+    _fd: Arc<MappedVm>,
     memory: GuestMemory,
 }
 
@@ -131,7 +145,13 @@ impl VmBuilder {
         for (slot, region) in (0..).zip(memory.iter()) {
             sys::add_memory_slot(&fd, slot, region).map_err(kvm_error("mapping guest memory"))?;
         }
+        let fd = Arc::new(MappedVm { fd, _memory: memory.clone() });
         Ok(Self { kvm, fd, memory })
+    }
+
+    /// KVM's VM, for what sends messages and takes notifications.
+    pub(crate) fn kvm_vm(&self) -> &Arc<MappedVm> {
+        &self.fd
     }
 
     /// Connects an eventfd to a pin of the interrupt controllers.

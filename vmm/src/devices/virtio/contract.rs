@@ -327,3 +327,4 @@ macro_rules! tests_of {
 }
 
 tests_of!(mmio, crate::devices::virtio::mmio::bench::Registers);
+tests_of!(pci, crate::devices::virtio::pci::bench::Registers);

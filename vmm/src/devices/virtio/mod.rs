@@ -11,6 +11,7 @@ pub(crate) mod contract;
 pub mod driver;
 pub mod mmio;
 pub mod net;
+pub mod pci;
 pub mod rings;
 pub mod rng;
 mod server;
