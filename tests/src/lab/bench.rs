@@ -7,7 +7,6 @@ use std::thread;
 
 use anyhow::{Context, ensure};
 
-
 use super::guest;
 use super::here::{Order, Run};
 use super::initramfs::Initramfs;

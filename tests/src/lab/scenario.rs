@@ -112,6 +112,10 @@ pub struct Expect {
     /// Texts that the report must have, by JSON pointer.
     #[serde(default)]
     pub report: BTreeMap<String, Value>,
+    /// Functions on the stack of the CPU that panicked, the innermost first, with others between: in the report's crash card
+    /// and in `netdump inspect` of the core.
+    #[serde(default)]
+    pub stack: Vec<String>,
     /// A panic line that third-party readers must find in the core; they are run if it is there.
     pub readers: Option<String>,
     /// The file that the guest fetched must have come back as it was.
@@ -138,8 +142,9 @@ fn once() -> u32 {
     1
 }
 
+/// Ten times what a run takes on a machine that has nothing else to do.
 fn limit() -> u64 {
-    120
+    300
 }
 
 /// A scenario with one of its kernels.
