@@ -29,6 +29,7 @@ use vmm::sys::interface::InterfaceName;
 use vmm::vm::MAX_CPUS;
 use vmm::x86_64::cpu_mask::{CpuMask, MaskWord};
 
+use crate::bench::Bench;
 use crate::show::{Json, Text};
 
 /// Runs guests on KVM and dumps their memory when their kernels panic.
@@ -45,6 +46,9 @@ pub(crate) enum Command {
     Run(Box<RunOptions>),
     /// Boot a built-in guest that panics, receive its dump in this process, verify it and show a report.
     Demo(DemoOptions),
+    /// Measure what a start costs.
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 /// Options of `vmm demo`.
@@ -297,6 +301,7 @@ fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
              its unstripped twin or its .debug file with --symbols"
         );
     }
+    tracing::debug!(symbols = image.symbols().len(), "the kernel is read");
     Ok(image)
 }
 

@@ -1,5 +1,6 @@
 //! The `vmm` command: arguments, tracing, exit codes. The only place that prints an error with its causes.
 
+mod bench;
 mod cli;
 mod demo;
 mod show;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         .init();
     let done = match arguments.command {
         cli::Command::Run(options) => cli::run(*options),
+        cli::Command::Bench(bench) => bench::run(&bench),
         cli::Command::Demo(options) => demo::run(&options),
     };
     match done {

@@ -172,7 +172,11 @@ impl KernelImage {
 
     /// Looks at an image that is in memory; `path` is for messages.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
-        if Setup::is_in(&bytes) { Self::from_bzimage(path, bytes) } else { Self::from_elf(path, bytes) }
+        if Setup::is_in(&bytes) {
+            Self::from_bzimage(path, bytes)
+        } else {
+            Self::from_elf(path, bytes, false)
+        }
     }
 
     fn from_bzimage(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
@@ -180,7 +184,7 @@ impl KernelImage {
             .map_err(|source| ImageError::Bzimage { path: path.display().to_string(), source })?;
         let payload = bytes.get(setup.payload.clone()).expect("the header was checked");
         let inside = unpack(payload).map_err(PayloadError::from).and_then(|elf| {
-            let image = Self::from_elf(path, elf)?;
+            let image = Self::from_elf(path, elf, true)?;
             Ok(image)
         });
         let image = inside.unwrap_or_else(|problem| Self {
@@ -196,7 +200,8 @@ impl KernelImage {
         Ok(Self { packed: Some(Packed { setup, bytes }), ..image })
     }
 
-    fn from_elf(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
+    /// `is_linux`: it is known to be Linux, though its notes may not say so (before 5.0 it had none of its own).
+    fn from_elf(path: &Path, bytes: Vec<u8>, is_linux: bool) -> Result<Self, ImageError> {
         let name = || path.display().to_string();
         if let Some(what) = not_bootable(&bytes) {
             return Err(ImageError::Kind { path: name(), what });
@@ -222,7 +227,7 @@ impl KernelImage {
         }
         let symbols =
             KernelSymbols::parse(&bytes).map_err(|source| ImageError::Symbols { path: name(), source })?;
-        let symbols = if headers.is_linux { kept_symbols(&bytes, symbols) } else { symbols };
+        let symbols = if headers.is_linux || is_linux { kept_symbols(&bytes, symbols) } else { symbols };
         Ok(Self {
             path: path.to_owned(),
             bytes,
@@ -528,5 +533,27 @@ mod tests {
             }
         }
         assert!(refused(&whole[..100]).contains("damaged ELF file"));
+    }
+
+    #[test]
+    fn a_released_kernel_is_read_again_as_it_is_by_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernel");
+        std::fs::write(&path, guest()).unwrap();
+        let mut image = KernelImage::read(&path).unwrap();
+        image.release();
+        assert!(image.bytes().is_empty() && image.symbols().address("kern_envp").is_some());
+        std::fs::write(&path, crate::boot::test_bzimage::bzimage()).unwrap();
+        image.restore().unwrap();
+        assert!(image.bzimage().is_some() && !image.bytes().is_empty());
+        // What is there already is not read again.
+        std::fs::remove_file(&path).unwrap();
+        image.restore().unwrap();
+        image.release();
+        assert!(image.restore().unwrap_err().to_string().starts_with("reading "));
+        // What came from no file stays.
+        let mut image = KernelImage::from_bytes(Path::new("panic"), guest()).unwrap();
+        image.release();
+        assert_eq!(image.bytes(), guest());
     }
 }

@@ -42,7 +42,7 @@ impl BootProtocol for Pvh {
     }
 
     fn takes(&self) -> &'static str {
-        "an ELF kernel with a PVH entry (a Xen note of type 18)"
+        "an ELF kernel with a PVH entry (a Xen note of type 18), as it is or in a Linux bzImage"
     }
 
     fn recognises(&self, image: &KernelImage) -> bool {

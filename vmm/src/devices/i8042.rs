@@ -20,8 +20,9 @@ const RESET_CPU: u8 = 0xfe;
 /// Their good outcomes.
 const CONTROLLER_WORKS: u8 = 0x55;
 const KEYBOARD_WORKS: u8 = 0;
-/// Status: there is something to be read at the data port.
+/// Status: there is something to be read at the data port; the keyboard is not locked.
 const OUTPUT_FULL: u8 = 1;
+const UNLOCKED: u8 = 1 << 4;
 /// The command byte as a BIOS leaves it: system flag, no key lock, scan codes translated.
 const COMMAND_BYTE: u8 = 1 << 2 | 1 << 3 | 1 << 6;
 
@@ -75,7 +76,7 @@ impl BusDevice for I8042 {
         if let Some(first) = data.first_mut() {
             *first = match offset {
                 DATA => self.answer.take().unwrap_or(0),
-                COMMAND => self.answer.map_or(0, |_| OUTPUT_FULL),
+                COMMAND => UNLOCKED | self.answer.map_or(0, |_| OUTPUT_FULL),
                 _ => 0,
             };
         }
@@ -113,12 +114,12 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_controller_has_an_empty_status() {
+    fn an_idle_controller_takes_commands_at_once() {
         // Linux waits for the input buffer to be empty before it resets: all ones would cost it a second a try.
         let (sender, _queue) = events::channel().unwrap();
         let mut status = [0xff];
         I8042::new(sender).read(COMMAND, &mut status);
-        assert_eq!(status, [0]);
+        assert_eq!(status, [UNLOCKED]);
     }
 
     #[test]
@@ -133,7 +134,7 @@ mod tests {
             let (mut status, mut data) = ([0], [0]);
             device.read(COMMAND, &mut status);
             device.read(DATA, &mut data);
-            (status[0], data[0])
+            (status[0] & OUTPUT_FULL, data[0])
         };
         assert_eq!(ask(READ_COMMAND_BYTE, None), (1, 0x4c));
         assert_eq!(ask(WRITE_COMMAND_BYTE, Some(0x45)), (0, 0));
