@@ -185,7 +185,7 @@ pub fn find(names: &[String]) -> anyhow::Result<Vec<Named>> {
 
 fn read(file: &Path) -> anyhow::Result<Vec<Named>> {
     let scenario: Scenario = toml::from_str(&fs::read_to_string(file)?)?;
-    ensure!(scenario.guest.is_some() != !scenario.kernels.is_empty(), "either a guest or kernels");
+    ensure!(scenario.guest.is_some() == scenario.kernels.is_empty(), "either a guest or kernels");
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     let kernels = scenario.kernels.iter().cloned().map(Some).collect::<Vec<_>>();
     let kernels = if kernels.is_empty() { vec![None] } else { kernels };
