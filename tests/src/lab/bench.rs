@@ -7,8 +7,6 @@ use std::thread;
 
 use anyhow::{Context, ensure};
 
-use crate::programs::program;
-
 use super::guest;
 use super::here::{Order, Run};
 use super::initramfs::Initramfs;
@@ -18,6 +16,7 @@ use super::level1::Level1;
 use super::modules::Modules;
 use super::probe;
 use super::scenario::Named;
+use super::under_test;
 
 /// Guests at a time: as many as the first level has CPUs.
 const WORKERS: usize = 2;
@@ -38,7 +37,7 @@ pub fn run(lab: &Path, runs: &[Named], mut tell: impl FnMut(&Verdict)) -> anyhow
     let (ended, news) = mpsc::channel::<String>();
     thread::scope(|scope| {
         let place = scope.spawn(|| perform(lab, &share, runs, ended));
-        let netdump = program("netdump");
+        let netdump = under_test("netdump");
         let mut judged = Vec::new();
         let mut judge = |run: &Named| {
             let verdict = Verdict::of(run, &out.join(&run.name), lab, &netdump);
@@ -61,7 +60,7 @@ pub fn run(lab: &Path, runs: &[Named], mut tell: impl FnMut(&Verdict)) -> anyhow
 
 /// Runs them here if this machine's KVM can, or else in a first level.
 fn perform(lab: &Path, share: &Path, runs: &[Named], ended: mpsc::Sender<String>) -> anyhow::Result<()> {
-    let programs = [program("vmm"), program("netdump")];
+    let programs = ["vmm", "netdump"].map(under_test);
     if probe::runs_real_kernels(lab, &programs[0])? {
         let order = order(lab, share, share, &programs, runs)?;
         let ended = std::sync::Mutex::new(ended);
@@ -73,7 +72,7 @@ fn perform(lab: &Path, share: &Path, runs: &[Named], ended: mpsc::Sender<String>
     let inside = ["vmm", "netdump"].map(|name| Path::new("/bin").join(name));
     let order = order(lab, share, Path::new("/lab"), &inside, runs)?;
     fs::write(share.join("order.json"), serde_json::to_vec_pretty(&order)?)?;
-    let level1 = Level1::new(lab, share, &[&programs[..], &[program("lab")]].concat())?;
+    let level1 = Level1::new(lab, share, &[&programs[..], &[under_test("lab")]].concat())?;
     let seconds = runs.iter().map(|run| run.scenario.limit).sum::<u64>() + 60;
     let mut talk = String::new();
     let code = level1.run("lab here /lab/order.json", seconds, |line| match line.split_once(ENDED) {

@@ -11,7 +11,7 @@ pub fn init(what: &str) -> String {
 pub fn init_of(scenario: &Scenario) -> String {
     // What third-party readers are held against.
     let truth = if scenario.expect.readers.is_some() { "tell_truth\n" } else { "" };
-    init(&format!("echo init is up\n{truth}{}", scenario.init))
+    init(&format!("say init is up\n{truth}{}", scenario.init))
 }
 
 /// `reboot=` and the like are the kernel's, so that nothing here stands between a scenario and what the kernel does.
@@ -21,10 +21,12 @@ export PATH=/bin HOME=/
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
 for module in /modules/*; do [ ! -e $module ] || insmod $module || echo "not loaded: $module"; done
 echo 1 > /proc/sys/kernel/sysrq
+# to the console by the kernel's log: what a program writes there itself is still on its way when the kernel panics
+say() { echo "guest: $*" > /dev/kmsg; }
 # where the kernel is and what it calls itself, as it says itself
 tell_truth() {
-    echo "banner is $(cat /proc/version)"
-    echo "linux_banner is at $(grep -m1 ' linux_banner$' /proc/kallsyms | cut -d' ' -f1)"
+    say "banner is $(cat /proc/version)"
+    say "linux_banner is at $(grep -m1 ' linux_banner$' /proc/kallsyms | cut -d' ' -f1)"
 }
 # net_up [ADDRESS [GATEWAY]]
 net_up() {
@@ -33,6 +35,6 @@ net_up() {
 }
 # fetches a file from the collector and gives it back
 move_file() {
-    nc 10.0.0.9 9000 > /tmp/file < /dev/null && nc 10.0.0.9 9001 < /tmp/file && echo "moved $(wc -c < /tmp/file) bytes"
+    nc 10.0.0.9 9000 > /tmp/file < /dev/null && nc 10.0.0.9 9001 < /tmp/file && say "moved $(wc -c < /tmp/file) bytes"
 }
 "#;

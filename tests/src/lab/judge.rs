@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::here::Outcome;
 use super::network;
+use super::output;
 use super::readers::{self, Specimen};
 use super::scenario::{Expect, Named};
 
@@ -79,6 +80,11 @@ impl Verdict {
             let report = report.context("there is no report")?;
             let core = core(&folder.join("cores"))?;
             self.verify(&core, folder, netdump)?;
+            self.stack(expect, &report["card"], "the report");
+            if !expect.stack.is_empty() {
+                let shown = output(Command::new(netdump).args(["inspect", "--json"]).arg(&core))?;
+                self.stack(expect, &serde_json::from_str::<Value>(&shown)?["card"], "netdump inspect");
+            }
             if let Some(panic) = &expect.readers {
                 let specimen = Specimen { core: &core, panic, console: &console, report: &report };
                 self.complaints.extend(readers::complaints(&specimen, lab));
@@ -115,6 +121,20 @@ impl Verdict {
         }
     }
 
+    /// The stack of the CPU that panicked, as a crash card has it.
+    fn stack(&mut self, expect: &Expect, card: &Value, whose: &str) {
+        if expect.stack.is_empty() {
+            return;
+        }
+        let cpus = card["cpus"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let cpu = cpus.iter().find(|cpu| !cpu["number"].is_null() && cpu["number"] == card["panic_cpu"]);
+        let frames = cpu.and_then(|cpu| cpu["backtrace"].as_array()).map(Vec::as_slice).unwrap_or_default();
+        let functions = frames.iter().filter_map(|frame| frame["function"].as_str()).collect::<Vec<_>>();
+        if !in_order(&expect.stack, &functions) {
+            self.complaints.push(format!("the stack in {whose} is {functions:?}"));
+        }
+    }
+
     /// `netdump verify` by the report: also that the core has what `vmm` sent.
     fn verify(&mut self, core: &Path, folder: &Path, netdump: &Path) -> anyhow::Result<()> {
         let mut verify = Command::new(netdump);
@@ -125,6 +145,12 @@ impl Verdict {
         }
         Ok(())
     }
+}
+
+/// Whether the words come in this order, with others between.
+fn in_order(words: &[String], among: &[&str]) -> bool {
+    let mut among = among.iter();
+    words.iter().all(|word| among.any(|other| other == word))
 }
 
 /// The one core that a run stored. Beside it are its manifest, its info file and links' targets.
@@ -140,5 +166,18 @@ fn core(folder: &Path) -> anyhow::Result<PathBuf> {
     match cores.as_slice() {
         [core] => Ok(core.clone()),
         _ => bail!("{} cores instead of one in {}", cores.len(), folder.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_order;
+
+    #[test]
+    fn functions_of_a_stack_come_in_order_with_others_between() {
+        let words = ["panic", "write"].map(str::to_owned);
+        assert!(in_order(&words, &["delay", "panic", "handle", "write", "main"]));
+        assert!(!in_order(&words, &["write", "panic"]));
+        assert!(!in_order(&words, &["panic"]));
     }
 }

@@ -32,6 +32,12 @@ pub fn folder() -> anyhow::Result<PathBuf> {
     Ok(profile.parent().context("a profile lies in a target folder")?.join("lab"))
 }
 
+/// A program of this workspace: as built with this one, or from the folder `LAB_PROGRAMS`, if it has it.
+pub fn under_test(name: &str) -> PathBuf {
+    let given = std::env::var_os("LAB_PROGRAMS").map(|folder| PathBuf::from(folder).join(name));
+    given.filter(|program| program.is_file()).unwrap_or_else(|| crate::programs::program(name))
+}
+
 /// Runs a command, which must succeed.
 fn succeed(command: &mut Command) -> anyhow::Result<()> {
     output(command).map(drop)

@@ -1,6 +1,6 @@
 //! Kernel modules with those that they need, in the order in which they are loaded.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,15 +13,17 @@ use super::output;
 #[derive(Debug)]
 pub struct Modules {
     files: HashMap<String, PathBuf>,
+    /// What other kernels have as modules, and this one in itself.
+    built_in: HashSet<String>,
 }
 
 impl Modules {
     /// All modules below a folder.
     pub fn below(folder: &Path) -> anyhow::Result<Self> {
-        let mut files = HashMap::new();
+        let mut files = HashMap::<String, PathBuf>::new();
         let mut folders = vec![folder.to_owned()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
+        while let Some(below) = folders.pop() {
+            for entry in fs::read_dir(&below).with_context(|| format!("reading {}", below.display()))? {
                 let entry = entry?;
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if entry.file_type()?.is_dir() {
@@ -31,7 +33,10 @@ impl Modules {
                 }
             }
         }
-        Ok(Self { files })
+        let built_in = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+        // kernel/drivers/virtio/virtio_pci.ko
+        let names = built_in.lines().filter_map(|line| line.rsplit('/').next()?.strip_suffix(".ko"));
+        Ok(Self { files, built_in: names.map(normal).collect() })
     }
 
     /// The files to load, in this order, for the modules named.
@@ -44,6 +49,9 @@ impl Modules {
     }
 
     fn add(&self, name: &str, order: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+        if self.built_in.contains(&normal(name)) {
+            return Ok(());
+        }
         let file = self.files.get(&normal(name)).with_context(|| format!("there is no module {name}"))?;
         if order.contains(file) {
             return Ok(());

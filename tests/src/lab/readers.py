@@ -12,18 +12,13 @@ def text(memory):
 
 
 if which == "libkdumpfile":
-    import addrxlat
     import kdumpfile
 
     dump = kdumpfile.kdumpfile(core)
     dump.attr["addrxlat.ostype"] = "linux"
-    place = addrxlat.FullAddress(addrxlat.KVADDR, address)
-    place.conv(addrxlat.KPHYSADDR, dump.get_addrxlat_ctx(), dump.get_addrxlat_sys())
     cpus = [dump.attr[f"cpu.{n}.reg"] for n in range(dump.attr["cpu.number"])]
     found = {
         "banner": text(dump.read(kdumpfile.KDUMP_KVADDR, address, LONGEST)),
-        "physical": place.addr,
-        "by_physical": text(dump.read(kdumpfile.KDUMP_KPHYSADDR, place.addr, LONGEST)),
         "cpus": [{name: cpu[name] for name in ("rip", "rsp", "rflags")} for cpu in cpus],
     }
 else:

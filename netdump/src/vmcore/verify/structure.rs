@@ -1,7 +1,7 @@
 //! What a core's own headers promise.
 
 use super::super::inspect::{bytes_text, counted};
-use super::super::memory::PhysicalMemory;
+use super::super::memory::{MemoryRange, PhysicalMemory};
 use super::super::minidump::read::Minidump;
 use super::super::open::{Core, Piece, PieceContent};
 use super::super::paging::PAGE_SIZE;
@@ -25,8 +25,9 @@ pub(super) fn check_core(verdict: &mut Verdict, core: &Core) {
 
 /// The pieces lie in the file in the order of their headers, none on another; memory is in ascending order.
 fn structure(core: &Core) -> Result<String, String> {
+    let pieces = without_image(core.pieces());
     let mut before: Option<&Piece> = None;
-    for piece in core.pieces().iter().filter(|piece| piece.len > 0) {
+    for piece in pieces.clone().filter(|piece| piece.len > 0) {
         if let Some(before) = before.filter(|before| piece.offset < before.end()) {
             return Err(format!(
                 "{} at offset {:#x} begins before the end of {} at {:#x}",
@@ -38,10 +39,7 @@ fn structure(core: &Core) -> Result<String, String> {
         }
         before = Some(piece);
     }
-    let memory = core.pieces().iter().filter_map(|piece| match piece.content {
-        PieceContent::Memory(range) => Some(range),
-        _ => None,
-    });
+    let memory = pieces.filter_map(memory_of);
     let mut end = 0;
     for range in memory {
         if range.start < end {
@@ -60,6 +58,29 @@ fn structure(core: &Core) -> Result<String, String> {
             minidump_structure(minidump).map(|pages| format!("{}, {pages} of {memory}", core.kind()))
         }
         None => Ok(format!("{}, {memory}", core.kind())),
+    }
+}
+
+/// The pieces but for a kernel image that comes before all memory and shows bytes of it a second time, at the kernel's own
+/// virtual addresses: /proc/vmcore has it so, and this project's cores of Linux guests.
+fn without_image(pieces: &[Piece]) -> impl Iterator<Item = &Piece> + Clone {
+    let image = pieces.iter().position(|piece| memory_of(piece).is_some());
+    let image =
+        image.filter(|&image| pieces[image + 1..].iter().any(|all| shows_a_part_of(&pieces[image], all)));
+    pieces.iter().enumerate().filter(move |(number, _)| Some(*number) != image).map(|(_, piece)| piece)
+}
+
+/// Whether a piece of memory is a part of another's, out of the same bytes of the file.
+fn shows_a_part_of(part: &Piece, all: &Piece) -> bool {
+    let (Some(memory), Some(around)) = (memory_of(part), memory_of(all)) else { return false };
+    let inside = around.start <= memory.start && memory.end() <= around.end();
+    inside && part.offset.checked_sub(all.offset) == Some(memory.start - around.start)
+}
+
+fn memory_of(piece: &Piece) -> Option<MemoryRange> {
+    match piece.content {
+        PieceContent::Memory(range) => Some(range),
+        _ => None,
     }
 }
 

@@ -13,7 +13,6 @@ use harness::lab::kernels::{self, Kernel};
 use harness::lab::level1::Level1;
 use harness::lab::modules::Modules;
 use harness::lab::scenario;
-use harness::programs::program;
 
 /// Unmodified distribution kernels as guests of `vmm`, on a KVM that can run them.
 #[derive(Debug, Parser)]
@@ -156,7 +155,7 @@ fn prepare(place: &Place) -> anyhow::Result<Level1> {
         take(&Kernel::fetch(&lab, name)?.image()?, &inside.join(name))?;
     }
     let programs = match place.programs.is_empty() {
-        true => vec![program("vmm"), program("netdump")],
+        true => ["vmm", "netdump"].map(lab::under_test).to_vec(),
         false => place.programs.clone(),
     };
     Level1::new(&lab, &place.folder, &programs)
