@@ -8,6 +8,7 @@
 //! Reference: Linux `Documentation/admin-guide/kdump/vmcoreinfo.rst`, `kernel/`, `arch/x86/mm`, `scripts/kallsyms.c`;
 //! readers: crash, makedumpfile, libkdumpfile, drgn.
 
+pub mod filter;
 pub mod image;
 pub mod kallsyms;
 pub mod layout;

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::cpu::CpuState;
+use super::minidump::page_set::PageSet;
 use crate::linux::Vmcoreinfo;
 
 /// One range of guest RAM. Ranges are page-aligned, ascending and do not overlap.
@@ -94,6 +95,11 @@ pub trait PhysicalMemory: Sync {
 
     /// What was found in it, where that is kept.
     fn findings(&self) -> Option<&Findings> {
+        None
+    }
+
+    /// The pages that a dump keeps, where some are left out; these read as zeros.
+    fn kept(&self) -> Option<&PageSet> {
         None
     }
 

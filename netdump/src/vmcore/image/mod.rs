@@ -162,6 +162,13 @@ impl<'m> DumpImage<'m> {
         (range.start <= address && len as u64 <= range.end() - address).then_some(address)
     }
 
+    /// Whether any page of these bytes is left out: what the core shows there is not in the guest's memory.
+    fn leaves_out(&self, address: u64, len: usize) -> bool {
+        let end = address.saturating_add(len as u64);
+        let mut pages = (address - address % PAGE_SIZE..end).step_by(4096);
+        self.memory.kept().is_some_and(|kept| pages.any(|page| !kept.contains(page)))
+    }
+
     /// Which guest memory may hold anything but zeros.
     fn presence(&self) -> Presence<'_> {
         Presence { memory: self.memory, patches: &self.patches }
@@ -255,7 +262,7 @@ impl ReadAt for DumpImage<'_> {
             Content::Pages(pages) => self.locate_in_pages(pages, skip, len)?,
             Content::Bytes(_) | Content::Zeros => return None,
         };
-        (!self.patches.touch(address, len)).then_some(address)
+        (!self.patches.touch(address, len) && !self.leaves_out(address, len)).then_some(address)
     }
 }
 
