@@ -60,6 +60,15 @@ pub struct Findings {
     pub(crate) vmcoreinfo: OnceLock<Option<Vmcoreinfo>>,
 }
 
+/// What is kept of a memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept<'a> {
+    /// The pages.
+    pub pages: &'a PageSet,
+    /// What was left out, as makedumpfile's number.
+    pub level: u8,
+}
+
 /// Read-only guest-physical memory and the CPUs that used it. It does not change while this exists.
 pub trait PhysicalMemory: Sync {
     /// The RAM ranges, in ascending order.
@@ -99,7 +108,7 @@ pub trait PhysicalMemory: Sync {
     }
 
     /// The pages that a dump keeps, where some are left out; these read as zeros.
-    fn kept(&self) -> Option<&PageSet> {
+    fn kept(&self) -> Option<Kept<'_>> {
         None
     }
 

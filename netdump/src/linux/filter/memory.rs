@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::FilterCounts;
 use crate::vmcore::minidump::page_set::PageSet;
 use crate::vmcore::paging::PAGE_SIZE;
-use crate::vmcore::{CpuState, Findings, KernelMap, MemoryError, MemoryRange, PhysicalMemory};
+use crate::vmcore::{CpuState, Findings, Kept, KernelMap, MemoryError, MemoryRange, PhysicalMemory};
 
 /// Memory without the pages that a dump leaves out.
 pub struct FilteredMemory<'m> {
@@ -76,8 +76,8 @@ impl PhysicalMemory for FilteredMemory<'_> {
         self.memory.findings()
     }
 
-    fn kept(&self) -> Option<&PageSet> {
-        Some(&self.kept)
+    fn kept(&self) -> Option<Kept<'_>> {
+        Some(Kept { pages: &self.kept, level: self.counts.level })
     }
 
     fn cpus(&self) -> &[CpuState] {
