@@ -9,10 +9,12 @@
 //! a large guest costs nothing; pieces can be hashed in any order and by several threads; and where two cores differ
 //! is known to the MiB.
 
+mod piece;
 mod text;
 
 use std::ops::Range;
-use std::sync::LazyLock;
+
+pub use piece::{BLOCK_LEN, PieceHasher, ZERO_PIECE};
 
 /// Bytes in a piece.
 pub const PIECE_LEN: u64 = 1 << 20;
@@ -24,16 +26,6 @@ pub const HASH_LEN: usize = blake3::OUT_LEN;
 
 /// A hash.
 pub type Hash = [u8; HASH_LEN];
-
-/// The hash of a whole piece of zeros.
-pub static ZERO_PIECE: LazyLock<Hash> = LazyLock::new(|| {
-    let mut hasher = blake3::Hasher::new();
-    let zeros = [0; 4096];
-    for _ in 0..PIECE_LEN / 4096 {
-        hasher.update(&zeros);
-    }
-    *hasher.finalize().as_bytes()
-});
 
 /// The hashes of a core.
 ///
@@ -167,49 +159,6 @@ impl Digester {
         let hash = self.piece.finish();
         if self.length <= MAX_LENGTH {
             self.pieces.push(hash);
-        }
-    }
-}
-
-/// Hashes one piece after the other.
-#[derive(Debug, Default)]
-pub struct PieceHasher {
-    /// What came, but for the last `zeros` of it.
-    hasher: blake3::Hasher,
-    /// Hashed when it turns out that the piece has other bytes too.
-    zeros: u64,
-}
-
-impl PieceHasher {
-    /// The next bytes of the piece.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.hash_zeros();
-        self.hasher.update(bytes);
-    }
-
-    /// So many zeros; [`PIECE_LEN`] of them cost nothing.
-    pub fn zeros(&mut self, count: u64) {
-        self.zeros += count;
-    }
-
-    /// The hash of the piece. What follows belongs to the next.
-    pub fn finish(&mut self) -> Hash {
-        if self.zeros == PIECE_LEN && self.hasher.count() == 0 {
-            self.zeros = 0;
-            return *ZERO_PIECE;
-        }
-        self.hash_zeros();
-        let hash = *self.hasher.finalize().as_bytes();
-        self.hasher.reset();
-        hash
-    }
-
-    fn hash_zeros(&mut self) {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        while self.zeros > 0 {
-            let now = self.zeros.min(ZEROS.len() as u64);
-            self.hasher.update(&ZEROS[..usize::try_from(now).expect("at most 4096")]);
-            self.zeros -= now;
         }
     }
 }

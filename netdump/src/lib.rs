@@ -30,6 +30,7 @@ pub mod freebsd;
 pub mod link;
 pub mod linux;
 pub mod manifest;
+pub mod panicked;
 pub mod progress;
 mod read_at;
 mod reader;

@@ -20,6 +20,7 @@ mod inspect;
 mod linux_elf;
 mod linux_filter;
 mod linux_kdump;
+mod linux_panic_state;
 mod linux_vmcoreinfo;
 mod minidump_hostile;
 mod minidump_oracle;

@@ -2,7 +2,8 @@
 
 use harness::fake_guest::FakeGuest;
 use harness::fake_kernel::FakeKernel;
-use netdump::freebsd::panic_state::{OwnDump, PanicWords, Panicked};
+use netdump::freebsd::panic_state::PanicWords;
+use netdump::panicked::{OwnDump, Panicked};
 use netdump::vmcore::KernelSymbols;
 
 const BASE: u64 = 0xffff_ffff_8000_0000;

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 mod bad_input;
+mod disks;
 mod environment;
 mod freebsd_boot;
+mod linux_panic;
 mod memory;
 mod packed;
 mod policies;

@@ -40,7 +40,23 @@ pub enum Need {
     Nightly,
     /// Recorded sessions and cores of real FreeBSD kernels.
     Fixtures,
+    /// Packages of kernels, and a processor in software that runs them: see [`LAB_PROGRAMS`].
+    Lab,
+    /// A reader of Linux cores.
+    Makedumpfile,
+    /// Another one, with its Python module.
+    Libkdumpfile,
 }
+
+/// Debian packages that the lab needs, with one program of each.
+pub const LAB_PROGRAMS: [(&str, &str); 6] = [
+    ("qemu-system-x86", "qemu-system-x86_64"),
+    ("busybox-static", "busybox"),
+    ("kmod", "modinfo"),
+    ("dpkg", "dpkg"),
+    ("apt", "apt-get"),
+    ("libc-bin", "ldd"),
+];
 
 /// Every need with its name in `SKIPPED` lines.
 const NAMES: &[(&str, Need)] = &[
@@ -59,6 +75,9 @@ const NAMES: &[(&str, Need)] = &[
     ("large-files", Need::LargeFiles),
     ("nightly", Need::Nightly),
     ("fixtures", Need::Fixtures),
+    ("lab", Need::Lab),
+    ("makedumpfile", Need::Makedumpfile),
+    ("libkdumpfile", Need::Libkdumpfile),
 ];
 
 impl Need {
@@ -91,6 +110,9 @@ impl Need {
             Self::LargeFiles => tempfile::tempfile().is_ok_and(|file| file.set_len(1 << 43).is_ok()),
             Self::Nightly => succeeds(Command::new("rustup").args(["run", "nightly", "cargo", "--version"])),
             Self::Fixtures => fixtures().is_some(),
+            Self::Lab => LAB_PROGRAMS.iter().all(|(_, program)| has_program(program)),
+            Self::Makedumpfile => has_program("makedumpfile"),
+            Self::Libkdumpfile => succeeds(Command::new("/usr/bin/python3").args(["-c", "import kdumpfile"])),
         }
     }
 

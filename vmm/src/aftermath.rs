@@ -4,12 +4,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use netdump::facts::{self, GuestFacts};
+use netdump::facts::GuestFacts;
 use netdump::vmcore::inspect::debugger_commands;
 use netdump::vmcore::unpack::Method;
 use netdump::vmcore::{CoreNotes, PhysicalMemory};
 
+use crate::account::Account;
 use crate::config::{Target, Wishes};
+use crate::devices::virtio::VirtioDevices;
 use crate::dump::{self, Dumped, Job};
 use crate::link::TapRoute;
 use crate::machine::Host;
@@ -41,15 +43,13 @@ pub(crate) struct Aftermath<'a> {
 
 impl Aftermath<'_> {
     /// Pauses the guest, dumps it and reports.
-    pub(crate) fn dump(&mut self, vm: &mut Vm, panic: &Finding) -> ExitStatus {
+    pub(crate) fn dump(&mut self, vm: &mut Vm, devices: &VirtioDevices, panic: &Finding) -> ExitStatus {
         let time = SystemTime::now();
         let guest = vm.pause(PAUSE_DEADLINE);
         // After the vCPUs: a driver that runs could start the device again.
-        if let Some(nic) = self.nic {
-            nic.stop();
-        }
-        let facts = facts::gather(&guest, Some(self.host.image.symbols()));
-        let seen = seen(panic, &facts, time);
+        devices.stop();
+        let account = Account::take(&guest, self.host.image.symbols(), panic.event.vcpu);
+        let seen = seen(panic, &account.facts, time);
         self.observer.event(&Event::Panic { seen: &seen });
         let pause = PauseReport {
             microseconds: micros(guest.stopped_at().saturating_duration_since(panic.event.at)),
@@ -57,10 +57,13 @@ impl Aftermath<'_> {
             not_stopped: guest.not_stopped(),
         };
         self.observer.event(&Event::Paused { pause: &pause });
-        let sent = self.host.dump.enabled.then(|| self.send(&guest, &seen, &facts));
+        if let Some(card) = &account.card {
+            self.observer.event(&Event::Card { card });
+        }
+        let sent = self.host.dump.enabled.then(|| self.send(&guest, &seen, &account));
         let status =
             sent.as_ref().map_or(ExitStatus::NotDumped, |sent| ExitStatus::of(sent.1.report.outcome));
-        let report = self.report(&guest, seen, pause, facts, sent, status);
+        let report = self.report(&guest, seen, pause, account, sent, status);
         self.observer.event(&Event::Dumped { report: &report });
         self.write(&report);
         status
@@ -70,8 +73,9 @@ impl Aftermath<'_> {
         &mut self,
         guest: &PausedGuest<'_>,
         seen: &PanicSeen,
-        facts: &GuestFacts,
+        account: &Account,
     ) -> (TargetReport, Dumped) {
+        let facts = &account.facts;
         let config = self.host.dump;
         let target = config.target(&Wishes {
             environment: facts.environment.as_deref().unwrap_or(&self.host.vm.handover.environment),
@@ -97,7 +101,7 @@ impl Aftermath<'_> {
             symbols,
             notes,
             host_name,
-            time: header_time(facts::clock(guest, Some(symbols)), seen.time),
+            time: header_time(account.clock, seen.time),
             route,
             nic: self.nic,
             interrupted,
@@ -122,7 +126,7 @@ impl Aftermath<'_> {
         guest: &PausedGuest<'_>,
         panic: PanicSeen,
         pause: PauseReport,
-        facts: GuestFacts,
+        account: Account,
         sent: Option<(TargetReport, Dumped)>,
         status: ExitStatus,
     ) -> PanicReport {
@@ -134,7 +138,8 @@ impl Aftermath<'_> {
         }
         let (dump, core) = dumped.map(|dumped| (dumped.report, dumped.core)).unzip();
         let core = core.flatten();
-        let debuggers = self.debuggers(core.as_deref(), core_format);
+        let debuggers = self.debuggers(core.as_deref(), core_format, account.linux_release());
+        let facts = account.facts;
         PanicReport {
             image: self.host.image.path().display().to_string(),
             panic,
@@ -145,6 +150,7 @@ impl Aftermath<'_> {
                 host_name: facts.host_name.unwrap_or_else(|| self.host.dump.name.clone()),
                 environment: facts.environment.unwrap_or_else(|| self.host.vm.handover.environment.clone()),
             },
+            card: account.card,
             memory: memory_of(guest.ranges()),
             cpus: guest.cpus().to_vec(),
             target,
@@ -158,12 +164,13 @@ impl Aftermath<'_> {
     }
 
     /// The commands that open the core; none for one that is elsewhere, or must be decrypted first.
-    fn debuggers(&self, core: Option<&Path>, format: Option<&str>) -> Vec<String> {
+    fn debuggers(&self, core: Option<&Path>, format: Option<&str>, linux: Option<&str>) -> Vec<String> {
         let is_encrypted = self.host.dump.packing.encryption().is_some();
         match (core, format) {
             (Some(core), Some(format)) if !is_encrypted => {
-                let kernel = self.host.image.file_with_symbols();
-                debugger_commands(format, core, Method::by_name(core), Some(kernel))
+                // A Linux kernel as it is booted has no debug information.
+                let kernel = linux.is_none().then(|| self.host.image.file_with_symbols());
+                debugger_commands(format, core, Method::by_name(core), kernel, linux)
             }
             _ => Vec::new(),
         }

@@ -31,6 +31,25 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]) -> AfterWrite;
 }
 
+/// What a bus holds: a device behind a lock of its own, or a range that routes further by itself.
+pub trait SharedDevice: Send + Sync {
+    /// As [`BusDevice::read`], by any vCPU at any time.
+    fn read(&self, offset: u64, data: &mut [u8]);
+
+    /// As [`BusDevice::write`].
+    fn write(&self, offset: u64, data: &[u8]) -> AfterWrite;
+}
+
+impl<D: BusDevice> SharedDevice for Mutex<D> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> AfterWrite {
+        self.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data)
+    }
+}
+
 /// Why a device found no place on a bus.
 #[derive(Debug, Error)]
 pub enum BusError {
@@ -61,7 +80,7 @@ pub enum BusError {
 struct Slot {
     name: &'static str,
     range: RangeInclusive<u64>,
-    device: Arc<Mutex<dyn BusDevice>>,
+    device: Arc<dyn SharedDevice>,
 }
 
 /// One address space: port I/O or MMIO.
@@ -83,7 +102,7 @@ impl Bus {
         name: &'static str,
         base: u64,
         len: u64,
-        device: Arc<Mutex<dyn BusDevice>>,
+        device: Arc<dyn SharedDevice>,
     ) -> Result<(), BusError> {
         let last = len.checked_sub(1).and_then(|n| base.checked_add(n));
         let range = base..=last.ok_or(BusError::NoRange { name, base, len })?;
@@ -104,16 +123,14 @@ impl Bus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((slot, offset, len)) = self.route(address, data.len()) {
-            slot.device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, &mut data[..len]);
+            slot.device.read(offset, &mut data[..len]);
         }
     }
 
     /// Writes at `address`. What no device claims is lost.
     pub fn write(&self, address: u64, data: &[u8]) -> AfterWrite {
         match self.route(address, data.len()) {
-            Some((slot, offset, len)) => {
-                slot.device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, &data[..len])
-            }
+            Some((slot, offset, len)) => slot.device.write(offset, &data[..len]),
             None => AfterWrite::Run,
         }
     }

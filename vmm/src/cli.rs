@@ -12,21 +12,22 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, WindowChoice, check_path, parse_rate};
 use netdump::drive::Zeros;
 use netdump::ekcd::Cipher;
-use netdump::freebsd::panic_state::PanicWords;
 use netdump::stream::{CompressOption, Packing, PackingError};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
 use vmm::boot::{self, BootProtocol, Handover, Initrd, KernelImage, Module, ModuleSpec};
-use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, VmConfig, parse_server};
+use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, Virtio, VmConfig, parse_server};
+use vmm::devices::virtio::blk::DiskSpec;
 use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
 use vmm::memory::MemorySize;
 use vmm::nic::DEFAULT_MAC;
 use vmm::output_file;
-use vmm::panic::{self, SourceName, SourceOptions};
+use vmm::panic::{self, SourceName, SourceOptions, watcher};
 use vmm::sys::interface::InterfaceName;
 use vmm::vm::MAX_CPUS;
+use vmm::x86_64::cpu_mask::{CpuMask, MaskWord};
 
 use crate::show::{Json, Text};
 
@@ -72,6 +73,10 @@ pub(crate) struct RunOptions {
     /// vCPUs.
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
     cpus: u8,
+    /// CPU features to hide from the guest, by their names in Linux's /proc/cpuinfo, separated by commas; a plus sign
+    /// shows one that is hidden by default, which is la57 (five-level paging).
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    cpu_mask: Vec<MaskWord>,
     /// Kernel command line. For FreeBSD: boot flags such as -v, and variables of the kernel environment.
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
@@ -90,6 +95,13 @@ pub(crate) struct RunOptions {
     /// The guest's Ethernet address.
     #[arg(long, value_name = "MAC", default_value_t = DEFAULT_MAC, value_parser = unicast)]
     mac: MacAddr,
+    /// How the guest finds its virtio devices [default: pci for Linux and for a FreeBSD kernel without virtio-mmio, else
+    /// mmio].
+    #[arg(long, value_enum, value_name = "TRANSPORT")]
+    virtio: Option<VirtioOption>,
+    /// Disk: a raw image or a block device; with `,ro` the guest may only read it; may be given again.
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    disks: Vec<DiskSpec>,
     /// The kernel's symbols, when the image is stripped: its unstripped twin, or its .debug file.
     #[arg(long, value_name = "FILE")]
     symbols: Option<PathBuf>,
@@ -114,17 +126,25 @@ struct PanicOptions {
     /// Panic sources to use, separated by commas; all by default.
     #[arg(long = "panic-source", value_name = "NAME", value_delimiter = ',', long_help = sources_help())]
     sources: Vec<SourceName>,
-    /// Dump although the guest's own crash kernel takes over (as pvpanic tells), or a FreeBSD guest has a dump device
-    /// of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
+    /// Dump although the guest's own crash kernel takes over (as pvpanic or its memory tells), or a FreeBSD guest has a
+    /// dump device of its own. Without this such a guest is dumped only if it ends without having dumped, or on SIGUSR1.
     #[arg(long)]
     ignore_crashloaded: bool,
-    /// Milliseconds that a panicked FreeBSD kernel may take to finish its message, to stop its other CPUs and to print
-    /// where it panicked, before it is paused [default: 250].
+    /// Milliseconds that a panicked kernel may take to finish its message, to stop its other CPUs and to print where it
+    /// panicked, before it is paused; it is as soon as it has [default: 250 for FreeBSD, 2000 for Linux].
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u16))]
     panic_settle: Option<u16>,
     /// Dump after so many seconds, for a guest that hangs.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     dump_after: Option<Duration>,
+    /// Dump a guest of which no vCPU makes progress for so many seconds: each is halted or spins with interrupts off.
+    /// It gets an NMI first. A guest that is idle or busy is left alone.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    watchdog: Option<Duration>,
+    /// Show the guest Hyper-V in place of KVM: a Linux guest then reports a panic, without a driver, to Hyper-V's crash
+    /// registers. It costs the guest kvmclock and KVM's other paravirtual features.
+    #[arg(long)]
+    hyperv_crash: bool,
 }
 
 #[derive(Debug, Args)]
@@ -221,6 +241,14 @@ enum OnPanicOption {
     Hold,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum VirtioOption {
+    /// PCI devices with MSI-X.
+    Pci,
+    /// Memory-mapped registers, told by ACPI (LNRO0005).
+    Mmio,
+}
+
 /// A boot protocol by its name; none is auto.
 #[derive(Debug, Clone, Copy)]
 struct Boot(Option<&'static dyn BootProtocol>);
@@ -241,15 +269,15 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     check_outputs(&options)?;
     let image = kernel(&options)?;
     warn_of_blind_watcher(&options.panic, &image);
-    let host = Host { vm: &vm, dump: &dump, image: &image, report: options.output.report };
+    let mut host = Host { vm: &vm, dump: &dump, image, report: options.output.report };
     let status = if options.output.json {
         let mut json = Json::new().context("starting the thread that prints events")?;
         let console = json.console();
-        let status = machine::run(&host, &mut || Box::new(console.fresh()), &mut json);
+        let status = machine::run(&mut host, &mut || Box::new(console.fresh()), &mut json);
         json.finish();
         status
     } else {
-        machine::run(&host, &mut || Box::new(std::io::stdout()), &mut Text::default())
+        machine::run(&mut host, &mut || Box::new(std::io::stdout()), &mut Text::default())
     };
     Ok(status?.code())
 }
@@ -275,9 +303,10 @@ fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
 /// Whoever asks for the watcher by name, or by an option of its own, relies on it.
 fn warn_of_blind_watcher(options: &PanicOptions, image: &KernelImage) {
     let named = options.sources.iter().any(|source| source.0.name() == "watcher");
-    if (named || options.panic_settle.is_some()) && PanicWords::find(image.symbols()).is_none() {
+    if (named || options.panic_settle.is_some()) && !watcher::sees(image.symbols()) {
         tracing::warn!(
-            "the panic source 'watcher' cannot see a panic of {}: it has no symbols of a FreeBSD kernel's panicstr",
+            "the panic source 'watcher' cannot see a panic of {}: it has no symbols of FreeBSD's panicstr or Linux's \
+             panic_cpu",
             image.path().display()
         );
     }
@@ -289,6 +318,7 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
     Ok(VmConfig {
         memory: options.memory,
         cpus: options.cpus,
+        cpu_mask: CpuMask::new(&options.cpu_mask),
         boot: options.boot.0,
         handover: Handover {
             cmdline: options.cmdline.clone(),
@@ -298,11 +328,18 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         },
         tap: options.tap.clone(),
         mac: options.mac,
+        virtio: options.virtio.map(|transport| match transport {
+            VirtioOption::Pci => Virtio::Pci,
+            VirtioOption::Mmio => Virtio::Mmio,
+        }),
+        disks: options.disks.clone(),
         sources: if chosen.is_empty() { panic::ALL.to_vec() } else { chosen },
         source_options: SourceOptions {
             ignore_crashloaded: options.panic.ignore_crashloaded,
             dump_after: options.panic.dump_after,
-            ..settle(&options.panic)
+            watchdog: options.panic.watchdog,
+            hyperv_crash: options.panic.hyperv_crash,
+            settle: options.panic.panic_settle.map(|ms| Duration::from_millis(ms.into())),
         },
         on_panic: match options.on_panic {
             OnPanicOption::Exit => OnPanic::Exit,
@@ -311,12 +348,6 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         },
         on_reset: if options.no_reboot { OnReset::Exit } else { OnReset::Boot },
     })
-}
-
-fn settle(options: &PanicOptions) -> SourceOptions {
-    let default = SourceOptions::default();
-    let settle = options.panic_settle.map_or(default.settle, |ms| Duration::from_millis(ms.into()));
-    SourceOptions { settle, ..default }
 }
 
 fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpConfig> {

@@ -15,11 +15,13 @@ use netdump::wire::message::MAX_PATH;
 use netdump::wire::{MacAddr, SERVER_PORT};
 use thiserror::Error;
 
-use crate::boot::{BootProtocol, Handover};
+use crate::boot::{BootProtocol, Handover, KernelImage};
+use crate::devices::virtio::blk::DiskSpec;
 use crate::link::LinkSpec;
 use crate::memory::MemorySize;
 use crate::panic::{PanicSource, SourceOptions};
 use crate::sys::interface::InterfaceName;
+use crate::x86_64::cpu_mask::CpuMask;
 
 /// The machine.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// vCPUs, 1 to [`crate::vm::MAX_CPUS`].
     pub cpus: u8,
+    /// CPU features that the guest does not see.
+    pub cpu_mask: CpuMask,
     /// The boot protocol; without one the image decides.
     pub boot: Option<&'static dyn BootProtocol>,
     /// Command line, kernel environment and modules.
@@ -36,6 +40,10 @@ pub struct VmConfig {
     pub tap: Option<InterfaceName>,
     /// The guest's Ethernet address.
     pub mac: MacAddr,
+    /// How the guest finds its virtio devices; without it the image decides.
+    pub virtio: Option<Virtio>,
+    /// The guest's disks.
+    pub disks: Vec<DiskSpec>,
     /// The panic sources to arm.
     pub sources: Vec<&'static dyn PanicSource>,
     /// Their options.
@@ -44,6 +52,27 @@ pub struct VmConfig {
     pub on_panic: OnPanic,
     /// Whether a guest that resets itself boots again.
     pub on_reset: OnReset,
+}
+
+/// The transport of all virtio devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Virtio {
+    /// PCI: every distribution's kernel finds them.
+    Pci,
+    /// Memory-mapped registers, told by ACPI.
+    Mmio,
+}
+
+impl Virtio {
+    /// What a kernel has a driver for.
+    ///
+    /// Linux: PCI, since every distribution's kernel and initrd knows it, and some leave virtio-mmio out. FreeBSD: its
+    /// GENERIC kernel has no virtio-mmio, its FIRECRACKER kernel has. Others get the simpler one.
+    pub fn for_image(image: &KernelImage) -> Self {
+        let has = |symbol| image.symbols().address(symbol).is_some();
+        let is_generic_freebsd = has("vtpci_modern_driver") && !has("vtmmio_probe");
+        if image.is_linux_kernel() || is_generic_freebsd { Self::Pci } else { Self::Mmio }
+    }
 }
 
 /// What follows a panic, whether the dump succeeded or not.

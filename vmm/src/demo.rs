@@ -13,6 +13,7 @@ use vmm::machine::{self, Host};
 use vmm::nic::DEFAULT_MAC;
 use vmm::panic::{self, SourceOptions};
 use vmm::report::{Event, ExitStatus, Observer};
+use vmm::x86_64::cpu_mask::CpuMask;
 
 use crate::cli::DemoOptions;
 use crate::show::Text;
@@ -28,9 +29,9 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<u8> {
     let guest = guest_images::find(GUEST).context("the guest of the demonstration is not built in")?;
     let image = KernelImage::from_bytes(Path::new("built-in guest 'smp-panic'"), guest.elf.to_vec())?;
     let (vm, dump) = configure(options);
-    let host = Host { vm: &vm, dump: &dump, image: &image, report: None };
+    let mut host = Host { vm: &vm, dump: &dump, image, report: None };
     let mut observer = Remember { shown: Text::default(), core: None, report: None };
-    let status = machine::run(&host, &mut || Box::new(std::io::stdout()), &mut observer)?;
+    let status = machine::run(&mut host, &mut || Box::new(std::io::stdout()), &mut observer)?;
     if status != ExitStatus::Dumped {
         bail!("the demonstration ended without a complete core ({status:?}); the report above says why");
     }
@@ -48,10 +49,13 @@ fn configure(options: &DemoOptions) -> (VmConfig, DumpConfig) {
     let vm = VmConfig {
         memory: options.memory,
         cpus: CPUS,
+        cpu_mask: CpuMask::default(),
         boot: None,
         handover: Handover { environment, ..Default::default() },
         tap: None,
         mac: DEFAULT_MAC,
+        virtio: None,
+        disks: Vec::new(),
         sources: panic::ALL.to_vec(),
         source_options: SourceOptions::default(),
         on_panic: OnPanic::Exit,

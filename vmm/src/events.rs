@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::vcpu::Glance;
+
 /// A guest panic, as the source that noticed it saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PanicEvent {
@@ -37,6 +39,8 @@ pub enum MachineEvent {
         /// The vCPU that said so.
         vcpu: Option<u32>,
     },
+    /// A vCPU was looked at.
+    Glance(Glance),
     /// The guest asked for a reset, by the means named.
     Reset(&'static str),
     /// The guest switched itself off.

@@ -5,6 +5,7 @@
 //! listens; [`machine`] decides.
 #![deny(unsafe_code)]
 
+mod account;
 mod aftermath;
 pub mod boot;
 pub mod bus;
@@ -13,10 +14,12 @@ pub mod console;
 pub mod devices;
 pub mod dump;
 pub mod events;
+pub mod hyperv;
 mod input;
 pub mod link;
 pub mod machine;
 pub mod memory;
+mod msi;
 pub mod nic;
 pub mod output_file;
 pub mod panic;

@@ -12,17 +12,21 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use crate::aftermath::Aftermath;
-use crate::boot::{self, BootError, KernelImage};
-use crate::bus::{Bus, BusError};
-use crate::config::{DumpConfig, OnPanic, OnReset, VmConfig};
+use crate::boot::{self, BootError, KernelImage, RestoreError};
+use crate::bus::BusError;
+use crate::config::{DumpConfig, OnPanic, OnReset, Virtio, VmConfig};
 use crate::console::{Console, ConsoleOutput};
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::VirtioDevices;
+use crate::devices::virtio::blk::{Blk, Disk, DiskError};
+use crate::devices::virtio::rng::Rng;
 use crate::events::{self, EventQueue, MachineEvent};
 use crate::input::Input;
 use crate::link::{LinkSpec, TapRoute};
 use crate::memory;
 use crate::nic::Nic;
 use crate::panic::inquiry::{Finding, Inquiry, Ruling};
+use crate::panic::watchdog::{self, Order, Watchdog};
 use crate::panic::{Places, Wakeup, WatchedGuest};
 use crate::platform::{Platform, PlatformError};
 use crate::report::{Event, ExitStatus, Observer};
@@ -44,11 +48,15 @@ pub enum MachineError {
     #[error(transparent)]
     Boot(#[from] BootError),
     #[error(transparent)]
+    Image(#[from] RestoreError),
+    #[error(transparent)]
     Platform(#[from] PlatformError),
     #[error("arming the panic sources")]
     Source(#[from] BusError),
     #[error(transparent)]
     Tap(#[from] TapError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error("{doing}")]
@@ -75,7 +83,7 @@ pub struct Host<'a> {
     /// The dump's options.
     pub dump: &'a DumpConfig,
     /// What is booted.
-    pub image: &'a KernelImage,
+    pub image: KernelImage,
     /// Where `--report` goes.
     pub report: Option<PathBuf>,
 }
@@ -97,17 +105,23 @@ impl Host<'_> {
 
 /// Runs the guest until it is over, however often it boots. `console` makes the output of each boot's console.
 pub fn run(
-    host: &Host<'_>,
+    host: &mut Host<'_>,
     console: &mut dyn FnMut() -> ConsoleOutput,
     observer: &mut dyn Observer,
 ) -> Result<ExitStatus, MachineError> {
     // Blocked before any thread starts, so that every thread inherits it and only the event loop sees these signals.
     let signals = Signals::block().map_err(os("blocking signals"))?;
     let mut nic = host.vm.tap.as_ref().map(|tap| Nic::open(tap.clone(), host.vm.mac)).transpose()?;
+    let disks =
+        host.vm.disks.iter().map(|spec| Disk::open(spec).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
     let route = host.check_link(nic.as_ref())?;
     let mut input = Input::open();
     loop {
-        let mut machine = Machine::build(host, console(), nic.as_mut(), observer)?;
+        host.image.restore()?;
+        let mut machine = Machine::build(host, console(), nic.as_mut(), &disks, observer)?;
+        // Nothing of the file is needed while the guest runs, and it may be larger than all else here.
+        host.image.release();
+        let host = &*host;
         let end = machine.run(&signals, &mut input, observer)?;
         let verdict = match end {
             End::PowerOff => return Ok(machine.status_without_panic()),
@@ -122,7 +136,7 @@ pub fn run(
             End::Panic(panic) => {
                 let nic = nic.as_ref();
                 let mut ending = Aftermath { host, signals: &signals, observer, nic, route: route.as_ref() };
-                let status = ending.dump(&mut machine.vm, &panic);
+                let status = ending.dump(&mut machine.vm, &machine.virtio, &panic);
                 // Whoever interrupted the dump wants the VMM to end, not the guest to boot again.
                 let policy =
                     if signals.stop_requested().is_some() { OnPanic::Exit } else { host.vm.on_panic };
@@ -139,6 +153,13 @@ pub fn run(
             }
         }
     }
+}
+
+fn watchdog(wakeups: &[Wakeup], cpus: u8, now: Instant) -> Option<Watchdog> {
+    wakeups.iter().find_map(|wakeup| match wakeup {
+        Wakeup::Hang(limit) => Some(Watchdog::new(*limit, cpus.into(), now)),
+        _ => None,
+    })
 }
 
 /// Why the event loop ended.
@@ -162,10 +183,12 @@ struct Machine {
     events: EventQueue,
     console: Console,
     serial: Arc<Mutex<SerialPort>>,
+    virtio: VirtioDevices,
     wakeups: Vec<Wakeup>,
     started: Instant,
     ask_console_at: Option<Instant>,
     inquiry: Inquiry,
+    watchdog: Option<Watchdog>,
 }
 
 impl Machine {
@@ -173,15 +196,17 @@ impl Machine {
         host: &Host<'_>,
         output: ConsoleOutput,
         nic: Option<&mut Nic>,
+        disks: &[Arc<Disk>],
         observer: &mut dyn Observer,
     ) -> Result<Self, MachineError> {
         let memory = memory::create(host.vm.memory)?;
         let vm = VmBuilder::new(memory.clone())?;
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
-        let mut platform =
-            Platform { ports: Bus::new(), mmio: Bus::new(), vm, events: sender, virtio_mmio: Vec::new() };
+        let transport = host.vm.virtio.unwrap_or_else(|| Virtio::for_image(&host.image));
+        let mut platform = Platform::new(vm, sender, transport);
         let (mut watchers, mut exits, mut wakeups, mut lookouts) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut hyperv = None;
         let guest =
             WatchedGuest { memory: &memory, symbols: host.image.symbols(), cpus: host.vm.cpus.into() };
         for source in &host.vm.sources {
@@ -191,6 +216,7 @@ impl Machine {
                 exits: &mut exits,
                 wakeups: &mut wakeups,
                 lookouts: &mut lookouts,
+                hyperv: &mut hyperv,
                 guest: &guest,
                 options: host.vm.source_options,
                 events: &platform.events,
@@ -199,12 +225,20 @@ impl Machine {
         let console = Console::new(output, watchers);
         let serial = platform.add_devices(console.clone())?;
         if let Some(nic) = nic {
-            platform.add_nic(nic, &memory)?;
+            platform.add_virtio("virtio-net", nic.plug(), &memory)?;
         }
-        let hardware = platform.hardware(host.vm.cpus);
+        for (number, disk) in disks.iter().enumerate() {
+            platform.add_virtio(
+                "virtio-blk",
+                Arc::new(Mutex::new(Blk::new(disk.clone(), number))),
+                &memory,
+            )?;
+        }
+        platform.add_virtio("virtio-rng", Arc::new(Mutex::new(Rng::new())), &memory)?;
+        let hardware = platform.finish(host.vm.cpus)?;
         firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
-        let protocol = boot::protocol_for(host.image, host.vm.boot)?;
-        let entry = protocol.load(host.image, &host.vm.handover, &hardware, &memory)?;
+        let protocol = boot::protocol_for(&host.image, host.vm.boot)?;
+        let entry = protocol.load(&host.image, &host.vm.handover, &hardware, &memory)?;
         observer.event(&Event::Booting {
             image: &host.image.path().to_string_lossy(),
             memory: host.vm.memory.bytes(),
@@ -216,14 +250,18 @@ impl Machine {
             mmio: Arc::new(platform.mmio),
             exit_hooks: Arc::new(exits),
             events: platform.events,
+            hyperv,
+            cpu_mask: host.vm.cpu_mask.clone(),
         };
         let started = Instant::now();
         let vm = platform.vm.start(host.vm.cpus, &entry, &environment)?;
         Ok(Self {
+            watchdog: watchdog(&wakeups, host.vm.cpus, started),
             vm,
             events,
             console,
             serial,
+            virtio: platform.virtio,
             wakeups,
             started,
             ask_console_at: None,
@@ -258,6 +296,9 @@ impl Machine {
             if self.dump_at().is_some_and(|at| now >= at) {
                 return Ok(End::Panic(self.inquiry.request("the time of --dump-after is over", now)));
             }
+            if let Some(end) = self.watch(now, observer) {
+                return Ok(end);
+            }
             let ruling = self.inquiry.look(now);
             if let Some(end) = self.obey(ruling, observer) {
                 return Ok(end);
@@ -272,8 +313,9 @@ impl Machine {
     /// Waits; whether something happened, and not only the time passed until the next thing to do.
     fn wait(&mut self, signals: &Signals, input: &mut Input) -> Result<bool, MachineError> {
         let now = Instant::now();
-        let next =
-            [self.dump_at(), self.ask_console_at, input.held_back_until(now), self.inquiry.next_look()];
+        let held_back = input.held_back_until(now);
+        let watchdog = self.watchdog.as_ref().map(Watchdog::next);
+        let next = [self.dump_at(), self.ask_console_at, held_back, self.inquiry.next_look(), watchdog];
         let next = next.into_iter().flatten().min();
         // A millisecond more: poll counts in whole ones, and waking early would only mean to wait again.
         let timeout = next.map(|at| at.saturating_duration_since(now) + Duration::from_millis(1));
@@ -318,9 +360,30 @@ impl Machine {
                 return Ok(Some(self.ended("power-off", End::PowerOff)));
             }
             MachineEvent::Failed { vcpu, reason } => return Err(MachineError::Vcpu { vcpu, reason }),
+            MachineEvent::Glance(glance) => {
+                if let Some(watchdog) = &mut self.watchdog {
+                    watchdog.see(glance, Instant::now());
+                }
+            }
             MachineEvent::AskConsole(after) => self.ask_console_at = Some(Instant::now() + after),
         }
         Ok(None)
+    }
+
+    /// Does what the watchdog wants.
+    fn watch(&mut self, now: Instant, observer: &mut dyn Observer) -> Option<End> {
+        match self.watchdog.as_mut()?.tick(now)? {
+            Order::Look => self.vm.glance(),
+            Order::Nmi => {
+                self.inquiry.suspect(watchdog::NAME, now);
+                self.vm.nmi();
+            }
+            Order::Hung(event) => {
+                let ruling = self.inquiry.hear(event, now);
+                return self.obey(ruling, observer);
+            }
+        }
+        None
     }
 
     /// The end of a guest that switched itself off or asks for a reset: a panic, if its memory says so.
@@ -349,7 +412,7 @@ impl Machine {
     fn dump_at(&self) -> Option<Instant> {
         self.wakeups.iter().find_map(|wakeup| match wakeup {
             Wakeup::After(time) => Some(self.started + *time),
-            Wakeup::Signal(_) => None,
+            Wakeup::Signal(_) | Wakeup::Hang(_) => None,
         })
     }
 

@@ -229,6 +229,14 @@ impl PhysicalMemory for RunningGuest {
         read(&self.memory, address, buf)
     }
 
+    fn next_touched(&self, address: u64) -> Option<Range<u64>> {
+        next_touched(&self.memory, address)
+    }
+
+    fn touched_from(&self, address: u64) -> Option<u64> {
+        touched_from(&self.memory, address)
+    }
+
     fn cpus(&self) -> &[CpuState] {
         &[]
     }

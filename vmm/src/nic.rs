@@ -6,12 +6,8 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netdump::wire::MacAddr;
-use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::BusDevice;
-use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::Net;
-use crate::memory::GuestMemory;
 use crate::sys::interface::InterfaceName;
 use crate::sys::tap::{Tap, TapError};
 
@@ -32,17 +28,10 @@ impl Nic {
     }
 
     /// Makes the device for a boot of the guest.
-    pub fn plug(&mut self, memory: GuestMemory, interrupt: EventFd) -> Arc<Mutex<dyn BusDevice>> {
+    pub fn plug(&mut self) -> Arc<Mutex<Net>> {
         let device = Arc::new(Mutex::new(Net::new(self.tap.clone(), self.mac)));
         self.device = Some(device.clone());
-        Arc::new(Mutex::new(MmioTransport::new(device, memory, interrupt)))
-    }
-
-    /// Stops the device: nothing of it touches guest memory or the tap when this returns.
-    pub fn stop(&self) {
-        if let Some(device) = &self.device {
-            lock(device).stop();
-        }
+        device
     }
 
     /// The IPv4 address that the guest last sent from.

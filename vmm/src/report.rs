@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use netdump::drive::Progress;
+use netdump::linux::CrashCard;
 use netdump::progress::with_restarts;
 use netdump::report::{DumpReport, Outcome};
 use netdump::vmcore::MemoryRange;
@@ -58,6 +59,8 @@ pub struct PanicReport {
     pub pause: PauseReport,
     /// What is known of the guest.
     pub guest: GuestReport,
+    /// What a Linux guest told of its crash.
+    pub card: Option<CardReport>,
     /// RAM ranges as `[start, end)`.
     pub memory: Vec<(u64, u64)>,
     /// The vCPUs with their registers, in the order of their numbers.
@@ -113,6 +116,16 @@ pub struct PauseReport {
     pub settling_microseconds: u64,
     /// vCPUs that did not stop before the deadline; the dump has no registers of them.
     pub not_stopped: Vec<u32>,
+}
+
+/// A Linux guest's crash card.
+#[derive(Debug, Clone, Serialize)]
+pub struct CardReport {
+    /// How long it took to make, in microseconds.
+    pub microseconds: u64,
+    /// The card.
+    #[serde(flatten)]
+    pub card: CrashCard,
 }
 
 /// What is known of the guest.
@@ -178,6 +191,12 @@ pub enum Event<'a> {
         /// How it went.
         #[serde(flatten)]
         pause: &'a PauseReport,
+    },
+    /// What a Linux guest tells of its crash, before its dump starts.
+    Card {
+        /// The card.
+        #[serde(flatten)]
+        card: &'a CardReport,
     },
     /// The dump starts.
     Dumping {

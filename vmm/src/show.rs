@@ -46,6 +46,7 @@ impl Observer for Text {
                 );
             }
             Event::Paused { pause } => tracing::info!("paused {pause}"),
+            Event::Card { card } => eprint!("{}", card.card),
             Event::Dumping { target, length } => {
                 let server = target.server.as_deref().unwrap_or("embedded receiver");
                 tracing::info!(link = target.link, server, mib = length >> 20, "dumping");

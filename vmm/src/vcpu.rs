@@ -9,20 +9,23 @@
 //! ```
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use netdump::vmcore::cpu::{Activity, CpuState};
+use nix::time::{ClockId, clock_gettime};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::{AfterWrite, Bus};
 use crate::events::{EventSender, MachineEvent, PanicEvent, set_current_vcpu};
+use crate::hyperv::HypervMsrs;
 use crate::panic::ExitHook;
 use crate::sys;
 use crate::x86_64::regs;
@@ -68,11 +71,34 @@ pub enum Exit {
     Unexpected(String),
 }
 
+/// What a look at a running vCPU shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Glance {
+    /// Which one.
+    pub vcpu: u32,
+    /// Whether it runs.
+    pub activity: Activity,
+    /// Its instruction pointer.
+    pub rip: u64,
+    /// Its flags.
+    pub rflags: u64,
+    /// Whether it is in the most privileged mode.
+    pub is_kernel: bool,
+    /// How often it has come out of the guest for a device.
+    pub accesses: u64,
+    /// CPU time that its thread has used.
+    pub cpu_time: Duration,
+}
+
 /// State that thread and controller share.
 #[derive(Debug)]
 struct Control {
     command: Mutex<Orders>,
     changed: Condvar,
+    /// Whether somebody wants a [`Glance`].
+    glance: AtomicBool,
+    /// Whether the guest is to get an NMI.
+    nmi: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +137,11 @@ pub(crate) struct Vcpu {
     pub(crate) fd: VcpuFd,
     pub(crate) ports: Arc<Bus>,
     pub(crate) mmio: Arc<Bus>,
+    /// Those that this process keeps for the guest.
+    pub(crate) msrs: Option<Arc<HypervMsrs>>,
     pub(crate) exit_hooks: Arc<Vec<ExitHook>>,
+    /// How often it has come out of the guest for a device.
+    pub(crate) accesses: u64,
     pub(crate) events: EventSender,
     pub(crate) parked: mpsc::Sender<Parked>,
 }
@@ -145,7 +175,12 @@ impl Vcpu {
     /// Starts the thread.
     pub(crate) fn start(self) -> io::Result<VcpuHandle> {
         let orders = Orders { command: Command::Run, run_on: 0 };
-        let control = Arc::new(Control { command: Mutex::new(orders), changed: Condvar::new() });
+        let control = Arc::new(Control {
+            command: Mutex::new(orders),
+            changed: Condvar::new(),
+            glance: AtomicBool::new(false),
+            nmi: AtomicBool::new(false),
+        });
         let index = self.index;
         let mine = control.clone();
         let thread =
@@ -160,6 +195,7 @@ impl Vcpu {
             let orders = *control.orders();
             match orders.command {
                 Command::Run => {
+                    self.answer(control);
                     if let Next::Wait = self.step() {
                         control.wait_for_news(orders);
                     }
@@ -173,9 +209,39 @@ impl Vcpu {
         }
     }
 
+    /// Does what was asked of a vCPU that goes on running.
+    fn answer(&mut self, control: &Control) {
+        let is_asked =
+            |flag: &AtomicBool| flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Relaxed);
+        if is_asked(&control.nmi)
+            && let Err(error) = regs::send_nmi(&self.fd)
+        {
+            tracing::debug!(%error, "the NMI cannot be sent");
+        }
+        if is_asked(&control.glance)
+            && let Ok((regs, sregs)) = self.fd.get_regs().and_then(|regs| Ok((regs, self.fd.get_sregs()?)))
+        {
+            self.events.send(MachineEvent::Glance(Glance {
+                vcpu: self.index,
+                activity: self.activity(),
+                rip: regs.rip,
+                rflags: regs.rflags,
+                is_kernel: sregs.ss.dpl == 0,
+                accesses: self.accesses,
+                cpu_time: clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+                    .map_or(Duration::ZERO, Duration::from),
+            }));
+        }
+    }
+
     /// Runs the guest until the next exit and handles it.
     fn step(&mut self) -> Next {
-        let exit = match self.fd.run() {
+        let exit = self.fd.run();
+        if exit.as_ref().is_ok_and(|exit| !matches!(exit, VcpuExit::Intr)) {
+            self.accesses += 1;
+        }
+        let exit = match exit {
+            Ok(VcpuExit::Intr) => return Next::Run,
             Ok(VcpuExit::IoOut(port, data)) => return after(self.ports.write(port.into(), data)),
             Ok(VcpuExit::IoIn(port, data)) => {
                 self.ports.read(port.into(), data);
@@ -186,7 +252,16 @@ impl Vcpu {
                 self.mmio.read(address, data);
                 return Next::Run;
             }
-            Ok(VcpuExit::Intr) => return Next::Run,
+            Ok(VcpuExit::X86Rdmsr(exit)) => {
+                let value = self.msrs.as_ref().and_then(|msrs| msrs.read(exit.index, self.index));
+                (*exit.data, *exit.error) = (value.unwrap_or(0), u8::from(value.is_none()));
+                return Next::Run;
+            }
+            Ok(VcpuExit::X86Wrmsr(exit)) => {
+                let done = self.msrs.as_ref().and_then(|msrs| msrs.write(exit.index, exit.data));
+                *exit.error = u8::from(done.is_none());
+                return after(done.unwrap_or(AfterWrite::Run));
+            }
             Ok(VcpuExit::Shutdown) => Exit::Shutdown,
             Ok(VcpuExit::FailEntry(reason, _)) => Exit::FailEntry { reason },
             Ok(VcpuExit::SystemEvent(kind, _)) => Exit::SystemEvent(kind),
@@ -213,7 +288,7 @@ impl Vcpu {
                     at: Instant::now(),
                     text: None,
                     detail: found.detail,
-                    survivable: false,
+                    survivable: found.survivable,
                 })
             },
         );
@@ -294,6 +369,19 @@ impl VcpuHandle {
             // The only failure is a thread that has ended, and that one is out of the guest.
             let _ = thread.kill(kick_signal());
         }
+    }
+
+    /// Asks a vCPU that runs for a [`Glance`], which comes as an event; one that does not run gives none. A kick that comes
+    /// just before KVM_RUN is lost, and the answer then late.
+    pub(crate) fn glance(&self) {
+        self.control.glance.store(true, Ordering::Relaxed);
+        self.kick();
+    }
+
+    /// Sends an NMI to a vCPU that runs.
+    pub(crate) fn nmi(&self) {
+        self.control.nmi.store(true, Ordering::Relaxed);
+        self.kick();
     }
 
     /// Lets a vCPU that waits after an event run on.

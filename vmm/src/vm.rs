@@ -1,7 +1,7 @@
 //! The virtual machine: KVM's VM with its memory slots and interrupt controllers, its vCPUs, and how they stop.
 
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,12 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::BootState;
 use crate::bus::Bus;
 use crate::events::EventSender;
+use crate::hyperv::{self, HypervMsrs};
 use crate::memory::{GuestMemory, next_touched, ranges_of, read, touched_from};
 use crate::panic::ExitHook;
 use crate::sys;
 use crate::vcpu::{Parked, Vcpu, VcpuHandle, register_kick_handler};
+use crate::x86_64::cpu_mask::CpuMask;
 use crate::x86_64::{cpuid, layout, regs};
 
 /// How long a kicked vCPU gets before it is kicked again: the first kick may have come just before KVM_RUN.
@@ -85,13 +87,28 @@ pub fn open_kvm() -> Result<Kvm, VmError> {
     Ok(kvm)
 }
 
-/// KVM's VM with memory, interrupt controllers and timer, before it has vCPUs.
+/// KVM's VM, for all who hold on to it.
 ///
 /// Field order matters: the VM goes before the memory that it maps.
 #[derive(Debug)]
+pub(crate) struct MappedVm {
+    fd: VmFd,
+    _memory: GuestMemory,
+}
+
+impl Deref for MappedVm {
+    type Target = VmFd;
+
+    fn deref(&self) -> &VmFd {
+        &self.fd
+    }
+}
+
+/// KVM's VM with memory, interrupt controllers and timer, before it has vCPUs.
+#[derive(Debug)]
 pub(crate) struct VmBuilder {
     kvm: Kvm,
-    fd: VmFd,
+    fd: Arc<MappedVm>,
     memory: GuestMemory,
 }
 
@@ -100,8 +117,7 @@ pub(crate) struct VmBuilder {
 pub(crate) struct Vm {
     vcpus: Vec<VcpuHandle>,
     parked: mpsc::Receiver<Parked>,
-    // Field order matters here too.
-    _fd: VmFd,
+    _fd: Arc<MappedVm>,
     memory: GuestMemory,
 }
 
@@ -112,6 +128,9 @@ pub(crate) struct VcpuEnvironment {
     pub(crate) mmio: Arc<Bus>,
     pub(crate) exit_hooks: Arc<Vec<ExitHook>>,
     pub(crate) events: EventSender,
+    /// The guest is to find Hyper-V.
+    pub(crate) hyperv: Option<Arc<HypervMsrs>>,
+    pub(crate) cpu_mask: CpuMask,
 }
 
 impl VmBuilder {
@@ -126,7 +145,13 @@ impl VmBuilder {
         for (slot, region) in (0..).zip(memory.iter()) {
             sys::add_memory_slot(&fd, slot, region).map_err(kvm_error("mapping guest memory"))?;
         }
+        let fd = Arc::new(MappedVm { fd, _memory: memory.clone() });
         Ok(Self { kvm, fd, memory })
+    }
+
+    /// KVM's VM, for what sends messages and takes notifications.
+    pub(crate) fn kvm_vm(&self) -> &Arc<MappedVm> {
+        &self.fd
     }
 
     /// Connects an eventfd to a pin of the interrupt controllers.
@@ -143,6 +168,10 @@ impl VmBuilder {
         let (sender, parked) = mpsc::channel();
         let supported =
             cpuid::supported(&self.kvm).map_err(kvm_error("asking for supported CPU features"))?;
+        let by_kvm = with.hyperv.is_some() && self.kvm.check_extension(Cap::Hyperv);
+        if with.hyperv.is_some() && !by_kvm {
+            hyperv::keep_msrs(&self.fd).map_err(kvm_error("taking over Hyper-V's MSRs"))?;
+        }
         let has_tsc_deadline = self.kvm.check_extension(Cap::TscDeadlineTimer);
         // All are made before any runs: the guest must find every CPU that it is told of.
         let vcpus = (0..count)
@@ -150,8 +179,13 @@ impl VmBuilder {
                 let fd = self.fd.create_vcpu(index.into()).map_err(kvm_error("creating a vCPU"))?;
                 let clocks =
                     cpuid::Clocks { has_tsc_deadline, tsc_khz: fd.get_tsc_khz().ok().filter(|&khz| khz > 0) };
-                fd.set_cpuid2(&cpuid::adapt(&supported, index, count, clocks))
-                    .map_err(kvm_error("setting a vCPU's features"))?;
+                let mut table = cpuid::adapt(&supported, index, count, clocks);
+                if let Some(msrs) = &with.hyperv {
+                    msrs.set_clock(clocks.tsc_khz);
+                    table = hyperv::announce(&table, count, by_kvm, clocks.tsc_khz.is_some());
+                }
+                with.cpu_mask.apply(table.as_mut_slice());
+                fd.set_cpuid2(&table).map_err(kvm_error("setting a vCPU's features"))?;
                 vcpu(index, fd, entry, with, &sender)
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -195,6 +229,8 @@ fn vcpu(
         fd,
         ports: with.ports.clone(),
         mmio: with.mmio.clone(),
+        msrs: with.hyperv.clone(),
+        accesses: 0,
         exit_hooks: with.exit_hooks.clone(),
         events: with.events.clone(),
         parked: parked.clone(),
@@ -229,6 +265,16 @@ impl Vm {
 
     fn kick_where(&self, wanted: impl Fn(usize) -> bool) {
         self.vcpus.iter().enumerate().filter(|(index, _)| wanted(*index)).for_each(|(_, vcpu)| vcpu.kick());
+    }
+
+    /// Looks at every vCPU that runs; what it finds comes as events.
+    pub(crate) fn glance(&self) {
+        self.vcpus.iter().for_each(VcpuHandle::glance);
+    }
+
+    /// Sends the first vCPU an NMI.
+    pub(crate) fn nmi(&self) {
+        self.vcpus.iter().take(1).for_each(VcpuHandle::nmi);
     }
 
     /// Lets vCPUs that wait after an event run on.
@@ -368,6 +414,8 @@ mod tests {
             mmio: Arc::new(Bus::new()),
             exit_hooks: Arc::new(Vec::new()),
             events,
+            hyperv: None,
+            cpu_mask: CpuMask::default(),
         };
         let entry = BootState { entry: PROGRAM, rbx: 0, rsi: 0, rsp: 0, mode: EntryMode::Protected32 };
         VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap()
@@ -459,6 +507,8 @@ mod tests {
             mmio: Arc::new(mmio),
             exit_hooks: Arc::new(Vec::new()),
             events,
+            hyperv: None,
+            cpu_mask: CpuMask::default(),
         };
         let entry = BootState { entry: PROGRAM, rbx: 0, rsi: 0, rsp: 0, mode: EntryMode::Protected32 };
         let mut vm = VmBuilder::new(memory).unwrap().start(1, &entry, &with).unwrap();

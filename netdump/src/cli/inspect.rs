@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use netdump::facts::Backtraces;
+use netdump::linux::kallsyms;
 use netdump::vmcore::{self, InspectOptions, KernelSymbols};
 
 use super::Exit;
@@ -21,14 +22,15 @@ pub(super) struct Inspect {
     /// As JSON.
     #[arg(long)]
     json: bool,
-    /// The guest's kernel, or the file of its debug symbols: with its symbols the guest's own memory is asked.
+    /// The guest's kernel, or the file of its debug symbols: with its symbols a FreeBSD guest's own memory is asked. Linux
+    /// has its symbols in its memory.
     #[arg(long, value_name = "FILE", visible_alias = "symbols")]
     kernel: Option<PathBuf>,
     /// Show the call chain of this thread too, by its number.
-    #[arg(long, value_name = "TID", requires = "kernel", conflicts_with = "all_threads")]
+    #[arg(long, value_name = "TID", conflicts_with = "all_threads")]
     thread: Option<u32>,
     /// Show the call chains of all threads.
-    #[arg(long, requires = "kernel")]
+    #[arg(long)]
     all_threads: bool,
     /// Most bytes that a compressed core may unpack to, such as `500G` [default: what its info file says, else 256G].
     #[arg(long, value_name = "SIZE", value_parser = super::size)]
@@ -46,6 +48,12 @@ impl Inspect {
         };
         let inspection = vmcore::inspect_with(&self.file, &options)
             .with_context(|| format!("inspecting {}", self.file.display()))?;
+        let wants_threads = self.all_threads || self.thread.is_some();
+        if wants_threads && self.kernel.is_none() && inspection.card.is_none() {
+            bail!(
+                "the threads of this guest are found by its kernel's symbols: give its kernel with --kernel"
+            );
+        }
         if let Some(tid) = self.thread.filter(|&tid| inspection.kernel.thread(tid).is_none()) {
             if let Some(problem) = inspection.kernel.problems.first() {
                 bail!("no thread {tid} was found in {}: {problem}", self.file.display());
@@ -81,8 +89,13 @@ fn read_symbols(path: &std::path::Path) -> anyhow::Result<KernelSymbols> {
     std::fs::File::open(path)
         .and_then(|file| file.take(MAX_KERNEL).read_to_end(&mut bytes))
         .with_context(|| format!("reading the kernel {}", path.display()))?;
-    let symbols =
+    let mut symbols =
         KernelSymbols::parse(&bytes).with_context(|| format!("reading the symbols of {}", path.display()))?;
+    if symbols.is_empty()
+        && let Some(own) = kallsyms::from_image(&bytes)
+    {
+        symbols = own;
+    }
     if symbols.is_empty() {
         bail!(
             "{} has no symbol table: give the kernel as it was installed, or the file of its debug symbols",

@@ -166,6 +166,7 @@ impl<'a> Driver<'a> {
 
     /// Waits for the digest, as long as the caller and the deadline allow.
     fn await_digest(&mut self) {
+        self.source.hurry();
         let mut wait = TELL_EVERY.saturating_sub(self.told.map_or(Duration::ZERO, |told| told.elapsed()));
         while !self.source.wait_for_digest(wait) {
             let is_late = self.deadline.is_some_and(|deadline| self.started.elapsed() >= deadline);

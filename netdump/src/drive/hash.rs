@@ -1,23 +1,28 @@
 //! The digest of a core that is sent as it is, made by threads of their own from the core itself: the sender never waits
 //! for them, and what was sent is held against what was there.
+//!
+//! As long as the core is being sent the threads take what the host has left, no more: sending is what the guest, the
+//! network and the receiver wait for, and where the receiver shares the cores, it gets them. When all is sent, others with
+//! the priority of the sender do what is left.
 
 use std::num::NonZero;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::thread::{Builder, Scope};
 use std::time::Duration;
 
-use crate::digest::{Digest, Hash, MAX_LENGTH, PIECE_LEN, PieceHasher, ZERO_PIECE, piece_count};
+use crate::digest::{BLOCK_LEN, Digest, Hash, MAX_LENGTH, PIECE_LEN, PieceHasher, ZERO_PIECE, piece_count};
 use crate::reader::Reader;
 use crate::zeros::are_zeros;
 use crate::{ReadAt, ReadError};
 
 /// Threads at most. So many hash 15 GB in a second.
 const MAX_THREADS: usize = 4;
-/// Read and hashed at a time: it stays in the second cache between the two, and BLAKE3 is slow on less than 64 KiB.
-const BLOCK: usize = 128 << 10;
+/// How much lower than the sender's the priority of these threads is while it sends, as in nice(1).
+const NICE: i32 = 19;
 
 /// What the threads share.
 pub(super) struct Work<'a> {
@@ -50,12 +55,11 @@ struct Results {
 pub(super) struct Hashing<'a> {
     results: &'a Mutex<Results>,
     is_dropped: &'a AtomicBool,
-    /// Its other ends are the threads'.
+    /// Starts threads for what is left.
+    start_others: Option<Box<dyn FnOnce() + 'a>>,
+    /// Its other ends are the threads' and theirs who are to start some.
     ended: Receiver<()>,
 }
-
-/// The threads, which are to be joined: they may have panicked.
-pub(super) type Threads<'scope> = Vec<ScopedJoinHandle<'scope, ()>>;
 
 impl<'a> Work<'a> {
     pub(super) fn new(image: &'a (dyn ReadAt + Sync)) -> Self {
@@ -69,51 +73,78 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Starts the threads; none for a core that is too long for a digest.
-    pub(super) fn start<'scope>(
+    /// Starts to hash beside a sender.
+    pub(super) fn start<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> Hashing<'scope> {
+        let (alive, ended) = sync_channel(0);
+        // Without the right to that, which a system may well withhold, it is done as fast.
+        self.start_threads(scope, &alive, || {
+            let _ = rustix::process::nice(NICE);
+        });
+        let start_others = move || {
+            if !lock(&self.results).is_all_taken {
+                self.start_threads(scope, &alive, || {});
+            }
+        };
+        let Self { results, is_dropped, .. } = self;
+        Hashing { results, is_dropped, start_others: Some(Box::new(start_others)), ended }
+    }
+
+    /// Starts as many threads as there are cores; none for a core that is too long for a digest.
+    fn start_threads<'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
-    ) -> (Hashing<'scope>, Threads<'scope>) {
-        let (sender, ended) = sync_channel(0);
+        alive: &SyncSender<()>,
+        first: fn(),
+    ) {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let count = cores.min(MAX_THREADS).min(lock(&self.results).pieces.len());
-        let threads = (0..count).filter_map(|_| {
-            let sender: SyncSender<()> = sender.clone();
+        for _ in 0..count {
+            let alive = alive.clone();
             let started = Builder::new().name("hash".into()).spawn_scoped(scope, move || {
-                let ended = self.hash();
-                drop(sender);
-                if let Err(error) = ended {
+                first();
+                // Of a core whose reader panics there is no digest.
+                let ended = catch_unwind(AssertUnwindSafe(|| self.hash()));
+                drop(alive);
+                if let Ok(Err(error)) = ended {
                     tracing::debug!(%error, "no digest");
                 }
             });
-            started.inspect_err(|error| tracing::warn!(%error, "starting a thread that hashes the core")).ok()
-        });
-        let threads = threads.collect();
-        (Hashing { results: &self.results, is_dropped: &self.is_dropped, ended }, threads)
+            if let Err(error) = started {
+                tracing::warn!(%error, "starting a thread that hashes the core");
+            }
+        }
     }
 
     /// What each thread does.
     fn hash(&self) -> Result<(), ReadError> {
         let mut hasher = PieceHasher::default();
-        let mut block = vec![0; BLOCK];
+        let mut block = vec![0; index(BLOCK_LEN)];
         let mut runs = Vec::new();
         while let Some(piece) = self.take(&mut runs) {
-            let start = piece.start;
-            for part in piece.clone().step_by(BLOCK) {
-                if self.is_dropped.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
-                let part = part..piece.end.min(part + BLOCK as u64);
-                let bytes = &mut block[..index(part.end - part.start)];
-                if self.read(&part, &runs, bytes)? && !are_zeros(bytes) {
-                    hasher.update(bytes);
-                } else {
-                    hasher.zeros(bytes.len() as u64);
+            let mut at = piece.start;
+            for run in &runs {
+                hasher.zeros(run.start - at);
+                at = run.start;
+                while at < run.end {
+                    if self.is_dropped.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    // To the block's end, to see whether it is zeros. It stays in the second cache meanwhile.
+                    let end = run.end.min((at / BLOCK_LEN + 1) * BLOCK_LEN);
+                    let bytes = &mut block[..index(end - at)];
+                    self.image.read_at(at, bytes)?;
+                    if are_zeros(bytes) {
+                        hasher.zeros(end - at)
+                    } else {
+                        hasher.update(bytes)
+                    }
+                    at = end;
                 }
             }
+            hasher.zeros(piece.end - at);
             let hash = hasher.finish();
             let mut results = lock(&self.results);
-            results.pieces[index(start / PIECE_LEN)] = hash;
+            results.pieces[index(piece.start / PIECE_LEN)] = hash;
             results.done += 1;
         }
         Ok(())
@@ -140,23 +171,16 @@ impl<'a> Work<'a> {
         lock(&self.results).taken += 1;
         Some(piece)
     }
-
-    /// Fills `bytes` with a part of the core that has data in these runs only; whether it has any.
-    fn read(&self, part: &Range<u64>, runs: &[Range<u64>], bytes: &mut [u8]) -> Result<bool, ReadError> {
-        let inside = runs.iter().map(|run| run.start.max(part.start)..run.end.min(part.end));
-        let (mut at, mut has_data) = (part.start, false);
-        for run in inside.filter(|run| !run.is_empty()) {
-            let (hole, rest) = bytes[index(at - part.start)..].split_at_mut(index(run.start - at));
-            hole.fill(0);
-            self.image.read_at(run.start, &mut rest[..index(run.end - run.start)])?;
-            (at, has_data) = (run.end, true);
-        }
-        bytes[index(at - part.start)..].fill(0);
-        Ok(has_data)
-    }
 }
 
 impl Hashing<'_> {
+    /// All is sent: what is not hashed yet is the most urgent now. Until then it is not waited for.
+    pub(super) fn hurry(&mut self) {
+        if let Some(start) = self.start_others.take() {
+            start();
+        }
+    }
+
     /// Waits at most so long; whether all threads have ended.
     pub(super) fn wait(&self, wait: Duration) -> bool {
         self.ended.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected)
@@ -238,9 +262,9 @@ mod tests {
     fn digest(image: &(dyn ReadAt + Sync)) -> Option<Digest> {
         let work = Work::new(image);
         std::thread::scope(|scope| {
-            let (hashing, threads) = work.start(scope);
+            let mut hashing = work.start(scope);
+            hashing.hurry();
             assert!(hashing.wait(PATIENCE));
-            threads.into_iter().for_each(|thread| drop(thread.join()));
             hashing.digest()
         })
     }
@@ -306,7 +330,8 @@ mod tests {
         let started = Instant::now();
         let work = Work::new(&Endless);
         std::thread::scope(|scope| {
-            let (hashing, _threads) = work.start(scope);
+            let mut hashing = work.start(scope);
+            hashing.hurry();
             assert!(!hashing.wait(Duration::from_millis(20)));
             assert_eq!(hashing.digest(), None);
         });

@@ -110,12 +110,8 @@ fn run_hashing(
     let core = CorePlan::Known { length: dump.image.length(), header: dump.header(0).to_bytes() };
     let work = hash::Work::new(dump.image);
     thread::scope(|scope| {
-        let (hashing, threads) = work.start(scope);
-        let source = Source::Core { image: dump.image, hashing };
-        let report = Driver::new(config, dump.plan(core, None), source, link, control).map(Driver::run);
-        // Of one that has panicked there is no digest.
-        threads.into_iter().for_each(|thread| drop(thread.join()));
-        report
+        let source = Source::Core { image: dump.image, hashing: work.start(scope) };
+        Driver::new(config, dump.plan(core, None), source, link, control).map(Driver::run)
     })
 }
 

@@ -85,6 +85,13 @@ impl Source<'_> {
         }
     }
 
+    /// The client has sent all: nothing is more urgent than the digest now.
+    pub(super) fn hurry(&mut self) {
+        if let Self::Core { hashing, .. } = self {
+            hashing.hurry();
+        }
+    }
+
     /// Waits for the digest at most so long; whether there is nothing to wait for any more.
     pub(super) fn wait_for_digest(&self, wait: Duration) -> bool {
         match self {

@@ -68,6 +68,10 @@ pub struct ThreadFacts {
     pub cpu: Option<u32>,
     /// Address of its structure.
     pub address: u64,
+    /// What it was doing, in one letter as `ps` has it, where the kernel keeps that: `R` running or ready, `S` and `D`
+    /// waiting, the latter not to be disturbed, `Z` ended, and others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<char>,
     /// Where its registers were found.
     pub registers_from: Option<RegisterSource>,
     /// Its registers as far as a switch between threads keeps them.
@@ -87,7 +91,9 @@ pub enum RegisterSource {
     VirtualCpu(u32),
     /// What was saved when the thread was switched away from.
     Switched,
-    /// The same of a thread that was running: where it was earlier, not where it was last.
+    /// What was pushed on its own stack when it was switched away from.
+    OwnStack,
+    /// The same as `Switched` of a thread that was running: where it was earlier, not where it was last.
     Stale,
 }
 
@@ -98,6 +104,7 @@ impl fmt::Display for RegisterSource {
             Self::StoppedCpu(cpu) => write!(f, "stoppcbs[{cpu}]"),
             Self::VirtualCpu(cpu) => write!(f, "vCPU {cpu}"),
             Self::Switched => f.write_str("td_pcb"),
+            Self::OwnStack => f.write_str("its stack"),
             Self::Stale => f.write_str("td_pcb (stale)"),
         }
     }
@@ -124,7 +131,7 @@ pub struct ThreadRegisters {
 }
 
 /// One place in a call chain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Frame {
     /// Where the thread was, or will return to.
     pub address: u64,
@@ -134,6 +141,20 @@ pub struct Frame {
     pub offset: Option<u64>,
     /// Whether the thread was interrupted here (a fault, an interrupt) rather than called the frame before.
     pub interrupted: bool,
+    /// The module that the function is of, where it is not the kernel's image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
+    /// Whether this is a program's code: the chain ends here, and nothing names it.
+    #[serde(skip_serializing_if = "is_false")]
+    pub user_mode: bool,
+    /// Whether it is a guess: something like a return address that lay on the stack.
+    #[serde(skip_serializing_if = "is_false")]
+    pub unsure: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl fmt::Display for Frame {
@@ -142,6 +163,11 @@ impl fmt::Display for Frame {
         if let (Some(function), Some(offset)) = (&self.function, self.offset) {
             write!(f, " {function}+{offset:#x}")?;
         }
+        if let Some(module) = &self.module {
+            write!(f, " [{module}]")?;
+        }
+        f.write_str(if self.unsure { " (unsure)" } else { "" })?;
+        f.write_str(if self.user_mode { " (in user mode)" } else { "" })?;
         f.write_str(if self.interrupted { " (interrupted here)" } else { "" })
     }
 }

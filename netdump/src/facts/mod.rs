@@ -6,6 +6,7 @@
 mod bare;
 mod freebsd;
 mod kernel_state;
+mod linux;
 
 pub use kernel_state::{
     Backtraces, Frame, KernelState, RegisterSource, StateRequest, ThreadFacts, ThreadRegisters,
@@ -81,7 +82,7 @@ pub trait GuestOs: Sync {
 }
 
 /// All kinds of guest; the first that recognises the guest is asked. The last one recognises everything.
-pub static ALL: &[&dyn GuestOs] = &[&freebsd::FreeBsd, &bare::Bare];
+pub static ALL: &[&dyn GuestOs] = &[&freebsd::FreeBsd, &linux::Linux, &bare::Bare];
 
 /// What the stopped guest in `memory`, whose kernel image has these symbols, says of itself.
 pub fn gather(memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> GuestFacts {

@@ -100,6 +100,7 @@ fn frame(kernel: &KernelMemory<'_>, address: u64, reached: Reached, interrupted:
         function: place.map(|place| place.function.to_owned()),
         offset: place.map(|place| place.offset + back),
         interrupted,
+        ..Frame::default()
     }
 }
 

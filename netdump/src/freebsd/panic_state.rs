@@ -10,9 +10,14 @@
 //! walked: every variable lies where the image's load map says, the message buffer in the direct map. Each value is
 //! checked for being plausible.
 
+use std::time::Duration;
+
 use super::layout::{DMAP_MAX, DMAP_MIN};
+use crate::panicked::{OwnDump, Panicked};
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 
+/// How long it may take to say where it panicked, printing on a console as slow as an emulated one.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// Size of vpanic()'s static buffer.
 const MAX_TEXT: usize = 256;
 /// Most CPUs of any kernel (`MAXCPU`), in words of a `cpuset_t`.
@@ -41,36 +46,6 @@ pub struct PanicWords {
     symbols: KernelSymbols,
 }
 
-/// What the words of a kernel that has panicked said at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Panicked {
-    /// The message; the raw format of it while [`formatted`](Self::formatted) is false.
-    pub text: Option<String>,
-    /// The CPU that panicked, where all others have stopped.
-    pub cpu: Option<u32>,
-    /// The kernel's own dump.
-    pub own_dump: OwnDump,
-    /// Whether `panicstr` points at the buffer of the formatted message.
-    pub formatted: bool,
-    /// Whether no CPU but one runs.
-    pub others_stopped: bool,
-    /// Where the kernel goes on writing in its message buffer, a number that moves with every word; if that is known.
-    pub written: Option<u32>,
-}
-
-/// How a kernel stands to a dump of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OwnDump {
-    /// It has nowhere to dump to.
-    None,
-    /// It has a dumper, which it has not used.
-    Configured,
-    /// It is dumping.
-    Running,
-    /// It has dumped, or tried to.
-    Over,
-}
-
 impl PanicWords {
     /// The words of the kernel with these symbols; `None` when it has no such words, or no symbols.
     pub fn find(symbols: &KernelSymbols) -> Option<Self> {
@@ -92,20 +67,16 @@ impl PanicWords {
         }
         let running = words.running(cpus);
         Some(Panicked {
+            evidence: "the kernel's panicstr is set",
             text: words.text(message),
             cpu: running.unwrap_or_else(|| CpuSet::lowest(cpus)).only(),
             own_dump: words.own_dump(),
             formatted: self.symbols.is_writable(message),
             others_stopped: running.is_none_or(|set| set.count() <= 1),
-            written: words.written(),
+            written: words.written().map(u64::from),
+            finished: None,
+            patience: PATIENCE,
         })
-    }
-}
-
-impl Panicked {
-    /// Whether nothing more is to be expected that a dump wants: the message stands and no other CPU runs.
-    pub fn looks_settled(&self) -> bool {
-        self.formatted && self.others_stopped
     }
 }
 

@@ -203,6 +203,7 @@ fn threads_of(
             name: name(field(address, offsets.name)).unwrap_or_default(),
             cpu,
             address,
+            state: None,
             registers_from: found.map(|(source, _)| source),
             registers: found.map(|(_, registers)| registers),
             backtrace: Vec::new(),

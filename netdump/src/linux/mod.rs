@@ -8,14 +8,29 @@
 //! Reference: Linux `Documentation/admin-guide/kdump/vmcoreinfo.rst`, `kernel/`, `arch/x86/mm`, `scripts/kallsyms.c`;
 //! readers: crash, makedumpfile, libkdumpfile, drgn.
 
+mod backtrace;
+pub mod btf;
+pub mod card;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod filter;
 pub mod image;
 pub mod kallsyms;
+pub mod kernel;
 pub mod layout;
+pub mod log;
 pub mod memory;
+mod modules;
+mod orc;
+pub mod panic_state;
+pub mod place;
+mod recent_log;
 mod search;
+mod tasks;
 pub mod vmcoreinfo;
 
+pub use card::CrashCard;
+pub use kernel::Kernel;
 pub use layout::LinuxLayout;
 pub use memory::LinuxMemory;
 pub use vmcoreinfo::Vmcoreinfo;

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::initramfs::Initramfs;
 use super::kernels::Kernel;
@@ -82,8 +84,8 @@ const SHELL: &str = "ip() { /bin/ip \"$@\"; }\ntc() { /bin/tc \"$@\"; }\n";
 pub enum Console {
     /// A person: the terminal is the first level's, Ctrl-C and all. Ctrl-A X ends it.
     Terminal,
-    /// This program reads it.
-    Pipe,
+    /// This program reads it, and QEMU is ended after so many seconds.
+    Pipe(u64),
 }
 
 /// A first level that is ready to boot.
@@ -124,12 +126,14 @@ impl Level1 {
         })
     }
 
-    /// Runs a shell script in it; the script's exit code. Lines of the console go to `see` from the script's first on.
-    pub fn run(&self, order: &str, mut see: impl FnMut(&str)) -> anyhow::Result<i32> {
+    /// Runs a shell script in it for at most so many seconds; the script's exit code. Lines of the console go to `see` from
+    /// the script's first on.
+    pub fn run(&self, order: &str, seconds: u64, mut see: impl FnMut(&str)) -> anyhow::Result<i32> {
         fs::write(self.share.join("order"), order)?;
         let exit = self.share.join("exit");
         let _ = fs::remove_file(&exit);
-        let mut qemu = Running(self.command(Console::Pipe).spawn().context("starting qemu-system-x86_64")?);
+        let mut qemu =
+            Running(self.command(Console::Pipe(seconds)).spawn().context("starting qemu-system-x86_64")?);
         let console = qemu.0.stdout.take().context("the console is piped")?;
         let mut before = String::new();
         let mut is_up = false;
@@ -156,7 +160,15 @@ impl Level1 {
     }
 
     fn command(&self, console: Console) -> Command {
-        let mut qemu = Command::new("qemu-system-x86_64");
+        const QEMU: &str = "qemu-system-x86_64";
+        let mut qemu = match console {
+            Console::Terminal => Command::new(QEMU),
+            Console::Pipe(seconds) => {
+                let mut timeout = Command::new("timeout");
+                timeout.args([&seconds.to_string(), QEMU]);
+                timeout
+            }
+        };
         // Without xsave: QEMU 7.2 emulates it for guests of its SVM in a way that their kernels do not survive. The clock
         // that QEMU emulates is steady, which L1 does not believe of an emulated one unless it is told.
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,-xsave", "-smp", "2"]);
@@ -170,7 +182,7 @@ impl Level1 {
         qemu.args(["-virtfs", &share(&self.kernels, "kernels", ",readonly=on")]);
         match console {
             Console::Terminal => qemu.args(["-serial", "mon:stdio"]),
-            Console::Pipe => {
+            Console::Pipe(_) => {
                 qemu.args(["-serial", "stdio", "-monitor", "none"]);
                 qemu.stdin(Stdio::null()).stdout(Stdio::piped())
             }
@@ -191,7 +203,10 @@ struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        // Not SIGKILL: `timeout` hands this one on.
+        if let Ok(pid) = i32::try_from(self.0.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
         let _ = self.0.wait();
     }
 }

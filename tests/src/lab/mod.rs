@@ -4,11 +4,18 @@
 //! emulated, so its KVM is a true one) is the *first level*, and runs them. Programs, kernels and guests go there in its
 //! initramfs and in a folder that it shares with the host, where cores, reports and consoles come back.
 
+pub mod bench;
 pub mod guest;
+pub mod here;
 pub mod initramfs;
+pub mod judge;
 pub mod kernels;
 pub mod level1;
 pub mod modules;
+pub mod network;
+pub mod probe;
+pub mod readers;
+pub mod scenario;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -286,3 +286,170 @@ fn write_page_tables(memory: &GuestMemory) -> Result<(), BootError> {
 fn write(memory: &GuestMemory, at: u64, what: &'static str, bytes: &[u8]) -> Result<(), BootError> {
     memory.write_slice(bytes, GuestAddress(at)).map_err(|source| BootError::Write { what, source })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::boot::test_bzimage::{INIT_SIZE, PROTECTED, RUN, bzimage, image, with_payload};
+    use crate::boot::{Initrd, Module, PayloadError};
+    use crate::memory::{MemorySize, create};
+
+    fn memory(mib: u64) -> GuestMemory {
+        create(MemorySize::new(mib << 20).unwrap()).unwrap()
+    }
+
+    fn load(with: &Handover, mib: u64) -> Result<(GuestMemory, BootState), BootError> {
+        let memory = memory(mib);
+        let state = Bzimage.load(&image(), with, &Hardware::default(), &memory)?;
+        Ok((memory, state))
+    }
+
+    fn bytes(memory: &GuestMemory, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+
+    fn initrd(len: usize) -> (tempfile::NamedTempFile, Handover) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), (0..=255).cycle().take(len).collect::<Vec<u8>>()).unwrap();
+        let initrd = Some(Initrd::new(file.path()).unwrap());
+        (file, Handover { initrd, cmdline: "console=ttyS0".into(), ..Handover::default() })
+    }
+
+    fn refused(change: impl FnOnce(&mut Vec<u8>)) -> SetupError {
+        let mut file = bzimage();
+        change(&mut file);
+        Setup::parse(&file).unwrap_err()
+    }
+
+    #[test]
+    fn the_zero_page_is_the_files_header_completed() {
+        let (_file, with) = initrd(5000);
+        let (memory, state) = load(&with, 4096).unwrap();
+        assert_eq!((state.entry, state.rsi, state.mode), (0x10_0200, 0x8000, EntryMode::LinuxLong));
+        let word = |at: u64| memory.read_obj::<u32>(GuestAddress(0x8000 + at)).unwrap();
+        let long = |at: u64| memory.read_obj::<u64>(GuestAddress(0x8000 + at)).unwrap();
+        assert_eq!(bytes(&memory, 0x8202, 6), b"HdrS\x0f\x02");
+        assert_eq!((word(0x1fc) >> 16, word(0x258), word(0x260)), (0xaa55, 0x100_0000, INIT_SIZE));
+        assert_eq!(bytes(&memory, 0x81ef, 1), [0], "the sentinel");
+        assert_eq!(bytes(&memory, 0x8210, 2), [0xff, 1], "a loader, no KASLR_FLAG");
+        assert_eq!((long(0x070), word(0x214), word(0x228)), (0xe_0000, 0x10_0000, 0x2_0000));
+        assert_eq!(bytes(&memory, 0x2_0000, 14), b"console=ttyS0\0");
+        // 5000 bytes are two pages, below the end of low RAM.
+        assert_eq!((word(0x218), word(0x21c)), (0xc000_0000 - 0x2000, 5000));
+        assert_eq!(bytes(&memory, word(0x218).into(), 4), [0, 1, 2, 3]);
+        let entries = bytes(&memory, 0x81e8, 1)[0];
+        let map: Vec<_> = (0..u64::from(entries))
+            .map(|i| (long(0x2d0 + i * 20), long(0x2d8 + i * 20), word(0x2e0 + i * 20)))
+            .collect();
+        assert_eq!(map.last(), Some(&(1 << 32, 1 << 30, 1)));
+        assert_eq!(map[0], (0, 0x9_fc00, 1));
+    }
+
+    #[test]
+    fn the_protected_mode_part_lies_at_1_mib_and_its_map_is_itself() {
+        let (memory, _) = load(&Handover::default(), 64).unwrap();
+        let code = &bzimage()[PROTECTED..];
+        assert_eq!(bytes(&memory, 0x10_0000, code.len()), code);
+        let entry = |table: u64, index: u64| memory.read_obj::<u64>(GuestAddress(table + index * 8)).unwrap();
+        for address in [0_u64, 0x8000, 0x10_0200, RUN, 0x3fff_f000] {
+            let pdpt = entry(layout::LINUX_PML4, address >> 39);
+            let pd = entry(pdpt & !0xfff, (address >> 30) & 511);
+            let page = entry(pd & !0xfff, (address >> 21) & 511);
+            assert_eq!((pdpt & 0xfff, pd & 0xfff, page & 0xfff), (3, 3, 0x83));
+            assert_eq!((page & !0xfff) + (address & 0x1f_ffff), address);
+        }
+        let mut sregs = kvm_sregs::default();
+        EntryMode::LinuxLong.apply(&mut sregs);
+        assert_eq!((sregs.cs.selector, sregs.ds.selector, sregs.cr3), (0x10, 0x18, layout::LINUX_PML4));
+        assert_eq!((sregs.cs.l, sregs.cs.db, sregs.efer, sregs.gdt.limit), (1, 0, 0x500, 31));
+        assert_eq!(entry(layout::GDT, 2), 0x00af_9b00_0000_ffff);
+    }
+
+    #[test]
+    fn nothing_is_put_where_the_kernel_runs() {
+        let (memory, _) = load(&Handover::default(), 18).unwrap();
+        assert!(bytes(&memory, RUN, INIT_SIZE as usize).iter().all(|byte| *byte == 0));
+        let (_file, with) = initrd(1);
+        let refused = load(&with, 18).unwrap_err().to_string();
+        assert!(refused.contains("has 1 bytes, and the kernel leaves 0 of low memory"), "{refused}");
+        let refused = load(&Handover::default(), 17).unwrap_err().to_string();
+        let expected = "vmlinuz needs guest memory up to 0x1200000 (18 MiB), the guest has 0x1100000: give it more \
+                        with --memory";
+        assert_eq!(refused, expected);
+    }
+
+    #[test]
+    fn an_initrd_stays_below_what_an_old_kernel_can_reach() {
+        let mut file = bzimage();
+        file[0x236] = 1;
+        file[0x22c..0x230].copy_from_slice(&0x37f_ffff_u32.to_le_bytes());
+        let old = KernelImage::from_bytes(Path::new("old"), file).unwrap();
+        let (_file, with) = initrd(4096);
+        let memory = memory(128);
+        Bzimage.load(&old, &with, &Hardware::default(), &memory).unwrap();
+        assert_eq!(memory.read_obj::<u32>(GuestAddress(0x8218)).unwrap(), 0x37f_f000);
+    }
+
+    #[test]
+    fn command_lines_that_would_be_cut_and_modules_are_refused() {
+        let line = |len| Handover { cmdline: "x".repeat(len), ..Handover::default() };
+        assert!(load(&line(0x7ff), 64).is_ok());
+        let refused = load(&line(0x800), 64).unwrap_err();
+        assert!(matches!(refused, BootError::CmdlineTooLong { len: 0x801, max: 0x800 }), "{refused}");
+        let module = Module::from_bytes(Path::new("m"), Some("t".into()), vec![]).unwrap();
+        let with = Handover { modules: vec![module], ..Handover::default() };
+        assert!(matches!(load(&with, 64), Err(BootError::NoModules { protocol: "bzimage", .. })));
+    }
+
+    #[test]
+    fn the_environment_is_words_of_the_command_line() {
+        let with = |value: &str| Handover {
+            cmdline: "quiet".into(),
+            environment: vec![("net.dump.server".into(), value.into())],
+            ..Handover::default()
+        };
+        let (memory, _) = load(&with("10.0.0.9,x"), 64).unwrap();
+        assert_eq!(bytes(&memory, 0x2_0000, 33), b"quiet net.dump.server=10.0.0.9,x\0");
+        for value in ["a b", "a\"b", "a\tb", "a\0b"] {
+            assert!(matches!(load(&with(value), 64), Err(BootError::Variable { .. })), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_64_bit_entry_is_refused_in_a_sentence() {
+        let told = |change: fn(&mut Vec<u8>)| refused(change).to_string();
+        let old = told(|file| file[0x206] = 0x0a);
+        assert_eq!(old, "its boot protocol is 2.10; a 64-bit entry begins with 2.12");
+        assert_eq!(told(|file| file[0x211] = 0), "it is to be loaded below 1 MiB (a zImage)");
+        assert_eq!(told(|file| file[0x236] = 2), "it has no 64-bit entry (a 32-bit kernel)");
+        let len = bzimage().len();
+        let short = refused(|file| file.truncate(len - 1));
+        assert_eq!(short, SetupError::CutOff { len: len - 1, needed: len });
+        for len in 0x206..0x264 {
+            assert!(matches!(refused(|file| file.truncate(len)), SetupError::CutOff { .. }));
+        }
+    }
+
+    #[test]
+    fn a_kernel_beyond_the_first_map_is_refused() {
+        for (at, value) in [(0x258, u64::MAX), (0x258, 1 << 30), (0x25c, 0xffff_ffff_0000_0000)] {
+            let mut file = bzimage();
+            file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            let image = KernelImage::from_bytes(Path::new("x"), file).unwrap();
+            let refused = Bzimage.load(&image, &Handover::default(), &Hardware::default(), &memory(64));
+            assert!(matches!(refused, Err(BootError::BeyondMap { system: "Linux", .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_payload_that_is_not_understood_boots_nevertheless() {
+        let image = KernelImage::from_bytes(Path::new("x"), with_payload(b"\x89LZO and so on")).unwrap();
+        assert!(matches!(image.payload_problem(), Some(PayloadError::Unpack(_))));
+        assert!(!image.has_pvh_entry() && image.symbols().is_empty());
+        assert!(Bzimage.load(&image, &Handover::default(), &Hardware::default(), &memory(64)).is_ok());
+    }
+}

@@ -194,7 +194,7 @@ mod tests {
     fn kenv(kernel: &Kernel, cmdline: &str) -> Result<Kenv, BootError> {
         let virtio_mmio =
             [5, 6].map(|irq| VirtioMmio { base: layout::VIRTIO_MMIO + u32::from(irq - 5) * 0x1000, irq });
-        let hardware = Hardware { cpus: 1, virtio_mmio: virtio_mmio.to_vec(), pvpanic: false };
+        let hardware = Hardware { cpus: 1, virtio_mmio: virtio_mmio.to_vec(), ..Default::default() };
         let with = Handover { cmdline: cmdline.into(), ..Default::default() };
         Kenv::new(&kernel.image(), &with, &hardware)
     }

@@ -11,6 +11,7 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use thiserror::Error;
 
 use super::bzimage::{Packed, Setup, SetupError};
+use super::linux::kept_symbols;
 use super::symbol_file::{self, SymbolFileError};
 use super::unpack::{UnpackError, unpack};
 
@@ -29,6 +30,8 @@ pub struct KernelImage {
     bytes: Vec<u8>,
     packed: Option<Packed>,
     payload_problem: Option<PayloadError>,
+    /// Whether it can be read again from its path.
+    is_file: bool,
     symbols: KernelSymbols,
     /// The other file that they are from.
     symbol_file: Option<PathBuf>,
@@ -118,6 +121,17 @@ pub enum ImageError {
     },
 }
 
+/// Why a kernel cannot be read again when its guest boots again.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// Its file.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The file with its symbols.
+    #[error(transparent)]
+    Symbols(#[from] SymbolFileError),
+}
+
 /// Why the kernel inside a bzImage cannot be looked at. The bzImage boots nevertheless, as it unpacks itself.
 #[derive(Debug, Error)]
 pub enum PayloadError {
@@ -133,7 +147,27 @@ impl KernelImage {
     /// Reads a file and looks at what it is.
     pub fn read(path: &Path) -> Result<Self, ImageError> {
         let bytes = read_bounded(path)?;
-        Self::from_bytes(path, bytes)
+        Ok(Self { is_file: true, ..Self::from_bytes(path, bytes)? })
+    }
+
+    /// Gives back the memory that holds the file: a guest that has been loaded needs it no more.
+    pub(crate) fn release(&mut self) {
+        if self.is_file {
+            self.bytes = Vec::new();
+            self.packed = None;
+        }
+    }
+
+    /// Reads the file again, for a guest that boots again: as it is by now, and with its symbols.
+    pub(crate) fn restore(&mut self) -> Result<(), RestoreError> {
+        if self.is_file && self.bytes.is_empty() && self.packed.is_none() {
+            let symbol_file = self.symbol_file.take();
+            *self = Self::read(&self.path)?;
+            if let Some(path) = symbol_file {
+                self.take_symbols_from(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Looks at an image that is in memory; `path` is for messages.
@@ -154,6 +188,7 @@ impl KernelImage {
             bytes: Vec::new(),
             packed: None,
             payload_problem: Some(problem),
+            is_file: false,
             symbols: KernelSymbols::default(),
             symbol_file: None,
             headers: Headers::default(),
@@ -187,11 +222,13 @@ impl KernelImage {
         }
         let symbols =
             KernelSymbols::parse(&bytes).map_err(|source| ImageError::Symbols { path: name(), source })?;
+        let symbols = if headers.is_linux { kept_symbols(&bytes, symbols) } else { symbols };
         Ok(Self {
             path: path.to_owned(),
             bytes,
             packed: None,
             payload_problem: None,
+            is_file: false,
             symbols,
             symbol_file: None,
             headers,

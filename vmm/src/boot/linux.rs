@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use netdump::linux::kallsyms::Kallsyms;
+use netdump::vmcore::KernelSymbols;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -15,6 +17,49 @@ use crate::x86_64::layout;
 
 /// Longest command line that a kernel keeps, NUL included (Linux `arch/x86/include/asm/setup.h`, `COMMAND_LINE_SIZE`).
 pub(super) const CMDLINE_MAX: usize = 2048;
+
+/// The symbols that are kept of a Linux kernel while it runs: what tells that it panicked, and where it says what it is.
+/// All of them would be 30 MB; a stopped guest's memory has the rest.
+pub(crate) const KEPT_SYMBOLS: [&str; 27] = [
+    "__cpu_online_mask",
+    "_end",
+    "_stext",
+    "_text",
+    "asm_exc_divide_error",
+    "crashing_cpu",
+    "entry_SYSCALL_64",
+    "init_task",
+    "init_top_pgt",
+    "init_uts_ns",
+    "kexec_crash_image",
+    "linux_banner",
+    "oops_in_progress",
+    "page_offset_base",
+    "panic",
+    "panic_cpu",
+    "panic_timeout",
+    "phys_base",
+    "prb",
+    "printk_rb_dynamic",
+    "printk_rb_static",
+    "saved_command_line",
+    "suppress_printk",
+    "tainted_mask",
+    "vmcoreinfo_data",
+    "vmcoreinfo_note",
+    "waiting_for_crash_ipi",
+];
+
+/// The symbols of a kernel whose own table, in `symbols`, may be empty, as a distribution's is: then from its kallsyms.
+pub(super) fn kept_symbols(elf: &[u8], symbols: KernelSymbols) -> KernelSymbols {
+    if !symbols.is_empty() {
+        return symbols.only(&KEPT_SYMBOLS);
+    }
+    match Kallsyms::from_image(elf) {
+        Some(kallsyms) => kallsyms.only(KEPT_SYMBOLS, symbols),
+        None => symbols,
+    }
+}
 
 /// A file that the kernel unpacks into its first root file system. It is read into guest memory and nowhere else.
 #[derive(Debug, Clone, PartialEq, Eq)]

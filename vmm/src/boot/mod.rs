@@ -7,13 +7,15 @@ mod elf_tables;
 mod freebsd;
 mod kenv;
 mod kernel_image;
-mod linux;
+pub(crate) mod linux;
 mod long_mode;
 mod modinfo;
 mod module;
 mod pvh;
 mod space;
 mod symbol_file;
+#[cfg(test)]
+mod test_bzimage;
 #[cfg(test)]
 mod test_kernel;
 mod unpack;
@@ -25,7 +27,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryError;
 
 pub use bzimage::SetupError;
-pub use kernel_image::{ImageError, KernelImage, PayloadError};
+pub use kernel_image::{ImageError, KernelImage, PayloadError, RestoreError};
 pub use linux::{Initrd, InitrdError};
 pub use module::{Module, ModuleError, ModuleSpec, ParseModuleError};
 pub use symbol_file::SymbolFileError;
@@ -98,12 +100,12 @@ pub enum EntryMode {
     LinuxLong,
 }
 
-impl BootState {
-    pub(crate) fn apply(&self, sregs: &mut kvm_sregs) {
-        match self.mode {
-            EntryMode::Protected32 => pvh::apply_protected_mode(sregs),
-            EntryMode::FreebsdLong => freebsd::apply_long_mode(sregs),
-            EntryMode::LinuxLong => bzimage::apply_long_mode(sregs),
+impl EntryMode {
+    pub(crate) fn apply(self, sregs: &mut kvm_sregs) {
+        match self {
+            Self::Protected32 => pvh::apply_protected_mode(sregs),
+            Self::FreebsdLong => freebsd::apply_long_mode(sregs),
+            Self::LinuxLong => bzimage::apply_long_mode(sregs),
         }
     }
 }
@@ -297,9 +299,12 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use vm_memory::{Bytes, GuestAddress};
+
     use super::test_kernel::{Kernel, mutate};
     use super::*;
     use crate::memory::{MemorySize, create};
+    use crate::x86_64::firmware;
 
     #[test]
     fn an_image_decides_its_protocol_unless_another_is_asked_for() {
@@ -310,11 +315,90 @@ mod tests {
         assert_eq!(name(&guest, "auto").unwrap(), "pvh");
         assert_eq!(name(&freebsd, "auto").unwrap(), "native");
         assert_eq!(name(&freebsd, "pvh").unwrap(), "pvh");
+        let linux = test_bzimage::image();
+        assert_eq!(name(&linux, "auto").unwrap(), "pvh");
+        assert_eq!(name(&linux, "bzimage").unwrap(), "bzimage");
+        assert!(matches!(name(&linux, "native"), Err(BootError::WrongProtocol { .. })));
         let refused = name(&guest, "native").unwrap_err().to_string();
         assert_eq!(
             refused,
             "panic cannot be booted by --boot native, which takes a FreeBSD/amd64 kernel, started as its loader does it"
         );
+    }
+
+    /// For each protocol an image that it takes.
+    fn samples() -> Vec<(&'static dyn BootProtocol, KernelImage)> {
+        let sample = |name| match name {
+            "native" => Kernel::default().image(),
+            "pvh" => Kernel { os_abi: 0, ..Kernel::default() }.image(),
+            _ => test_bzimage::image(),
+        };
+        ALL.iter().map(|&protocol| (protocol, sample(protocol.name()))).collect()
+    }
+
+    #[test]
+    fn every_protocol_keeps_the_contract() {
+        let hardware = Hardware { cpus: 2, ..Hardware::default() };
+        for (protocol, image) in samples() {
+            let name = protocol.name();
+            assert!(protocol.recognises(&image), "{name}");
+            assert_eq!(boot_name(name), Some(name));
+            let memory = create(MemorySize::new(64 << 20).unwrap()).unwrap();
+            firmware::write(&memory, &hardware).unwrap();
+            let tables = |memory: &GuestMemory| {
+                let mut tables = vec![0; 0x2_0000];
+                memory.read_slice(&mut tables, GuestAddress(0xe_0000)).unwrap();
+                tables
+            };
+            let before = tables(&memory);
+            let with = Handover { cmdline: "boot_verbose=YES".into(), ..Handover::default() };
+            let state = protocol.load(&image, &with, &hardware, &memory).unwrap();
+            assert_eq!(tables(&memory), before, "{name} leaves what firmware wrote");
+            // Kernels in the upper half are mapped to the first GiB.
+            let entry = state.entry & 0x3fff_ffff;
+            let code = memory.read_obj::<u64>(GuestAddress(entry)).unwrap();
+            assert_ne!(code, 0, "{name}: there is something at the entry");
+            let little = create(MemorySize::new(2 << 20).unwrap()).unwrap();
+            let refused = protocol.load(&image, &with, &hardware, &little).unwrap_err().to_string();
+            assert!(refused.ends_with("give it more with --memory"), "{name}: {refused}");
+            let long = Handover { cmdline: "x".repeat(1 << 16), ..Handover::default() };
+            protocol.load(&image, &long, &hardware, &memory).unwrap_err();
+            let nul = Handover { cmdline: "a=\0b".into(), ..Handover::default() };
+            protocol.load(&image, &nul, &hardware, &memory).unwrap_err();
+        }
+    }
+
+    fn boot_name(name: &str) -> Option<&'static str> {
+        protocol(name).map(|protocol| protocol.name())
+    }
+
+    #[test]
+    fn an_initrd_is_for_linux_kernels() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "x").unwrap();
+        let with = Handover { initrd: Some(Initrd::new(file.path()).unwrap()), ..Handover::default() };
+        let memory = create(MemorySize::new(64 << 20).unwrap()).unwrap();
+        let freebsd = Kernel::default().image();
+        for protocol in ALL.iter().filter(|protocol| protocol.recognises(&freebsd)) {
+            let refused = protocol.load(&freebsd, &with, &Hardware::default(), &memory).unwrap_err();
+            assert!(matches!(refused, BootError::NoInitrd { .. }), "{refused}");
+        }
+        // PVH's module list: one, at the end of memory.
+        let linux = test_bzimage::image();
+        pvh::Pvh.load(&linux, &with, &Hardware::default(), &memory).unwrap();
+        let word = |at| memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+        assert_eq!((word(0x6008) >> 32, word(0x6010)), (1, 0x6800));
+        assert_eq!([word(0x6800), word(0x6808), word(0x6810)], [(64 << 20) - 0x1000, 1, 0]);
+    }
+
+    #[test]
+    fn what_is_no_initrd_is_refused_in_a_sentence() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = |name: &str| Initrd::new(&folder.path().join(name)).unwrap_err().to_string();
+        assert!(told("absent").starts_with("reading the initrd "));
+        assert!(told("").ends_with(" is not a regular file"));
+        std::fs::write(folder.path().join("empty"), "").unwrap();
+        assert!(told("empty").ends_with(" is empty"));
     }
 
     proptest! {
@@ -323,11 +407,11 @@ mod tests {
         #[test]
         fn damaged_kernels_are_refused_or_loaded(damage in mutate()) {
             let memory = create(MemorySize::new(64 << 20).unwrap()).unwrap();
-            let Ok(image) = KernelImage::from_bytes(Path::new("x"), damage.apply(Kernel::default().elf())) else {
-                return Ok(());
-            };
-            for protocol in ALL.iter().filter(|protocol| protocol.recognises(&image)) {
-                let _ = protocol.load(&image, &Handover::default(), &Hardware::default(), &memory);
+            for file in [Kernel::default().elf(), test_bzimage::bzimage()] {
+                let Ok(image) = KernelImage::from_bytes(Path::new("x"), damage.apply(file)) else { continue };
+                for protocol in ALL.iter().filter(|protocol| protocol.recognises(&image)) {
+                    let _ = protocol.load(&image, &Handover::default(), &Hardware::default(), &memory);
+                }
             }
         }
     }

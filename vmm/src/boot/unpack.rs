@@ -169,3 +169,112 @@ impl Read for Lz4Legacy<'_> {
         Ok(len)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the fixtures hold, packed by the tools that Linux's build uses, with its options: 400 calls of one address,
+    /// as x86's branch filter (BCJ) likes it. Without the filter the xz file would be five times as long.
+    fn calls() -> Vec<u8> {
+        let call = |index: u32| {
+            let offset = 0x20_0000_u32.wrapping_sub(index * 5 + 5);
+            [&[0xe8], &offset.to_le_bytes()[..]].concat()
+        };
+        (0..400).flat_map(call).collect()
+    }
+
+    const PACKED: [(&str, &[u8], bool); 6] = [
+        ("gzip", include_bytes!("fixtures/calls.gz"), false),
+        ("LZ4", include_bytes!("fixtures/calls.lz4"), true),
+        ("zstd", include_bytes!("fixtures/calls.zst"), true),
+        ("xz", include_bytes!("fixtures/calls.xz"), true),
+        ("LZMA", include_bytes!("fixtures/calls.lzma"), true),
+        ("bzip2", include_bytes!("fixtures/calls.bz2"), true),
+    ];
+
+    /// A payload as Linux's build makes it, with this announced length.
+    fn payload(packed: &[u8], has_length: bool, len: u32) -> Vec<u8> {
+        let length = len.to_le_bytes();
+        [packed, if has_length { &length } else { &[] }].concat()
+    }
+
+    #[test]
+    fn what_linuxs_packers_made_is_unpacked() {
+        for (name, packed, has_length) in PACKED {
+            assert_eq!(unpack(&payload(packed, has_length, 2000)).unwrap(), calls(), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_format_of_the_table_has_a_fixture() {
+        assert!(FORMATS.iter().map(|f| f.name).eq(PACKED.iter().map(|p| p.0)));
+    }
+
+    #[test]
+    fn a_length_that_does_not_hold_is_told() {
+        for (name, packed, _) in PACKED.iter().filter(|packed| packed.2) {
+            for announced in [0, 1999, 2001, 1 << 29] {
+                let refused = unpack(&payload(packed, true, announced)).unwrap_err();
+                let len = 2000.min(announced + 1) as usize;
+                let told = match refused {
+                    UnpackError::Length { len, expected } => (len, expected),
+                    other => panic!("{name}: {other}"),
+                };
+                assert_eq!(told, (len, announced as usize), "{name}");
+            }
+            let refused = unpack(&payload(packed, true, (1 << 29) + 1)).unwrap_err();
+            assert!(matches!(refused, UnpackError::Large), "{name}: {refused}");
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        for (name, packed, has_length) in PACKED {
+            for len in 0..packed.len() - 1 {
+                let refused = unpack(&payload(&packed[..len], has_length, 2000));
+                // What follows the last byte of the content matters to some formats only.
+                let whole = refused.as_ref().is_ok_and(|unpacked| *unpacked == calls());
+                assert!(refused.is_err() || whole && len + 12 > packed.len(), "{name} at {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn formats_that_are_not_known_are_told_by_their_first_bytes() {
+        let refused = unpack(b"\x89LZO\0\r\n and so on").unwrap_err().to_string();
+        assert_eq!(refused, "it is packed in no format known here (it begins with [89, 4c, 5a, 4f, 00, 0d])");
+        assert!(matches!(unpack(b""), Err(UnpackError::Format(head)) if head.is_empty()));
+    }
+
+    #[test]
+    fn a_decoder_gets_no_more_memory_than_linux_needs() {
+        // LZMA: properties, a dictionary of 4 GiB less one byte, unknown length.
+        let refused = unpack(b"\x5d\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\x10\0\0\0");
+        assert!(matches!(refused, Err(UnpackError::Format(_) | UnpackError::Damaged { .. })), "{refused:?}");
+        let refused = unpack(b"\x5d\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0\0\0\0\x10\0\0\0");
+        assert!(matches!(refused, Err(UnpackError::Damaged { format: "LZMA", .. })), "{refused:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn damaged_payloads_are_refused_or_unpacked(
+            which in 0..PACKED.len(),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let (_, packed, has_length) = PACKED[which];
+            let mut payload = payload(packed, has_length, 2000);
+            for (at, byte) in damage {
+                let at = at.index(payload.len());
+                payload[at] = byte;
+            }
+            if let Ok(unpacked) = unpack(&payload) {
+                prop_assert!(unpacked.len() <= MAX_LEN);
+            }
+        }
+    }
+}

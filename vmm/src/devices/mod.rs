@@ -2,6 +2,7 @@
 //! report through [`crate::events`].
 
 pub mod i8042;
+pub mod pci;
 pub mod reset;
 pub mod rtc;
 pub mod serial;

@@ -11,7 +11,7 @@ use crate::bus::BusError;
 use crate::console::{ConsoleWatcher, Watch};
 use crate::events::{EventSender, MachineEvent, PanicEvent, current_vcpu};
 
-const NAME: &str = "console";
+pub(super) const NAME: &str = "console";
 /// What FreeBSD's vpanic() prints before its message.
 const FREEBSD: &str = "panic: ";
 /// What Linux's panic() prints; a colon and the message follow.

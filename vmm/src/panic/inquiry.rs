@@ -11,8 +11,9 @@
 
 use std::time::{Duration, Instant};
 
-use netdump::freebsd::panic_state::{OwnDump, Panicked};
+use netdump::panicked::{OwnDump, Panicked};
 
+use super::console::NAME as FORGEABLE;
 use super::{Lookout, REQUEST, SourceOptions};
 use crate::events::PanicEvent;
 
@@ -115,6 +116,11 @@ impl Inquiry {
         self.left_to_guest = true;
     }
 
+    /// A source has seen what may become a panic; its sign is told with it.
+    pub(crate) fn suspect(&mut self, source: &'static str, now: Instant) {
+        self.note(source, now);
+    }
+
     /// Looks at the running guest, when it is time.
     pub(crate) fn look(&mut self, now: Instant) -> Ruling {
         if self.next_look().is_none_or(|at| now < at) {
@@ -125,7 +131,9 @@ impl Inquiry {
             Some((event, seen)) => self.weigh(event, seen, now).unwrap_or(Ruling::GoOn),
             // Words that were set and are so no more: the panic was still seen.
             None => match self.waiting.take() {
-                Some(waiting) if self.is_late(&waiting.first, now) => self.dump(waiting.first, None, now),
+                Some(waiting) if self.is_late(&waiting.first, waiting.last.patience, now) => {
+                    self.dump(waiting.first, None, now)
+                }
                 waiting => {
                     self.waiting = waiting;
                     Ruling::GoOn
@@ -149,6 +157,14 @@ impl Inquiry {
         }
         match self.ask(now) {
             Some((_, seen)) => self.weigh(event, seen, now).unwrap_or(Ruling::RunOn),
+            None if event.source == FORGEABLE && self.lookouts.iter_mut().any(|look| look.says_well()) => {
+                self.signs.retain(|sign| sign.source != FORGEABLE);
+                tracing::info!(
+                    line = event.detail,
+                    "the console told of a panic, but the kernel does not say that it has panicked"
+                );
+                Ruling::RunOn
+            }
             None => {
                 let first = self.waiting.take().map_or(event, |waiting| waiting.first);
                 self.dump(first, None, now)
@@ -159,7 +175,7 @@ impl Inquiry {
     /// Somebody asks for a dump, whatever the guest does. A panic that is waited for stays what is dumped.
     pub(crate) fn request(&mut self, by: &str, now: Instant) -> Box<Finding> {
         self.note(REQUEST, now);
-        let seen = self.ask(now).map(|(_, seen)| seen);
+        let seen = self.ask_by(now, |lookout| lookout.look_at_end()).map(|(_, seen)| seen);
         let event = match self.waiting.take() {
             Some(Waiting { mut first, .. }) => {
                 first.detail = format!("{}; then a dump was asked for: {by}", first.detail);
@@ -184,7 +200,7 @@ impl Inquiry {
 
     fn end(&mut self, event: Option<PanicEvent>, by: &str, now: Instant) -> Ruling {
         let vcpu = event.as_ref().and_then(|event| event.vcpu);
-        let (word, seen) = self.ask(now).unzip();
+        let (word, seen) = self.ask_by(now, |lookout| lookout.look_at_end()).unzip();
         let has_dumped = seen.as_ref().is_some_and(|seen| seen.own_dump == OwnDump::Over);
         if has_dumped && !self.options.ignore_crashloaded {
             self.left_to_guest = true;
@@ -201,15 +217,23 @@ impl Inquiry {
 
     /// What the kernel's own words say, as an event of the lookout that reads them.
     fn ask(&mut self, now: Instant) -> Option<(PanicEvent, Panicked)> {
-        let (source, seen) =
-            self.lookouts.iter_mut().find_map(|lookout| Some((lookout.name(), lookout.look()?)))?;
+        self.ask_by(now, |lookout| lookout.look())
+    }
+
+    fn ask_by(
+        &mut self,
+        now: Instant,
+        look: fn(&mut dyn Lookout) -> Option<Panicked>,
+    ) -> Option<(PanicEvent, Panicked)> {
+        let mut lookouts = self.lookouts.iter_mut();
+        let (source, seen) = lookouts.find_map(|lookout| Some((lookout.name(), look(lookout.as_mut())?)))?;
         self.note(source, now);
         let event = PanicEvent {
             source,
             vcpu: None,
             at: now,
             text: None,
-            detail: "the kernel's panicstr is set".into(),
+            detail: seen.evidence.into(),
             survivable: true,
         };
         Some((event, seen))
@@ -237,7 +261,8 @@ impl Inquiry {
             None => (event, now),
         };
         let silent = now.saturating_duration_since(unchanged_since) >= SILENCE;
-        if (silent && seen.looks_settled()) || self.is_late(&first, now) {
+        let settled = seen.is_through() || (silent && seen.looks_settled());
+        if settled || self.is_late(&first, seen.patience, now) {
             return Some(self.dump(first, Some(seen), now));
         }
         self.waiting = Some(Waiting { first, last: seen, unchanged_since });
@@ -248,14 +273,15 @@ impl Inquiry {
         let why = match seen.own_dump {
             OwnDump::None => return None,
             OwnDump::Configured => "it has a dump device of its own",
+            OwnDump::CrashKernel => "its own crash kernel takes over",
             OwnDump::Running => "it is dumping by itself",
             OwnDump::Over => "it has dumped by itself",
         };
         (!self.options.ignore_crashloaded).then_some(why)
     }
 
-    fn is_late(&self, first: &PanicEvent, now: Instant) -> bool {
-        now.saturating_duration_since(first.at) >= self.options.settle
+    fn is_late(&self, first: &PanicEvent, patience: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(first.at) >= self.options.settle.unwrap_or(patience)
     }
 
     fn dump(&self, event: PanicEvent, seen: Option<Panicked>, now: Instant) -> Ruling {
@@ -283,9 +309,22 @@ mod tests {
 
     use super::*;
 
+    /// What no test varies.
+    const QUIET: Panicked = Panicked {
+        evidence: "words",
+        text: None,
+        cpu: None,
+        own_dump: OwnDump::None,
+        formatted: true,
+        others_stopped: true,
+        written: None,
+        finished: None,
+        patience: Duration::from_millis(250),
+    };
+
     /// A lookout that says what the test wants.
     #[derive(Debug, Clone, Default)]
-    struct Words(Arc<Mutex<Option<Panicked>>>);
+    struct Words(Arc<Mutex<Option<Panicked>>>, Arc<Mutex<bool>>);
 
     impl Lookout for Words {
         fn name(&self) -> &'static str {
@@ -294,6 +333,10 @@ mod tests {
 
         fn look(&mut self) -> Option<Panicked> {
             self.0.lock().unwrap().clone()
+        }
+
+        fn says_well(&mut self) -> bool {
+            *self.1.lock().unwrap()
         }
     }
 
@@ -314,7 +357,7 @@ mod tests {
             let text = Some(if formatted { "text" } else { "format" }.to_owned());
             let written = Some(7);
             *self.words.0.lock().unwrap() =
-                Some(Panicked { text, cpu, own_dump, formatted, others_stopped, written });
+                Some(Panicked { text, cpu, own_dump, formatted, others_stopped, written, ..QUIET });
         }
 
         /// The kernel goes on printing.
@@ -432,7 +475,8 @@ mod tests {
         };
         assert_eq!(looks, 51, "250 ms after the first");
         assert!(finding.event.detail.contains("not through"), "{}", finding.event.detail);
-        let mut impatient = Bench::new(SourceOptions { settle: Duration::ZERO, ..SourceOptions::default() });
+        let mut impatient =
+            Bench::new(SourceOptions { settle: Some(Duration::ZERO), ..SourceOptions::default() });
         impatient.say(false, false, OwnDump::None);
         found(impatient.look());
     }
@@ -452,6 +496,39 @@ mod tests {
     fn a_sign_of_an_unknown_kernel_is_dumped_at_once() {
         let finding = found(bench().hear("pvpanic", true));
         assert_eq!((sources(&finding), finding.waited), (vec!["pvpanic"], Duration::ZERO));
+    }
+
+    #[test]
+    fn a_line_on_the_console_is_no_sign_where_the_kernel_says_that_it_is_well() {
+        let mut bench = bench();
+        *bench.words.1.lock().unwrap() = true;
+        assert!(matches!(bench.hear("console", true), Ruling::RunOn));
+        assert!(!bench.inquiry.has_panicked());
+        assert_eq!(sources(&found(bench.hear("pvpanic", true))), ["pvpanic"]);
+    }
+
+    #[test]
+    fn a_kernel_that_says_that_it_is_through_is_dumped_at_once_and_one_that_will_say_so_is_waited_for() {
+        let mut bench = bench();
+        bench.say(true, true, OwnDump::None);
+        let finished = |bench: &Bench, finished| {
+            bench.words.0.lock().unwrap().as_mut().unwrap().finished = Some(finished);
+        };
+        finished(&bench, false);
+        for _ in 0..20 {
+            assert!(matches!(bench.look(), Ruling::GoOn));
+        }
+        finished(&bench, true);
+        assert!(!found(bench.look()).event.detail.contains("not through"));
+    }
+
+    #[test]
+    fn a_suspicion_is_told_with_what_comes_of_it() {
+        let mut bench = bench();
+        bench.inquiry.suspect("watchdog", bench.now);
+        assert!(!bench.inquiry.has_panicked());
+        bench.now += EVERY;
+        assert_eq!(sources(&found(bench.hear("pvpanic", true))), ["watchdog", "pvpanic"]);
     }
 
     #[test]
@@ -516,7 +593,7 @@ mod tests {
     #[test]
     fn a_dumper_does_not_count_if_the_user_says_so() {
         let mut bench = Bench::new(SourceOptions { ignore_crashloaded: true, ..SourceOptions::default() });
-        for own in [OwnDump::Configured, OwnDump::Running, OwnDump::Over] {
+        for own in [OwnDump::Configured, OwnDump::CrashKernel, OwnDump::Running, OwnDump::Over] {
             bench.say(true, true, own);
             assert!(matches!(bench.hear("console", true), Ruling::RunOn));
             bench.look_until_found(10);

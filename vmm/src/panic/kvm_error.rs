@@ -34,7 +34,7 @@ fn recognise(exit: &Exit) -> Option<ExitPanic> {
         Exit::Unexpected(what) => what.clone(),
         _ => return None,
     };
-    Some(ExitPanic { source: NAME, detail })
+    Some(ExitPanic { source: NAME, detail, survivable: false })
 }
 
 #[cfg(test)]

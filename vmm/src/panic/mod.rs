@@ -5,24 +5,28 @@
 //! asks. It decides nothing; what follows from all that the sources say is `inquiry.rs`'s part.
 
 mod console;
+mod hyperv;
 pub(crate) mod inquiry;
 mod kvm_error;
 mod pvpanic;
 mod request;
 mod triple_fault;
-mod watcher;
+pub(crate) mod watchdog;
+pub mod watcher;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use netdump::freebsd::panic_state::Panicked;
+use netdump::panicked::Panicked;
 use netdump::vmcore::KernelSymbols;
 use nix::sys::signal::Signal;
 
 use crate::bus::{Bus, BusError};
 use crate::console::ConsoleWatcher;
 use crate::events::EventSender;
+use crate::hyperv::HypervMsrs;
 use crate::memory::GuestMemory;
 use crate::vcpu::Exit;
 
@@ -32,6 +36,8 @@ pub static ALL: &[&dyn PanicSource] = &[
     &triple_fault::TripleFault,
     &console::Console,
     &watcher::Watcher,
+    &hyperv::HypervCrash,
+    &watchdog::WatchdogSource,
     &kvm_error::KvmError,
     &request::Request,
 ];
@@ -49,20 +55,19 @@ pub trait PanicSource: Sync + fmt::Debug {
 }
 
 /// What a source may be told by options.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct SourceOptions {
     /// Dump although the guest's own crash kernel or dumper takes over.
     pub ignore_crashloaded: bool,
-    /// How long a panicked kernel may take to finish its message, to stop its other CPUs and to print what it has to say.
-    pub settle: Duration,
+    /// How long a panicked kernel may take to finish its message, to stop its other CPUs and to print what it has to
+    /// say; else as long as kernels of its kind need.
+    pub settle: Option<Duration>,
     /// Dump after this time, panic or not.
     pub dump_after: Option<Duration>,
-}
-
-impl Default for SourceOptions {
-    fn default() -> Self {
-        Self { ignore_crashloaded: false, settle: Duration::from_millis(250), dump_after: None }
-    }
+    /// Dump when no vCPU makes progress for this time.
+    pub watchdog: Option<Duration>,
+    /// Show the guest Hyper-V's crash registers.
+    pub hyperv_crash: bool,
 }
 
 /// Where sources can put themselves.
@@ -78,6 +83,8 @@ pub struct Places<'a> {
     pub wakeups: &'a mut Vec<Wakeup>,
     /// Those that the event loop asks from time to time.
     pub lookouts: &'a mut Vec<Box<dyn Lookout>>,
+    /// Hyper-V, as the guest is to find it.
+    pub hyperv: &'a mut Option<Arc<HypervMsrs>>,
     /// The guest as it will run.
     pub guest: &'a WatchedGuest<'a>,
     /// The source's options.
@@ -104,6 +111,16 @@ pub trait Lookout: Send + fmt::Debug {
 
     /// What the guest's kernel says of its panic; `None` when it has not panicked. The guest may be running.
     fn look(&mut self) -> Option<Panicked>;
+
+    /// Whether the kernel itself says that it has not panicked: then a line on its console is a forgery.
+    fn says_well(&mut self) -> bool {
+        false
+    }
+
+    /// What [`look`](Self::look) says of a guest that has ended, or is about to be dumped for another reason: it may take longer.
+    fn look_at_end(&mut self) -> Option<Panicked> {
+        self.look()
+    }
 }
 
 /// Looks at an exit; `Some` if it means a panic.
@@ -116,15 +133,19 @@ pub struct ExitPanic {
     pub source: &'static str,
     /// What was seen, for the report.
     pub detail: String,
+    /// Whether the guest can still run.
+    pub survivable: bool,
 }
 
-/// A request for a dump that comes from outside the guest.
+/// Something outside the guest that makes for a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wakeup {
     /// When this process gets the signal.
     Signal(Signal),
     /// When the guest has run for so long.
     After(Duration),
+    /// When no vCPU has made progress for so long.
+    Hang(Duration),
 }
 
 /// Name of the source that [`Wakeup`]s belong to.
@@ -166,6 +187,7 @@ mod tests {
         let (sender, _queue) = events::channel().unwrap();
         let (mut ports, mut console, mut exits, mut wakeups, mut lookouts) =
             (Bus::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut hyperv = None;
         let memory = memory::create(MemorySize::new(2 << 20).unwrap()).unwrap();
         let guest = WatchedGuest { memory: &memory, symbols: &KernelSymbols::default(), cpus: 1 };
         for source in ALL {
@@ -179,6 +201,7 @@ mod tests {
                     exits: &mut exits,
                     wakeups: &mut wakeups,
                     lookouts: &mut lookouts,
+                    hyperv: &mut hyperv,
                     guest: &guest,
                     options: SourceOptions::default(),
                     events: &sender,

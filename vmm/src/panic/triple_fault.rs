@@ -28,5 +28,9 @@ impl PanicSource for TripleFault {
 }
 
 fn recognise(exit: &Exit) -> Option<ExitPanic> {
-    (*exit == Exit::Shutdown).then(|| ExitPanic { source: NAME, detail: "triple fault".into() })
+    (*exit == Exit::Shutdown).then(|| ExitPanic {
+        source: NAME,
+        detail: "triple fault".into(),
+        survivable: false,
+    })
 }

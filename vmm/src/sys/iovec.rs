@@ -87,6 +87,26 @@ pub fn readv(fd: BorrowedFd<'_>, targets: &mut [Target<'_>]) -> io::Result<usize
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// Writes `sources`, in order, at `offset` bytes into a file; how many bytes went, which may be fewer than there are.
+pub fn pwritev(fd: BorrowedFd<'_>, sources: &[Source<'_>], offset: u64) -> io::Result<usize> {
+    let first: *const iovec = sources.as_ptr().cast();
+    // SAFETY: as for `writev`; the offset is a number by value.
+    let count = unsafe { libc::pwritev(fd.as_raw_fd(), first, length(sources.len()), position(offset)?) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Fills `targets`, in order, from `offset` bytes into a file on; how many bytes came, which may be fewer than fit.
+pub fn preadv(fd: BorrowedFd<'_>, targets: &mut [Target<'_>], offset: u64) -> io::Result<usize> {
+    let first: *const iovec = targets.as_ptr().cast();
+    // SAFETY: as for `readv`; the offset is a number by value.
+    let count = unsafe { libc::preadv(fd.as_raw_fd(), first, length(targets.len()), position(offset)?) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+fn position(offset: u64) -> io::Result<libc::off_t> {
+    offset.try_into().map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
+}
+
 /// The kernel refuses more than 1024 pieces (`UIO_MAXIOV`), so a count cut to the largest `int` is refused as well.
 fn length(pieces: usize) -> c_int {
     c_int::try_from(pieces).unwrap_or(c_int::MAX)
@@ -122,6 +142,21 @@ mod tests {
         assert_eq!(readv(file.as_fd(), &mut targets).unwrap(), 10);
         assert_eq!(&head, b"HEAD ");
         assert_eq!(memory.read_obj::<[u8; 5]>(GuestAddress(0x10)).unwrap(), *b"GUEST");
+    }
+
+    #[test]
+    fn pieces_go_to_and_come_from_a_place_in_a_file() {
+        let file = tempfile::tempfile().unwrap();
+        let sources = [Source::from(&b"one"[..]), Source::from(&b"two"[..])];
+        assert_eq!(pwritev(file.as_fd(), &sources, 10).unwrap(), 6);
+        let (mut gap, mut text) = ([9; 2], [0; 6]);
+        let mut targets = [Target::from(&mut gap[..]), Target::from(&mut text[..])];
+        assert_eq!(preadv(file.as_fd(), &mut targets, 8).unwrap(), 8);
+        assert_eq!((gap, &text), ([0; 2], b"onetwo"));
+        assert_eq!(
+            preadv(file.as_fd(), &mut [], u64::MAX).unwrap_err().raw_os_error(),
+            Some(libc::EOVERFLOW)
+        );
     }
 
     #[test]

@@ -1,15 +1,18 @@
-//! ACPI tables (ACPI specification 6.5): RSDP, XSDT, FADT, MADT and a DSDT, made by the crate `acpi_tables`.
+//! ACPI tables (ACPI specification 6.5): RSDP, XSDT, FADT, MADT, a DSDT and, with PCI, an MCFG (PCI Firmware 3.0, 4.1.2),
+//! made by the crate `acpi_tables`.
 //!
 //! The machine is hardware-reduced (section 4.1): no PM timer, no fixed events, no FACS. Soft-off is the sleep control
 //! register, a reset the Intel chipsets' port. Both FreeBSD's and Linux's ACPICA take that at run time.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
+    AddressSpace as Window, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE,
+    Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -24,9 +27,11 @@ const OEM_REVISION: u32 = 1;
 /// Tables begin at multiples of this.
 const ALIGN: usize = 16;
 
-/// FADT, IA-PC boot architecture flags (table 5.11): an 8042 is there, VGA is not, nor are MSIs without PCI, nor ASPM;
-/// the clock at 0x70 is there, as bit 5 is clear.
-const BOOT_ARCH: u16 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4;
+/// FADT, IA-PC boot architecture flags (table 5.11): an 8042 is there, VGA is not, nor is ASPM; the clock at 0x70 is
+/// there, as bit 5 is clear.
+const BOOT_ARCH: u16 = 1 << 1 | 1 << 2 | 1 << 4;
+/// And MSIs are not, without PCI.
+const NO_MSI: u16 = 1 << 3;
 /// What resets by the reset control register: a full reset, bit 2 rising.
 const RESET_VALUE: u8 = 0x06;
 
@@ -44,11 +49,14 @@ pub fn tables(hardware: &Hardware) -> Vec<u8> {
     // The RSDP names the XSDT, which comes last because it names the others.
     let mut place = Place { bytes: vec![0; Rsdp::len()] };
     let dsdt = place.add(dsdt(hardware).as_slice());
-    let fadt = place.add(&bytes_of(&fadt(dsdt)));
+    let fadt = place.add(&bytes_of(&fadt(dsdt, hardware)));
     let madt = place.add(madt(hardware.cpus).as_slice());
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if hardware.pci {
+        xsdt.add_entry(place.add(&bytes_of(&mcfg())));
+    }
     let xsdt = place.add(&bytes_of(&xsdt));
     let rsdp = bytes_of(&Rsdp::new(OEM, xsdt));
     place.bytes.iter_mut().zip(rsdp).for_each(|(slot, byte)| *slot = byte);
@@ -76,7 +84,7 @@ fn bytes_of(object: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+fn fadt(dsdt: u64, hardware: &Hardware) -> acpi_tables::fadt::FADT {
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -89,7 +97,7 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     fadt.dsdt = u32::try_from(dsdt).expect("below 1 MiB").into();
     fadt.sci_int = u16::from(layout::SCI_IRQ).into();
     fadt.century = rtc::CENTURY;
-    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.iapc_boot_arch = (BOOT_ARCH | if hardware.pci { 0 } else { NO_MSI }).into();
     // A FreeBSD kernel that panics waits before it resets (kern.panic_reboot_wait_time), but not every one on a machine
     // with this register: 14.0-CURRENT of July 2022 uses it first, and is gone at the end of its message.
     fadt.reset_reg = port(layout::RESET_CONTROL);
@@ -125,6 +133,13 @@ fn source_override(irq: u8, pin: u8, flags: u16) -> [u8; 10] {
     [SOURCE_OVERRIDE, 10, 0, irq, pin, 0, 0, 0, low, high]
 }
 
+/// Where the configuration space of bus 0 is in memory.
+fn mcfg() -> MCFG {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(layout::PCI_ECAM.into(), 0, 0, 0);
+    mcfg
+}
+
 fn dsdt(hardware: &Hardware) -> Sdt {
     let mut aml = Vec::new();
     let s5 = Name::new("_S5_".into(), &Package::new(vec![&sleep::S5, &ZERO, &ZERO, &ZERO]));
@@ -132,6 +147,7 @@ fn dsdt(hardware: &Hardware) -> Sdt {
     let mut devices = (0..hardware.cpus).map(processor).collect::<Vec<_>>();
     devices.extend(board_devices());
     devices.extend(hardware.pvpanic.then(pvpanic));
+    devices.extend(hardware.pci.then(pci).into_iter().flatten());
     devices.extend((0..).zip(&hardware.virtio_mmio).map(|(index, device)| virtio_mmio(index, *device)));
     let devices: Vec<_> = devices.into_iter().map(Encoded).collect();
     let refs = devices.iter().map(|device| device as &dyn Aml).collect();
@@ -190,6 +206,26 @@ fn pvpanic() -> Vec<u8> {
     device("PEVT", &"QEMU0001", 0, vec![&IO::new(layout::PVPANIC, layout::PVPANIC, 1, 1)])
 }
 
+/// A PCI Express root with one bus, and a note that the configuration space in memory is taken: without it Linux does not
+/// believe the MCFG (`arch/x86/pci/mmconfig-shared.c`). No interrupt routing: functions use MSI-X.
+fn pci() -> [Vec<u8>; 2] {
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0A08"));
+    let cid = Name::new("_CID".into(), &EISAName::new("PNP0A03"));
+    let uid = Name::new("_UID".into(), &ZERO);
+    let segment = Name::new("_SEG".into(), &ZERO);
+    let bus = Name::new("_BBN".into(), &ZERO);
+    let coherent = Name::new("_CCA".into(), &ONE);
+    let end = layout::PCI_WINDOW + (layout::PCI_WINDOW_LEN - 1);
+    let buses = Window::new_bus_number(0u16, 0);
+    let ports = IO::new(layout::PCI_PORTS, layout::PCI_PORTS, 1, 8);
+    let window = Window::new_memory(AddressSpaceCacheable::NotCacheable, true, layout::PCI_WINDOW, end, None);
+    let resources = ResourceTemplate::new(vec![&buses, &ports, &window]);
+    let resources = Name::new("_CRS".into(), &resources);
+    let root = Device::new("PCI0".into(), vec![&hid, &cid, &uid, &segment, &bus, &coherent, &resources]);
+    let taken = Memory32Fixed::new(true, layout::PCI_ECAM, layout::PCI_ECAM_LEN);
+    [bytes_of(&root), device("MRES", &EISAName::new("PNP0C02"), 0, vec![&taken])]
+}
+
 /// LNRO0005: Linux `drivers/virtio/virtio_mmio.c`, FreeBSD `virtio_mmio_acpi.c`.
 fn virtio_mmio(index: u8, at: VirtioMmio) -> Vec<u8> {
     let hid = Name::new("_HID".into(), &"LNRO0005");
@@ -209,7 +245,7 @@ mod tests {
     fn hardware() -> Hardware {
         let virtio_mmio =
             vec![VirtioMmio { base: 0xd000_0000, irq: 5 }, VirtioMmio { base: 0xd000_1000, irq: 6 }];
-        Hardware { cpus: 3, virtio_mmio, pvpanic: true }
+        Hardware { cpus: 3, virtio_mmio, pvpanic: true, pci: true }
     }
 
     fn sum(bytes: &[u8]) -> u8 {
@@ -245,7 +281,10 @@ mod tests {
     fn every_table_is_found_and_its_checksum_is_right() {
         let all = tables(&hardware());
         let signatures: Vec<_> = found(&all).iter().map(|table| &table[..4]).collect();
-        assert_eq!(signatures, [b"FACP", b"APIC"]);
+        assert_eq!(signatures, [b"FACP", b"APIC", b"MCFG"]);
+        // Base of the segment's configuration space, and its first and last bus.
+        let mcfg = found(&all)[2];
+        assert_eq!((u64_at(mcfg, 44), u32_at(mcfg, 52), mcfg.len()), (0xf000_0000, 0, 60));
     }
 
     #[test]
@@ -292,8 +331,9 @@ mod tests {
         assert_eq!((has(&full, b"LNRO0005"), has(&full, b"QEMU0001"), has(&full, b"ACPI0007")), (2, 1, 3));
         // Memory32Fixed, read-write, base, length.
         assert_eq!(has(&full, &[0x86, 9, 0, 1, 0, 0x10, 0, 0xd0, 0, 0x10, 0, 0]), 1);
+        assert_eq!((has(&full, b"PCI0"), has(&full, b"MRES")), (1, 1));
         let bare = Hardware { cpus: 1, ..Default::default() };
-        assert_eq!((has(&bare, b"LNRO0005"), has(&bare, b"QEMU0001")), (0, 0));
+        assert_eq!((has(&bare, b"LNRO0005"), has(&bare, b"QEMU0001"), has(&bare, b"PCI0")), (0, 0, 0));
         assert_eq!(has(&bare, b"_S5_"), 1);
     }
 }

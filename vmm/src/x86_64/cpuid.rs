@@ -35,8 +35,6 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 EDX: the package has several logical CPUs, so that their number in EBX counts.
 const HTT: u32 = 1 << 28;
-/// Leaf 7.0 ECX: five-level paging. Hidden: it saves page-table walks and keeps every reader of cores working.
-const LA57: u32 = 1 << 16;
 /// Leaf 0x80000001 ECX, AMD: the logical CPUs that HTT tells of are cores rather than threads.
 const CMP_LEGACY: u32 = 1 << 1;
 /// Leaf 0x80000001 ECX, AMD: leaves 0x8000001D and 0x8000001E exist.
@@ -66,7 +64,6 @@ pub(crate) fn adapt(supported: &CpuId, index: u8, count: u8, clocks: Clocks) -> 
         match (entry.function, entry.index) {
             (0x1, _) => set_identity(entry, cpu, clocks.has_tsc_deadline),
             (0x4, _) => set_cache_sharing(entry, cpu),
-            (0x7, 0) => entry.ecx &= !LA57,
             (0x8000_0001, _) if host.is_amd => set_bit(&mut entry.ecx, CMP_LEGACY, cpu.count > 1),
             (0x8000_0008, _) if host.is_amd => {
                 set_field(&mut entry.ecx, 0..8, cpu.count - 1);
@@ -234,7 +231,7 @@ mod tests {
             entry(4, 2, [0xfc00_4143, 0x03c0_003f, 2047, 0]),
             entry(4, 3, [0xfc1f_c163, 0x04c0_003f, 0x1_ffff, 4]),
             entry(4, 4, [0; 4]),
-            entry(7, 0, [2, 0xf1bf_07ab, LA57 | 1 << 22, 0]),
+            entry(7, 0, [2, 0xf1bf_07ab, 1 << 22, 0]),
             entry(0xb, 0, [0; 4]),
             entry(0x1f, 0, [0; 4]),
             entry(0x8000_0000, 0, [0x8000_0008, 0, 0, 0]),
@@ -353,11 +350,6 @@ mod tests {
         assert_eq!(leaf(&unknown, HYPERVISOR_LEAF, 0)[0], 0x4000_0001);
         assert_eq!(find(&unknown, CLOCK_RATES, 0), None);
         assert_eq!(leaf(&unknown, POWER_MANAGEMENT, 0)[3], 0);
-    }
-
-    #[test]
-    fn five_level_paging_is_hidden() {
-        assert_eq!(leaf(&adapt(&intel(), 0, 1, deadline(true)), 7, 0), [2, 0xf1bf_07ab, 1 << 22, 0]);
     }
 
     #[test]

@@ -13,8 +13,10 @@ pub struct Hardware {
     pub cpus: u8,
     /// Devices with the virtio-mmio transport.
     pub virtio_mmio: Vec<VirtioMmio>,
-    /// Whether there is a pvpanic device.
+    /// Whether there is a pvpanic device at its port.
     pub pvpanic: bool,
+    /// Whether there is a PCI bus.
+    pub pci: bool,
 }
 
 /// Where a virtio-mmio device is.
@@ -102,8 +104,8 @@ mod tests {
     #[test]
     fn the_tables_are_where_systems_search_for_them() {
         let memory = memory(2);
-        let virtio_mmio = vec![VirtioMmio { base: layout::VIRTIO_MMIO, irq: layout::VIRTIO_MMIO_IRQ }; 8];
-        write(&memory, &Hardware { cpus: 254, virtio_mmio, pvpanic: true }).unwrap();
+        let virtio_mmio = vec![VirtioMmio { base: layout::VIRTIO_MMIO, irq: layout::VIRTIO_MMIO_IRQS[0] }; 8];
+        write(&memory, &Hardware { cpus: 254, virtio_mmio, pvpanic: true, pci: true }).unwrap();
         let bytes = |at: u64, len: usize| {
             let mut bytes = vec![0; len];
             memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();

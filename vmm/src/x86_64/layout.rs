@@ -15,6 +15,8 @@
 //! 0x100000         kernel and the rest of low RAM
 //! 0xc0000000       end of low RAM at the latest; the hole up to 4 GiB belongs to devices:
 //! 0xd0000000         virtio-mmio devices, one page each
+//! 0xe0000000         PCI devices: where their BARs lie
+//! 0xf0000000         PCI configuration space of bus 0
 //! 0xfec00000         IOAPIC (KVM's)
 //! 0xfee00000         local APICs (KVM's)
 //! 0xfffbd000         three pages for KVM's real-mode TSS (only Intel hosts use them)
@@ -76,9 +78,17 @@ pub const HOLE_END: u64 = 0x1_0000_0000;
 pub const VIRTIO_MMIO: u32 = 0xd000_0000;
 /// Bytes that each virtio-mmio device occupies.
 pub const VIRTIO_MMIO_LEN: u32 = 0x1000;
-/// Interrupt of the first virtio-mmio device, as an IOAPIC pin: 3 and 4 are the serial ports'. Below 16, so that its
-/// pin is an ISA one, edge-triggered, for guests that go by the MP table.
-pub const VIRTIO_MMIO_IRQ: u8 = 5;
+/// Interrupts of the virtio-mmio devices, as IOAPIC pins: 0 to 4, 8 and 9 are the board's. Those below 16 come first, as
+/// they are ISA ones, edge-triggered, for guests that go by the MP table.
+pub const VIRTIO_MMIO_IRQS: [u8; 17] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
+/// Where the BARs of PCI devices lie.
+pub const PCI_WINDOW: u32 = 0xe000_0000;
+/// Length of that window in bytes.
+pub const PCI_WINDOW_LEN: u32 = 0x1000_0000;
+/// The PCI configuration space in memory (ECAM): one bus.
+pub const PCI_ECAM: u32 = 0xf000_0000;
+/// Its length in bytes: 32 devices of 8 functions of 4 KiB.
+pub const PCI_ECAM_LEN: u32 = 0x10_0000;
 /// KVM's IOAPIC.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// KVM's local APICs.
@@ -98,6 +108,8 @@ pub const I8042_IRQ: u8 = 1;
 pub const RTC: u16 = 0x70;
 /// The interrupt that ACPI events would use.
 pub const SCI_IRQ: u8 = 9;
+/// PCI configuration: address at 0xcf8, data at 0xcfc.
+pub const PCI_PORTS: u16 = 0xcf8;
 /// Reset control register of Intel chipsets.
 pub const RESET_CONTROL: u16 = 0xcf9;
 /// pvpanic's port, as QEMU places it.

@@ -61,10 +61,21 @@ pub(crate) fn set_power_on(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     vcpu.set_lapic(&lapic)
 }
 
+/// Sends a CPU an NMI the way a button on the machine does: by the pin LINT1, if the guest lets it (KVM API, `KVM_NMI`).
+pub(crate) fn send_nmi(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    const MASKED: u32 = 1 << 16;
+    const DELIVERY_MODE: u32 = 7 << 8;
+    let lapic = vcpu.get_lapic()?;
+    let [_, (offset, mode)] = LVT_LINT;
+    let word = lapic.regs.iter().skip(offset).take(4).rev();
+    let word = word.fold(0, |word, byte| word << 8 | u32::from(byte.cast_unsigned()));
+    if word & (MASKED | DELIVERY_MODE) == mode { vcpu.nmi() } else { Ok(()) }
+}
+
 /// Puts the boot CPU at the kernel's entry.
 pub(crate) fn set_entry(vcpu: &VcpuFd, state: &BootState) -> Result<(), kvm_ioctls::Error> {
     let mut sregs = vcpu.get_sregs()?;
-    state.apply(&mut sregs);
+    state.mode.apply(&mut sregs);
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&kvm_regs {
         rip: state.entry,

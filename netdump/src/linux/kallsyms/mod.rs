@@ -11,12 +11,18 @@ mod tables;
 
 use std::sync::Arc;
 
+use super::{LinuxMemory, Vmcoreinfo};
 use crate::vmcore::KernelSymbols;
 use crate::vmcore::symbols::ListedSymbol;
-use tables::{Base, LongNames, MARKER_STEP, MAX_SYMBOLS, NameWalk, Tokens, u64_at};
+use tables::{Base, LongNames, MARKER_STEP, MAX_SYMBOLS, NameWalk, TOKENS, Tokens, u64_at};
 
 /// Where x86-64's kernel image may lie, KASLR included.
 const IMAGE_START: u64 = 0xffff_ffff_8000_0000;
+/// Most bytes of packed names and of tokens; 6.12 has 2.2 MB and 900 bytes.
+const MAX_NAMES: usize = 32 << 20;
+const MAX_TOKENS: usize = 1 << 16;
+/// How much of an image is searched: text and read-only data, which have some 30 to 50 MB.
+const MAX_IMAGE: usize = 64 << 20;
 /// Most symbols of one address that are looked at: aliases come in twos and threes.
 const MAX_ALIASES: usize = 64;
 
@@ -49,7 +55,38 @@ pub fn from_image(elf: &[u8]) -> Option<KernelSymbols> {
     Some(Kallsyms::from_image(elf)?.symbols(KernelSymbols::parse(elf).ok()?))
 }
 
+/// The symbols of a stopped kernel at the addresses that it runs at. A guest's memory has no load map.
+pub fn from_memory(memory: &LinuxMemory<'_>, info: &Vmcoreinfo) -> Option<KernelSymbols> {
+    Some(Kallsyms::from_memory(memory, info)?.symbols(KernelSymbols::default()))
+}
+
 impl Kallsyms {
+    /// The table of a stopped kernel, with the addresses that it runs at: through VMCOREINFO, which names it since 6.0, else
+    /// by searching the kernel's image.
+    pub fn from_memory(memory: &LinuxMemory<'_>, info: &Vmcoreinfo) -> Option<Self> {
+        Self::named(memory, info).or_else(|| Self::from_image(&image(memory, info)?))
+    }
+
+    /// The table where VMCOREINFO says. Its names end before the tokens begin, whichever order it has.
+    fn named(memory: &LinuxMemory<'_>, info: &Vmcoreinfo) -> Option<Self> {
+        let address = |table: &str| info.symbol(&format!("kallsyms_{table}"));
+        let read = |from: u64, len: u64, most: usize| {
+            let mut bytes = vec![0; usize::try_from(len).ok().filter(|&len| len <= most)?];
+            memory.read(from, &mut bytes)?;
+            Some(bytes)
+        };
+        let (names, text, index) = (address("names")?, address("token_table")?, address("token_index")?);
+        let count = memory.read_u32(address("num_syms")?).filter(|&count| count as usize <= MAX_SYMBOLS)?;
+        let names = read(names, text.checked_sub(names)?, MAX_NAMES)?;
+        let text = read(text, index.checked_sub(text)?, MAX_TOKENS)?;
+        let index = read(index, 2 * TOKENS as u64, MAX_TOKENS)?;
+        let offsets = read(address("offsets")?, 4 * u64::from(count), 4 * MAX_SYMBOLS)?;
+        let base = memory.read_u64(address("relative_base")?)?;
+        let tokens = Tokens::new(&text, &index)?;
+        Self::new((&names, LongNames::TwoBytes), tokens.clone(), &offsets, base)
+            .or_else(|| Self::new((&names, LongNames::No), tokens, &offsets, base))
+    }
+
     /// The table in an unpacked `vmlinux`, with the addresses that it was linked for.
     pub fn from_image(elf: &[u8]) -> Option<Self> {
         let places = search::search(elf)?;
@@ -158,6 +195,15 @@ impl Kallsyms {
         image.with_listed(listed)
     }
 
+    /// These few with the load map of `image`, for who keeps them beside a guest.
+    pub fn only<const N: usize>(&self, names: [&str; N], image: KernelSymbols) -> KernelSymbols {
+        let found = names.into_iter().zip(self.addresses(names));
+        let listed = found.filter_map(|(name, address)| {
+            Some(ListedSymbol { name: name.into(), address: address?, is_local: false, is_function: false })
+        });
+        image.with_listed(listed.collect())
+    }
+
     fn address_of(&self, index: usize) -> u64 {
         self.base.address(self.offsets[index])
     }
@@ -177,6 +223,18 @@ impl Kallsyms {
         self.tokens.expand(packed, out);
         Some(())
     }
+}
+
+/// The kernel's image from its text on, as far as it is RAM.
+fn image(memory: &LinuxMemory<'_>, info: &Vmcoreinfo) -> Option<Vec<u8>> {
+    let start = info.symbol("_stext")?;
+    let physical = info.image_address(start)?;
+    let range = memory.physical().range_at(physical)?;
+    let len = usize::try_from(range.end() - physical).map_or(MAX_IMAGE, |len| len.min(MAX_IMAGE));
+    let mut bytes = vec![0; len];
+    // In one piece of physical memory: pages that the kernel has unmapped are read too.
+    memory.physical().read(physical, &mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// Where every 256th of `count` names begins, and where the last one ends.
@@ -206,4 +264,4 @@ fn is_function(kind: u8) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -127,6 +127,21 @@ impl FakeTables {
         out
     }
 
+    /// The same, and where in them the tables are that VMCOREINFO names.
+    pub(crate) fn named(&self) -> (Vec<u8>, [(&'static str, u64); 6]) {
+        let bytes = self.bytes();
+        let found = search::search(&bytes).unwrap();
+        let places = [
+            ("num_syms", found.names.start - 8),
+            ("names", found.names.start),
+            ("token_table", found.tokens.start),
+            ("token_index", found.token_index),
+            ("offsets", found.offsets),
+            ("relative_base", found.relative_base),
+        ];
+        (bytes, places.map(|(name, place)| (name, place as u64)))
+    }
+
     /// The same with other things around it.
     fn image(&self) -> Vec<u8> {
         let mut image = vec![0xcc; 4096];

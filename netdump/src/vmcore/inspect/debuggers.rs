@@ -1,7 +1,10 @@
-//! The commands that open a core in a debugger that knows FreeBSD's kernel cores.
+//! The commands that open a core in a debugger that knows kernel cores.
 //!
-//! kgdb (of the port devel/gdb) takes the kernel and the core as its two arguments; lldb's FreeBSD-Kernel plugin takes
+//! FreeBSD's: kgdb (of the port devel/gdb) takes the kernel and the core as its two arguments; lldb's FreeBSD-Kernel plugin takes
 //! the core as it takes any, with `--core`, and needs the kernel as its target.
+//!
+//! Linux's: crash takes the kernel with its debug information and the core; drgn takes the core and finds the debug
+//! information where distributions install it, unless `-s` names it.
 
 use std::path::{Path, PathBuf};
 
@@ -11,14 +14,24 @@ use crate::vmcore::unpack::Method;
 const USUAL_KERNEL: &str = "/boot/kernel/kernel";
 /// Formats that FreeBSD's own readers (libkvm, libfbsdvmcore) know.
 const KERNELS_OWN: [&str; 2] = ["minidump", "full"];
+/// Where distributions install a Linux kernel with its debug information (Debian's package ends in "-dbg").
+const USUAL_VMLINUX: &str = "/usr/lib/debug/boot/vmlinux-";
+/// The format that Linux's readers do not know: they need registers and VMCOREINFO.
+const RAW: &str = "raw";
 
 /// One command a debugger, ready for a shell; none for a core that they do not read. A packed core they read unpacked
-/// only, so the command for that comes first.
-pub fn commands(format: &str, core: &Path, packed: Option<Method>, kernel: Option<&Path>) -> Vec<String> {
-    if !KERNELS_OWN.contains(&format) {
+/// only, so the command for that comes first. `linux` is the release of the Linux kernel whose core it is, if it is one.
+pub fn commands(
+    format: &str,
+    core: &Path,
+    packed: Option<Method>,
+    kernel: Option<&Path>,
+    linux: Option<&str>,
+) -> Vec<String> {
+    let is_read = if linux.is_some() { format != RAW } else { KERNELS_OWN.contains(&format) };
+    if !is_read {
         return Vec::new();
     }
-    let kernel = kernel.map_or_else(|| USUAL_KERNEL.to_owned(), quoted);
     let plain = packed.map(|method| unpacked_name(core, method));
     let unpack = packed.zip(plain.as_deref()).map(|(method, plain)| {
         let program = match method {
@@ -28,8 +41,20 @@ pub fn commands(format: &str, core: &Path, packed: Option<Method>, kernel: Optio
         format!("{program} < {} > {}", quoted(core), quoted(plain))
     });
     let core = quoted(plain.as_deref().unwrap_or(core));
-    let debuggers = [format!("kgdb {kernel} {core}"), format!("lldb --core {core} {kernel}")];
+    let debuggers = match linux {
+        Some(release) => linux_commands(&core, kernel, release),
+        None => {
+            let kernel = kernel.map_or_else(|| USUAL_KERNEL.to_owned(), quoted);
+            [format!("kgdb {kernel} {core}"), format!("lldb --core {core} {kernel}")]
+        }
+    };
     unpack.into_iter().chain(debuggers).collect()
+}
+
+fn linux_commands(core: &str, kernel: Option<&Path>, release: &str) -> [String; 2] {
+    let usual = || quoted(Path::new(&format!("{USUAL_VMLINUX}{release}")));
+    let symbols = kernel.map(|kernel| format!(" -s {}", quoted(kernel))).unwrap_or_default();
+    [format!("crash {} {core}", kernel.map_or_else(usual, quoted)), format!("drgn -c {core}{symbols}")]
 }
 
 /// The core's name without the ending that its packing gave it.
@@ -60,8 +85,9 @@ mod tests {
 
     #[test]
     fn commands_can_be_pasted() {
-        let commands =
-            |core: &str, kernel: Option<&str>| commands("full", core.as_ref(), None, kernel.map(Path::new));
+        let commands = |core: &str, kernel: Option<&str>| {
+            commands("full", core.as_ref(), None, kernel.map(Path::new), None)
+        };
         assert_eq!(
             commands("vmcore.0", None),
             ["kgdb /boot/kernel/kernel vmcore.0", "lldb --core vmcore.0 /boot/kernel/kernel"]
@@ -72,8 +98,9 @@ mod tests {
 
     #[test]
     fn packed_cores_are_unpacked_first() {
-        let commands =
-            |core: &str, method| commands("minidump", core.as_ref(), Some(method), Some(Path::new("k")));
+        let commands = |core: &str, method| {
+            commands("minidump", core.as_ref(), Some(method), Some(Path::new("k")), None)
+        };
         assert_eq!(
             commands("vmcore.h.0.gz", Method::Gzip)[..2],
             ["gunzip < vmcore.h.0.gz > vmcore.h.0", "kgdb k vmcore.h.0"]
@@ -83,6 +110,20 @@ mod tests {
 
     #[test]
     fn cores_that_debuggers_do_not_read_have_no_commands() {
-        assert_eq!(commands("elf", Path::new("core"), None, None), [""; 0]);
+        assert_eq!(commands("elf", Path::new("core"), None, None, None), [""; 0]);
+        assert_eq!(commands("raw", Path::new("core"), None, None, Some("6.1")), [""; 0]);
+    }
+
+    #[test]
+    fn linux_cores_are_opened_with_the_kernels_debug_information() {
+        let commands = |kernel| commands("elf", Path::new("vmcore.0"), None, kernel, Some("6.1.0-1-amd64"));
+        assert_eq!(
+            commands(None),
+            ["crash /usr/lib/debug/boot/vmlinux-6.1.0-1-amd64 vmcore.0", "drgn -c vmcore.0"]
+        );
+        assert_eq!(
+            commands(Some(Path::new("vm linux"))),
+            ["crash 'vm linux' vmcore.0", "drgn -c vmcore.0 -s 'vm linux'"]
+        );
     }
 }

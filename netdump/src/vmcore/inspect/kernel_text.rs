@@ -42,7 +42,11 @@ impl Inspection {
     /// Threads beside the crashed one whose call chains were asked for.
     pub(super) fn other_backtraces(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let crashed = self.kernel.crashed_thread;
-        let others = self.kernel.threads.iter().filter(|thread| Some(thread.tid) != crashed);
+        // A card has shown the chains of the CPUs.
+        let is_shown = |thread: &ThreadFacts| {
+            Some(thread.tid) == crashed || (self.card.is_some() && thread.cpu.is_some())
+        };
+        let others = self.kernel.threads.iter().filter(|thread| !is_shown(thread));
         others.filter(|thread| !thread.backtrace.is_empty()).try_for_each(|thread| self.thread(f, thread))
     }
 
@@ -69,17 +73,23 @@ impl Inspection {
             return Ok(());
         }
         line(f, "Threads", threads.len())?;
+        let has_states = threads.iter().any(|thread| thread.state.is_some());
+        let state = |letter: char| if has_states { format!(" {letter}") } else { String::new() };
+        let head = state('S');
         line(
             f,
             "",
-            format!("{:>7} {:>7} {:>4}  {:<14} process and thread", "pid", "tid", "CPU", "registers"),
+            format!("{:>7} {:>7} {:>4}{head}  {:<14} process and thread", "pid", "tid", "CPU", "registers"),
         )?;
         for thread in threads.iter().take(MAX_THREADS) {
             let cpu = thread.cpu.map_or_else(|| "-".to_owned(), |cpu| cpu.to_string());
             let from = thread.registers_from.map_or_else(|| "none".to_owned(), |from| from.to_string());
             let mark = if self.kernel.crashed_thread == Some(thread.tid) { ", CRASHED" } else { "" };
             let name = names(thread);
-            line(f, "", format!("{:>7} {:>7} {cpu:>4}  {from:<14} {name}{mark}", thread.pid, thread.tid))?;
+            let letter = state(thread.state.unwrap_or('?'));
+            let row =
+                format!("{:>7} {:>7} {cpu:>4}{letter}  {from:<14} {name}{mark}", thread.pid, thread.tid);
+            line(f, "", row)?;
         }
         rest(f, threads.len(), MAX_THREADS, "thread")
     }

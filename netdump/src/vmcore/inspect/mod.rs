@@ -17,9 +17,10 @@ use super::symbols::KernelSymbols;
 use super::unpack::Packed;
 use crate::facts::{self, Backtraces, GuestFacts, KernelState, StateRequest};
 use crate::freebsd::{self, msgbuf};
+use crate::linux::card::{Crash, CrashCard};
 pub use debuggers::commands as debugger_commands;
 pub use render::bytes_text;
-pub(super) use render::{counted, plain};
+pub(crate) use render::{counted, labelled, line, plain, rest};
 
 /// What is said of a kernel file that does not belong to the core.
 const OTHER_KERNEL: &str = "the kernel file given is of another build than the kernel in this core, so its symbols were \
@@ -54,6 +55,8 @@ pub struct Inspection {
     pub cpus: Vec<CpuState>,
     /// What the kernel said and what its threads were doing. Threads are found by the symbols of the guest's kernel.
     pub kernel: KernelState,
+    /// What a Linux kernel tells of its crash; its tasks are `kernel`'s threads.
+    pub card: Option<CrashCard>,
     /// The commands that open the core in a debugger, on a machine that has one.
     pub debuggers: Vec<String>,
     /// What is wrong with the notes, one sentence each.
@@ -157,7 +160,7 @@ pub fn inspect_with(path: &Path, options: &InspectOptions<'_>) -> Result<Inspect
     let is_other = options.symbols.is_some_and(|symbols| freebsd::ran_in(&core, symbols) == Some(false));
     let options =
         if is_other { &InspectOptions { symbols: None, kernel: None, ..*options } } else { options };
-    let (mut kernel, guest) = ask_guest(&core, options);
+    let Asked { mut kernel, guest, card } = ask_guest(&core, options);
     if is_other {
         kernel.problems.push(OTHER_KERNEL.to_owned());
     }
@@ -166,6 +169,7 @@ pub fn inspect_with(path: &Path, options: &InspectOptions<'_>) -> Result<Inspect
         [&guest.panic_text, &notes.panic_text, &info.as_ref().and_then(|info| info.panic_string.clone())];
     let text = texts.into_iter().find_map(Clone::clone);
     let length = core.file().length();
+    let release = card.as_ref().map(|card| card.release.clone());
     Ok(Inspection {
         path: path.to_owned(),
         format: core.format(),
@@ -175,7 +179,7 @@ pub fn inspect_with(path: &Path, options: &InspectOptions<'_>) -> Result<Inspect
         expected_length: core.expected_length(),
         minidump: core.minidump().map(|minidump| MinidumpFacts::of(minidump, length)),
         panic: PanicFacts {
-            cpu: notes.panic_cpu,
+            cpu: notes.panic_cpu.or_else(|| card.as_ref()?.panicked().map(|cpu| cpu.index)),
             source: notes.panic_source.clone(),
             text,
             time: notes.panic_time,
@@ -193,17 +197,32 @@ pub fn inspect_with(path: &Path, options: &InspectOptions<'_>) -> Result<Inspect
             path,
             core.file().packed().map(|packed| packed.method),
             options.kernel,
+            release.as_deref(),
         ),
+        card,
         problems: core.problems().iter().map(ToString::to_string).collect(),
     })
 }
 
-/// What the guest's memory tells when its symbols are known, and for the rest what the file itself does.
-fn ask_guest(core: &Core, options: &InspectOptions<'_>) -> (KernelState, GuestFacts) {
+/// What there is to know beside the file's own headers.
+struct Asked {
+    kernel: KernelState,
+    guest: GuestFacts,
+    card: Option<CrashCard>,
+}
+
+/// What the guest's memory tells, of FreeBSD when its symbols are known, and for the rest what the file itself does.
+fn ask_guest(core: &Core, options: &InspectOptions<'_>) -> Asked {
     let request = StateRequest { backtraces: options.backtraces, panic_cpu: core.notes().panic_cpu };
     let mut kernel = KernelState::default();
     let mut guest = GuestFacts::default();
-    if let Some(symbols) = options.symbols {
+    let mut card = None;
+    if let Some(crash) = linux(core, options) {
+        let mut made = crash.card(request);
+        kernel = made.take_state(crash.log());
+        guest = crash.facts();
+        card = Some(made);
+    } else if let Some(symbols) = options.symbols {
         kernel = facts::kernel_state(core, Some(symbols), request);
         guest = facts::gather(core, Some(symbols));
     }
@@ -211,8 +230,16 @@ fn ask_guest(core: &Core, options: &InspectOptions<'_>) -> (KernelState, GuestFa
         kernel.message_buffer = Some(messages);
     }
     guest = guest.or(core.notes().facts.clone());
-    if let Some(messages) = &kernel.message_buffer {
+    if let Some(messages) = kernel.message_buffer.as_ref().filter(|_| card.is_none()) {
         guest = guest.or(msgbuf::facts(messages));
     }
-    (kernel, guest)
+    Asked { kernel, guest, card }
+}
+
+/// A Linux guest. It is not looked for in a core that is known to be of another.
+fn linux<'c>(core: &'c Core, options: &InspectOptions<'_>) -> Option<Crash<'c>> {
+    let is_other = core.minidump().is_some()
+        || options.symbols.is_some_and(freebsd::is_freebsd)
+        || core.notes().facts.os.as_deref().is_some_and(|os| os != "Linux");
+    if is_other { None } else { Crash::find(core, options.symbols) }
 }

@@ -21,7 +21,10 @@ impl Display for Inspection {
         self.panic(f)?;
         self.guest(f)?;
         self.dump(f)?;
-        self.crashed_thread(f)?;
+        match &self.card {
+            Some(card) => card.summary(f)?,
+            None => self.crashed_thread(f)?,
+        }
         self.messages(f)?;
         self.memory(f)?;
         self.cpus(f)?;
@@ -215,11 +218,11 @@ fn activity_text(cpu: &CpuState) -> &'static str {
     }
 }
 
-pub(super) fn line(f: &mut fmt::Formatter<'_>, label: &str, text: impl Display) -> fmt::Result {
+pub(crate) fn line(f: &mut fmt::Formatter<'_>, label: &str, text: impl Display) -> fmt::Result {
     writeln!(f, "{label:<LABEL$} {text}")
 }
 
-pub(super) fn labelled(
+pub(crate) fn labelled(
     f: &mut fmt::Formatter<'_>,
     label: &str,
     lines: impl Iterator<Item = String>,
@@ -231,7 +234,7 @@ pub(super) fn labelled(
 }
 
 /// What a list that shows at most `shown` of `count` entries leaves out.
-pub(super) fn rest(f: &mut fmt::Formatter<'_>, count: usize, shown: usize, what: &str) -> fmt::Result {
+pub(crate) fn rest(f: &mut fmt::Formatter<'_>, count: usize, shown: usize, what: &str) -> fmt::Result {
     match count.saturating_sub(shown) {
         0 => Ok(()),
         more => line(f, "", format!("and {}", counted(more, &format!("more {what}")))),
@@ -239,12 +242,12 @@ pub(super) fn rest(f: &mut fmt::Formatter<'_>, count: usize, shown: usize, what:
 }
 
 /// "1 range", "2 ranges".
-pub(in crate::vmcore) fn counted(count: usize, what: &str) -> String {
+pub(crate) fn counted(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// Somebody else's text without anything that a terminal would obey, be it a command or a change of direction.
-pub(in crate::vmcore) fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.trim_end().chars() {
         let turns =

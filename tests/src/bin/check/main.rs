@@ -15,7 +15,7 @@ use anyhow::{Context, bail, ensure};
 use harness::needs::Need;
 
 /// Debian packages whose programs the tests use, with one program of each.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 9] = [
     ("iproute2", "ip"),
     ("tshark", "tshark"),
     ("gdb", "gdb"),
@@ -24,7 +24,11 @@ const PACKAGES: [(&str, &str); 8] = [
     ("gzip", "gzip"),
     ("zstd", "zstd"),
     ("openssl", "openssl"),
+    ("makedumpfile", "makedumpfile"),
 ];
+
+/// Debian's Python modules that the tests use, with the module of each.
+const PYTHON_MODULES: [(&str, &str); 2] = [("python3-libkdumpfile", "kdumpfile"), ("python3-pip", "pip")];
 
 /// A step of the check.
 struct Step {
@@ -84,11 +88,10 @@ fn install(root: &Path) -> anyhow::Result<()> {
 }
 
 fn install_packages() -> anyhow::Result<()> {
-    let missing: Vec<_> = PACKAGES
-        .iter()
-        .filter(|(_, program)| !harness::needs::has_program(program))
-        .map(|(p, _)| *p)
-        .collect();
+    let programs = PACKAGES.iter().chain(&harness::needs::LAB_PROGRAMS);
+    let programs = programs.filter(|(_, program)| !harness::needs::has_program(program));
+    let modules = PYTHON_MODULES.iter().filter(|(_, module)| !has_python_module(module));
+    let missing: Vec<_> = programs.chain(modules).map(|(package, _)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -108,6 +111,12 @@ fn install_packages() -> anyhow::Result<()> {
     let packages = [&["install", "-q", "-y", "--no-install-recommends"], missing.as_slice()].concat();
     ensure!(quiet(&packages)?.success(), "apt-get could not install {}", missing.join(" "));
     Ok(())
+}
+
+fn has_python_module(module: &str) -> bool {
+    let mut python = Command::new("/usr/bin/python3");
+    let import = python.args(["-c", &format!("import {module}")]).stderr(Stdio::null());
+    import.status().is_ok_and(|status| status.success())
 }
 
 fn format(root: &Path) -> anyhow::Result<()> {

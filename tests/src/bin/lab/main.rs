@@ -7,10 +7,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use harness::lab;
+use harness::lab::bench;
 use harness::lab::initramfs::Initramfs;
 use harness::lab::kernels::{self, Kernel};
 use harness::lab::level1::Level1;
 use harness::lab::modules::Modules;
+use harness::lab::scenario;
 use harness::programs::program;
 
 /// Unmodified distribution kernels as guests of `vmm`, on a KVM that can run them.
@@ -22,6 +24,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs scenarios, all or those named, and judges them.
+    Test {
+        /// How their names begin.
+        names: Vec<String>,
+    },
+    /// Names the scenarios.
+    List,
+    /// What a first level runs.
+    #[command(hide = true)]
+    Here {
+        /// What to do.
+        order: PathBuf,
+    },
     /// A shell in the first level: vmm, netdump, ip, tc, `collector` for a bridge and a receiver at 10.0.0.9. Files are in
     /// /lab/in, kernels in /lab/in/NAME; what is left in /lab/out comes back.
     Shell(Place),
@@ -65,6 +80,9 @@ struct Place {
     /// Where /lab is on this machine; results are in its `out`.
     #[arg(long, value_name = "FOLDER", default_value = "target/lab/hand")]
     folder: PathBuf,
+    /// Longest time of `run`, in seconds.
+    #[arg(long, value_name = "N", default_value_t = 600)]
+    seconds: u64,
     /// Programs to use instead of this workspace's vmm and netdump, as the profile of this command has them.
     #[arg(long = "program", value_name = "FILE")]
     programs: Vec<PathBuf>,
@@ -82,13 +100,29 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<u8> {
     match command {
+        Command::Test { names } => {
+            let good = bench::run(&lab::folder()?, &scenario::find(&names)?, |verdict| {
+                println!("{}", verdict.text())
+            })?;
+            Ok(u8::from(!good))
+        }
+        Command::List => {
+            for run in scenario::find(&[])? {
+                println!("{:34} {}", run.name, run.scenario.about);
+            }
+            Ok(0)
+        }
+        Command::Here { order } => {
+            bench::obey(&order)?;
+            Ok(0)
+        }
         Command::Shell(place) => {
             prepare(&place)?.shell()?;
             Ok(0)
         }
         Command::Run { place, commands } => {
             let order = format!("cd /lab/out\n{}\n", commands.join(" "));
-            let code = prepare(&place)?.run(&order, |line| println!("{line}"))?;
+            let code = prepare(&place)?.run(&order, place.seconds, |line| println!("{line}"))?;
             eprintln!("lab: results are in {}", place.folder.join("out").display());
             Ok(u8::try_from(code).unwrap_or(u8::MAX))
         }

@@ -174,6 +174,94 @@ impl Interrupt for MmioInterrupt {
     }
 }
 
+/// The registers as a driver of the contract tests uses them.
+#[cfg(test)]
+pub(crate) mod bench {
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+    use crate::devices::virtio::contract;
+
+    /// A transport and its interrupt line.
+    pub(crate) struct Registers {
+        mmio: MmioTransport,
+        line: EventFd,
+    }
+
+    impl Registers {
+        fn read(&mut self, register: u32) -> u32 {
+            let mut data = [0; 4];
+            self.mmio.read(register.into(), &mut data);
+            u32::from_le_bytes(data)
+        }
+
+        fn write(&mut self, register: u32, value: u32) {
+            let _ = self.mmio.write(register.into(), &value.to_le_bytes());
+        }
+    }
+
+    impl contract::Registers for Registers {
+        fn plug(device: Arc<Mutex<dyn VirtioDevice>>, memory: GuestMemory) -> Self {
+            let line = EventFd::new(EFD_NONBLOCK).unwrap();
+            Self { mmio: MmioTransport::new(device, memory, line.try_clone().unwrap()), line }
+        }
+
+        fn set_status(&mut self, status: u32) {
+            self.write(reg::VIRTIO_MMIO_STATUS, status);
+        }
+
+        fn status(&mut self) -> u32 {
+            self.read(reg::VIRTIO_MMIO_STATUS)
+        }
+
+        fn offered(&mut self) -> u64 {
+            let mut offered = 0;
+            for (selector, half) in [(0, Half::Low), (1, Half::High)] {
+                self.write(reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, selector);
+                half.write(&mut offered, self.read(reg::VIRTIO_MMIO_DEVICE_FEATURES));
+            }
+            offered
+        }
+
+        fn accept(&mut self, features: u64) {
+            for (selector, half) in [(0, Half::Low), (1, Half::High)] {
+                self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, selector);
+                self.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, half.read(features));
+            }
+        }
+
+        fn place(&mut self, queue: u16, size: u16, [descriptors, available, used]: [u64; 3]) -> bool {
+            self.write(reg::VIRTIO_MMIO_QUEUE_SEL, queue.into());
+            self.write(reg::VIRTIO_MMIO_QUEUE_NUM, size.into());
+            for (register, address) in [
+                (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, descriptors),
+                (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, available),
+                (reg::VIRTIO_MMIO_QUEUE_USED_LOW, used),
+            ] {
+                self.write(register, Half::Low.read(address));
+                self.write(register + 4, Half::High.read(address));
+            }
+            self.write(reg::VIRTIO_MMIO_QUEUE_READY, 1);
+            self.read(reg::VIRTIO_MMIO_QUEUE_READY) == 1
+        }
+
+        fn notify(&mut self, queue: u16) {
+            self.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, queue.into());
+        }
+
+        fn read_config(&mut self, offset: u64, data: &mut [u8]) {
+            self.mmio.read(CONFIG + offset, data);
+        }
+
+        fn interrupted(&mut self) -> bool {
+            let raised = self.line.read().is_ok();
+            let status = self.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS);
+            self.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, status);
+            raised && status & reg::VIRTIO_MMIO_INT_VRING != 0
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use virtio_bindings::virtio_config as status;

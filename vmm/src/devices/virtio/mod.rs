@@ -4,16 +4,23 @@
 //! A transport ([`mmio`]) decodes registers and leaves negotiation, status and queue set-up to [`transport`], which
 //! is the same for all of them. All fields in memory and registers are little-endian.
 
+pub mod blk;
 pub mod chain;
+#[cfg(test)]
+pub(crate) mod contract;
 pub mod driver;
 pub mod mmio;
 pub mod net;
+pub mod pci;
+pub mod rings;
+pub mod rng;
+mod server;
 pub mod transport;
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -49,6 +56,25 @@ pub trait VirtioDevice: Send + fmt::Debug {
 
     /// Stops serving: when this returns the device does not touch guest memory any more.
     fn reset(&mut self);
+}
+
+/// The virtio devices of a machine.
+#[derive(Debug, Clone, Default)]
+pub struct VirtioDevices(Vec<Arc<Mutex<dyn VirtioDevice>>>);
+
+impl VirtioDevices {
+    /// One more.
+    pub fn push(&mut self, device: Arc<Mutex<dyn VirtioDevice>>) {
+        self.0.push(device);
+    }
+
+    /// Stops all of them: when this returns none touches guest memory any more, nor what is behind it on the host. Only
+    /// a driver can start them again.
+    pub fn stop(&self) {
+        for device in &self.0 {
+            device.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        }
+    }
 }
 
 /// What a device is given to serve a driver.

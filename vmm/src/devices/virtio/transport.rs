@@ -161,6 +161,16 @@ impl Transport {
         self.slot(queue).is_some_and(|slot| slot.ready)
     }
 
+    /// The feature bits that the driver accepts so far.
+    pub fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
+    /// A queue's set-up, to be looked at.
+    pub fn queue(&self, queue: u32) -> Option<&QueueSetup> {
+        self.slot(queue).map(|slot| &slot.setup)
+    }
+
     /// A queue's set-up, as long as the driver may change it: not once it is ready or the device is running.
     pub fn queue_setup(&mut self, queue: u32) -> Option<&mut QueueSetup> {
         if self.running() {

@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use smallvec::SmallVec;
-use thiserror::Error;
 use tracing::debug;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use virtio_queue::Queue;
 use vm_memory::VolatileSlice;
 
 use super::header::{self, NetHeader, Offload};
 use super::sniff::{SNIFFED, source_address};
 use super::{RX, TX};
 use crate::devices::virtio::Notifier;
-use crate::devices::virtio::chain::{Direction, Slices, collect};
+use crate::devices::virtio::chain::{Direction, Slices, behind, collect, copy_from, copy_to};
+use crate::devices::virtio::rings::{RingError, Step, Walk, walk};
 use crate::memory::GuestMemory;
 use crate::sys::iovec::{Source, Target};
 use crate::sys::tap::{Reading, Tap, VNET_HEADER_LEN};
@@ -28,28 +28,6 @@ const MIN_FRAME: usize = 14;
 const MAX_FRAME: usize = 14 + 4 + 65_535;
 /// Pieces of one frame for which no list is allocated: those of a train of 64 datagrams, and some.
 const PIECES: usize = 256;
-/// Most chains handled in one go, so that neither direction, nor a request to stop, waits for long.
-const BURST: usize = 256;
-
-/// The rings themselves are impossible; the device cannot go on until its driver resets it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum RingError {
-    /// The available ring claims more chains than it has room for, or the ring is not in guest memory.
-    #[error("the available ring makes no sense")]
-    Available,
-    /// A chain starts outside the descriptor table.
-    #[error("a chain starts at descriptor {head}, of {size}")]
-    Head {
-        /// Where it starts.
-        head: u16,
-        /// Number of descriptors.
-        size: u16,
-    },
-    /// The used ring is not in guest memory.
-    #[error("the used ring cannot be written")]
-    Used,
-}
-
 /// Why [`Port::transmit`] or [`Port::receive`] came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pause {
@@ -61,6 +39,16 @@ pub enum Pause {
     Turn,
     /// The tap gives no frames any more: it was removed.
     TapGone,
+}
+
+impl From<Walk<Self>> for Pause {
+    fn from(walk: Walk<Self>) -> Self {
+        match walk {
+            Walk::Empty => Self::NoBuffers,
+            Walk::Turn => Self::Turn,
+            Walk::Stopped(why) => why,
+        }
+    }
 }
 
 /// What became of frames since the device was made.
@@ -167,6 +155,7 @@ impl Port {
             }
             Step::Use(0)
         })
+        .map(Pause::from)
     }
 
     /// Takes frames from the tap into the buffers that the driver has queued. Chains without proper room are used up
@@ -183,65 +172,8 @@ impl Port {
                 }
             }
         })
+        .map(Pause::from)
     }
-}
-
-/// What to do with a chain after a look at it.
-enum Step {
-    /// Give it back to the driver with that many bytes written.
-    Use(u32),
-    /// Keep it for the next frame.
-    Keep,
-    /// Keep it and stop.
-    Stop(Pause),
-}
-
-/// Takes chains from a queue one after the other, at most a burst, and tells the driver if it wants to know.
-///
-/// The driver need not notify while chains are being taken; it must once the queue was seen empty.
-fn walk<'m>(
-    queue: &mut Queue,
-    index: u16,
-    memory: &'m GuestMemory,
-    notifier: &Notifier,
-    mut step: impl FnMut(DescriptorChain<&'m GuestMemory>) -> Step,
-) -> Result<Pause, RingError> {
-    if !queue.ready() {
-        return Ok(Pause::NoBuffers);
-    }
-    let used_before = queue.next_used();
-    let mut pause = Pause::Turn;
-    queue.disable_notification(memory).map_err(|_| RingError::Used)?;
-    for _ in 0..BURST {
-        let at = queue.next_avail();
-        let next = queue.iter(memory).map_err(|_| RingError::Available)?.next();
-        let Some(chain) = next else {
-            if queue.enable_notification(memory).map_err(|_| RingError::Used)? {
-                continue;
-            }
-            pause = Pause::NoBuffers;
-            break;
-        };
-        let head = chain.head_index();
-        if head >= queue.size() {
-            return Err(RingError::Head { head, size: queue.size() });
-        }
-        match step(chain) {
-            Step::Use(len) => queue.add_used(memory, head, len).map_err(|_| RingError::Used)?,
-            Step::Keep => queue.set_next_avail(at),
-            Step::Stop(why) => {
-                queue.set_next_avail(at);
-                pause = why;
-                break;
-            }
-        }
-    }
-    if queue.next_used() != used_before
-        && queue.needs_notification(memory).map_err(|_| RingError::Available)?
-    {
-        notifier.used(index);
-    }
-    Ok(pause)
 }
 
 impl Wire {
@@ -286,7 +218,7 @@ impl Wire {
     }
 
     /// Takes a frame into `slices`, which have room for `room` bytes, header included.
-    fn receive(&self, slices: &[VolatileSlice<'_>], room: usize) -> Step {
+    fn receive(&self, slices: &[VolatileSlice<'_>], room: usize) -> Step<Pause> {
         let mut header: NetHeader = header::PLAIN;
         let mut surplus = [0];
         let mut pieces = SmallVec::<[Target<'_>; PIECES]>::new();
@@ -326,41 +258,6 @@ impl Drop for Wire {
     }
 }
 
-/// Copies the first bytes of `slices`; how many there were.
-fn copy_from(slices: &[VolatileSlice<'_>], mut to: &mut [u8]) -> usize {
-    let mut copied = 0;
-    for slice in slices {
-        let len = slice.copy_to(to);
-        copied += len;
-        to = to.split_at_mut(len).1;
-        if to.is_empty() {
-            break;
-        }
-    }
-    copied
-}
-
-/// Copies `from` to the first bytes of `slices`, which are at least as long.
-fn copy_to(mut from: &[u8], slices: &[VolatileSlice<'_>]) {
-    for slice in slices {
-        let (now, later) = from.split_at(slice.len().min(from.len()));
-        slice.copy_from(now);
-        from = later;
-        if from.is_empty() {
-            break;
-        }
-    }
-}
-
-/// What of `slices` lies behind their first `skip` bytes.
-fn behind<'m>(mut skip: usize, slices: &[VolatileSlice<'m>]) -> impl Iterator<Item = VolatileSlice<'m>> {
-    slices.iter().filter_map(move |slice| {
-        let rest = slice.offset(skip.min(slice.len())).ok()?;
-        skip = skip.saturating_sub(slice.len());
-        (!rest.is_empty()).then_some(rest)
-    })
-}
-
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
@@ -371,6 +268,7 @@ mod tests {
 
     use virtio_bindings::virtio_net::VIRTIO_NET_F_CSUM;
     use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+    use virtio_queue::QueueT;
     use virtio_queue::desc::split::Descriptor;
     use vm_memory::{Bytes, GuestAddress};
 

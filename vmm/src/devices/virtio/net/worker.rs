@@ -14,9 +14,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::port::{Pause, Port, RingError};
+use super::port::{Pause, Port};
 use super::{RX, TX};
 use crate::devices::virtio::ActivateError;
+use crate::devices::virtio::rings::RingError;
 use crate::sys::tap::Tap;
 
 /// A running worker; dropping it stops it and waits until it has ended.
