@@ -10,13 +10,14 @@ mod pages;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{LinuxMemory, Vmcoreinfo};
-use crate::vmcore::PhysicalMemory;
+use crate::freebsd;
 use crate::vmcore::minidump::page_set::{PageNumbers, PageSetBuilder};
 use crate::vmcore::paging::PAGE_SIZE;
+use crate::vmcore::{KernelSymbols, PhysicalMemory};
 pub use memory::FilteredMemory;
 use pages::{Kind, PageArray};
 
@@ -94,7 +95,7 @@ impl fmt::Display for DumpFilter {
 }
 
 /// How many pages were left out, by their kind, and how many there were.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FilterCounts {
     /// makedumpfile's number for what was asked for.
     pub level: u8,
@@ -133,6 +134,9 @@ pub enum FilterError {
     /// VMCOREINFO does not say where the kernel notes what its pages are.
     #[error("the dump is not filtered: the guest's VMCOREINFO does not say {0}")]
     UnknownLayout(&'static str),
+    /// No Linux, or one that has not come so far.
+    #[error("the dump is not filtered: the guest has no VMCOREINFO")]
+    NoVmcoreinfo,
     /// The kernel's page tables cannot be followed.
     #[error("the dump is not filtered: the guest's page tables are not where its VMCOREINFO says")]
     NoTables,
@@ -144,6 +148,23 @@ pub enum FilterError {
     /// The array is not there.
     #[error("the dump is not filtered: the guest's array of pages cannot be read")]
     NoArray,
+}
+
+/// [`filtered`], of a guest whose kernel has these symbols; `None` when nothing is to be left out.
+pub fn for_dump<'m>(
+    memory: &'m dyn PhysicalMemory,
+    symbols: Option<&KernelSymbols>,
+    filter: DumpFilter,
+) -> Result<Option<FilteredMemory<'m>>, FilterError> {
+    if filter.keeps_all() {
+        return Ok(None);
+    }
+    let symbols = symbols.filter(|symbols| !symbols.is_empty());
+    if symbols.is_some_and(freebsd::is_freebsd) {
+        return Err(FilterError::NoVmcoreinfo);
+    }
+    let info = Vmcoreinfo::locate(memory, symbols).ok_or(FilterError::NoVmcoreinfo)?;
+    filtered(memory, &info, filter).map(Some)
 }
 
 /// The memory of a stopped guest without what `filter` leaves out.
