@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::linux::filter::FilterCounts;
 use crate::stream::Packing;
 
 /// Most bytes of a report file that are read. Of one with 1,000 missing ranges and 1,000 CPUs the digest is the most:
@@ -41,6 +42,9 @@ pub struct DumpReport {
     /// Bytes of the core as it is stored. Of one that was packed on its way and failed before its end was known, the
     /// bytes packed until then.
     pub length: u64,
+    /// What was left out of a filtered core, in pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<FilterCounts>,
     /// Hashes of the core as it is stored; absent when not all of it was acknowledged, or there was no time to hash it.
     pub digest: Option<Digest>,
     /// How the core was packed on its way; absent when it is stored as it is.

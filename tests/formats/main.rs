@@ -18,6 +18,8 @@ mod image;
 mod image_pages;
 mod inspect;
 mod linux_elf;
+mod linux_filter;
+mod linux_kdump;
 mod linux_panic_state;
 mod linux_vmcoreinfo;
 mod minidump_hostile;

@@ -169,7 +169,7 @@ impl PhysicalMemory for FakeGuest {
     }
 
     fn next_touched(&self, address: u64) -> Option<Range<u64>> {
-        let range = self.ranges.iter().find(|range| range.start <= address && address < range.end())?;
+        let range = self.range_at(address)?;
         let index = self.touched.partition_point(|touched| touched.end <= address);
         let touched = self.touched.get(index)?;
         let run = touched.start.max(address)..touched.end.min(range.end());

@@ -72,6 +72,14 @@ pub fn put_note(guest: &mut FakeGuest, page: u64, text: &str) {
     guest.write(page, &[&head, text.as_bytes()].concat());
 }
 
+/// The same guest, whose array of `struct page` is there, all zeros.
+pub fn guest_with_pages() -> FakeGuest {
+    let mut guest = guest();
+    let len = usize::try_from(RAM / 4096 * PAGE_STRUCT).expect("a small array");
+    guest.write(PAGES, &vec![0; len]);
+    guest
+}
+
 /// The guest, of which one CPU runs on the kernel's tables and one on none.
 pub fn guest() -> FakeGuest {
     let paged = Registers { cr0: 1 << 31, cr3: TABLES, rip: TEXT_START, ..Registers::default() };

@@ -12,6 +12,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use netdump::client::{ConfigError, WindowChoice, check_path, parse_rate};
 use netdump::drive::Zeros;
 use netdump::ekcd::Cipher;
+use netdump::linux::filter::DumpFilter;
 use netdump::stream::{CompressOption, Packing, PackingError};
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
@@ -182,6 +183,10 @@ struct NetdumpOptions {
     /// Core format; `auto` takes what the guest's own debuggers expect.
     #[arg(long, value_name = "NAME", default_value = AUTO, value_parser = dump_format)]
     dump_format: FormatChoice,
+    /// What a Linux guest's dump leaves out: zero, free, cache and user pages, separated by commas, or makedumpfile's
+    /// number for it. Where the guest's kernel does not tell its pages apart, nothing is.
+    #[arg(long, value_name = "LIST|0-31", default_value = "0", hide_default_value = true)]
+    dump_filter: DumpFilter,
     /// Compress the core: gzip or zstd, with a level as in zstd:3; else the guest's kern.kerneldump_gzlevel, else 6.
     #[arg(long, value_name = "NAME[:LEVEL]")]
     dump_compress: Option<CompressOption>,
@@ -373,6 +378,7 @@ fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpCon
         },
         allowed_servers: options.allow_server.clone(),
         format: options.dump_format,
+        filter: options.dump_filter,
         packing,
         polls: options.polls,
         retries: options.retries,

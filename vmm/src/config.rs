@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use netdump::client::{WindowChoice, check_path};
 use netdump::drive::Zeros;
+use netdump::linux::filter::DumpFilter;
 use netdump::stream::Packing;
 use netdump::vmcore::FormatChoice;
 use netdump::wire::message::MAX_PATH;
@@ -125,6 +126,8 @@ pub struct DumpConfig {
     pub allowed_servers: Vec<Cidr>,
     /// Core format.
     pub format: FormatChoice,
+    /// What is left out of a Linux guest's dump.
+    pub filter: DumpFilter,
     /// `--dump-compress`, `--dump-pubkey` and `--dump-cipher`.
     pub packing: Packing,
     /// Half-milliseconds that one try waits for its ack.
@@ -257,6 +260,7 @@ impl DumpConfig {
             guest_environment: GuestEnvironment::Read,
             allowed_servers: Vec::new(),
             format: FormatChoice::Auto,
+            filter: DumpFilter::default(),
             packing: Packing::default(),
             polls: 2000,
             retries: 10,

@@ -12,9 +12,12 @@ use netdump::client::ClientConfig;
 use netdump::drive::{self, Dense, Dump, Progress, Zeros};
 use netdump::link::LinkError;
 use netdump::link::pcap::{PcapFile, PcapWriter};
+use netdump::linux::filter::{self, FilteredMemory};
 use netdump::report::{DumpReport, Outcome};
 use netdump::vmcore::kdh::AMD64_ARCHITECTURE_VERSION;
-use netdump::vmcore::{CoreNotes, DumpImage, KernelDumpHeader, KernelSymbols, PlanError, StoppedGuest};
+use netdump::vmcore::{
+    CoreNotes, DumpImage, KernelDumpHeader, KernelSymbols, PhysicalMemory, PlanError, StoppedGuest,
+};
 use thiserror::Error;
 
 use crate::config::{DumpConfig, Target};
@@ -93,14 +96,24 @@ pub(crate) fn run(
     guest: &PausedGuest<'_>,
     watch: &mut dyn FnMut(&Progress) -> ControlFlow<String>,
 ) -> Dumped {
-    let stopped = StoppedGuest { memory: guest, symbols: Some(job.symbols), notes: &job.notes };
+    let filtered = filter::for_dump(guest, Some(job.symbols), job.config.filter);
+    let (filtered, unfiltered) =
+        filtered.map_or_else(|error| (None, Some(error)), |filtered| (filtered, None));
+    let memory: &dyn PhysicalMemory = filtered.as_ref().map_or(guest, |filtered| filtered);
+    let stopped = StoppedGuest { memory, symbols: Some(job.symbols), notes: &job.notes };
     let core = match job.config.format.plan(&stopped) {
-        Ok(core) => core,
+        Ok(mut core) => {
+            core.remarks.extend(unfiltered.map(|error| error.to_string()));
+            core
+        }
         Err(error) => return job.not_begun(&error.into(), 0),
     };
+    let counts = filtered.as_ref().map(FilteredMemory::counts);
+    counts.iter().for_each(|counts| tracing::info!(level = counts.level, "{counts}"));
     core.remarks.iter().for_each(|remark| tracing::warn!(format = core.format, "{remark}"));
     let length = core.image.length();
-    let sent = job.send(&core.image, guest, watch).unwrap_or_else(|error| job.not_begun(&error, length));
+    let mut sent = job.send(&core.image, guest, watch).unwrap_or_else(|error| job.not_begun(&error, length));
+    sent.report.filter = counts;
     Dumped { format: Some(core.format), remarks: core.remarks, ..sent }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: what there is to say, and what the exit code means.
 
+mod convert;
 mod decrypt;
 mod inspect;
 mod send;

@@ -16,6 +16,7 @@ use netdump::drive::{self, Dense, Dump};
 use netdump::ekcd::Cipher;
 use netdump::link::pcap::PcapFile;
 use netdump::link::{Link, PcapWriter, UdpLink};
+use netdump::linux::filter::DumpFilter;
 use netdump::progress::{ProgressStyle, Reporter};
 use netdump::report::{DumpReport, Outcome};
 use netdump::stream::{CompressOption, Packing};
@@ -23,8 +24,8 @@ use netdump::vmcore::kdh::AMD64_ARCHITECTURE_VERSION;
 use netdump::vmcore::{self, CoreFile, KernelDumpHeader};
 use netdump::wire::CLIENT_PORT;
 
-use super::Exit;
 use super::signals::Signals;
+use super::{Exit, convert};
 
 /// Send a file as a dump: to try a receiver, ours or another, without a virtual machine.
 #[derive(Debug, Args)]
@@ -46,6 +47,13 @@ pub(super) struct Send {
     /// Name of the host in the dump's header; else the core's own, if it tells one.
     #[arg(long, value_name = "HOST")]
     name: Option<String>,
+    /// Send the core in another format, such as elf or kdump.
+    #[arg(long, value_name = "NAME", value_parser = dump_format())]
+    dump_format: Option<&'static str>,
+    /// Leave out of a Linux guest's core: zero, free, cache and user pages, separated by commas, or makedumpfile's
+    /// number for it.
+    #[arg(long, value_name = "LIST|0-31")]
+    dump_filter: Option<DumpFilter>,
     /// Compress the core: gzip or zstd, with a level as in zstd:3 (6 otherwise).
     #[arg(long, value_name = "NAME[:LEVEL]")]
     compress: Option<CompressOption>,
@@ -107,8 +115,15 @@ impl Send {
         };
         let packing = Packing::from_options(self.compress, self.pubkey.as_deref(), self.cipher)?;
         let header = self.header();
-        let dense = Dense::new(&core);
-        let image: &(dyn ReadAt + Sync) = if self.send_zeros { &dense } else { &core };
+        let opened = match self.dump_format.is_some() || self.dump_filter.is_some() {
+            true => Some(vmcore::open(file).with_context(|| format!("reading {}", file.display()))?),
+            false => None,
+        };
+        let source = opened.as_ref().map(|core| convert::Source::new(core, self.dump_filter)).transpose()?;
+        let planned = source.as_ref().map(|source| source.plan(self.dump_format)).transpose()?;
+        let core: &(dyn ReadAt + Sync) = planned.as_ref().map_or(&core, |planned| &planned.image);
+        let dense = Dense::new(core);
+        let image: &(dyn ReadAt + Sync) = if self.send_zeros { &dense } else { core };
         let dump = Dump { path: self.path.as_deref(), header: &header, image, packing: &packing };
 
         let mut reporter = Reporter::new(match self.json {
@@ -123,7 +138,7 @@ impl Send {
                 None => ControlFlow::Continue(()),
             }
         };
-        let report = match &self.pcap {
+        let mut report = match &self.pcap {
             None => send_over(link, config, &dump, &mut control),
             Some(path) => {
                 let pcap =
@@ -131,6 +146,7 @@ impl Send {
                 send_over(PcapWriter::new(link, pcap), config, &dump, &mut control)
             }
         }?;
+        report.filter = source.as_ref().and_then(convert::Source::counts);
         reporter.finish(&report);
         if let Some(path) = &self.report {
             write_report(path, &report).with_context(|| format!("writing the report {}", path.display()))?;
@@ -158,6 +174,11 @@ impl Send {
             ..KernelDumpHeader::default()
         }
     }
+}
+
+fn dump_format() -> impl TypedValueParser<Value = &'static str> {
+    let names = PossibleValuesParser::new(vmcore::ALL.iter().map(|format| format.name()));
+    names.map(|name| vmcore::format(&name).expect("it is one of their names").name())
 }
 
 fn cipher() -> impl TypedValueParser<Value = Cipher> {

@@ -229,6 +229,7 @@ impl<'a> Driver<'a> {
         });
         missing.truncate(MAX_MISSING);
         let report = DumpReport {
+            filter: None,
             outcome: ending.outcome(),
             reason: ending.reason().map(|reason| with_causes(reason)),
             server: self.client.server().to_string(),

@@ -14,6 +14,7 @@ pub mod card;
 mod early;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod filter;
 pub mod image;
 pub mod kallsyms;
 pub mod kernel;

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::cpu::CpuState;
+use super::minidump::page_set::PageSet;
 use crate::linux::Vmcoreinfo;
 
 /// One range of guest RAM. Ranges are page-aligned, ascending and do not overlap.
@@ -59,6 +60,15 @@ pub struct Findings {
     pub(crate) vmcoreinfo: OnceLock<Option<Vmcoreinfo>>,
 }
 
+/// What is kept of a memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept<'a> {
+    /// The pages.
+    pub pages: &'a PageSet,
+    /// What was left out, as makedumpfile's number.
+    pub level: u8,
+}
+
 /// Read-only guest-physical memory and the CPUs that used it. It does not change while this exists.
 pub trait PhysicalMemory: Sync {
     /// The RAM ranges, in ascending order.
@@ -94,6 +104,11 @@ pub trait PhysicalMemory: Sync {
 
     /// What was found in it, where that is kept.
     fn findings(&self) -> Option<&Findings> {
+        None
+    }
+
+    /// The pages that a dump keeps, where some are left out; these read as zeros.
+    fn kept(&self) -> Option<Kept<'_>> {
         None
     }
 

@@ -12,6 +12,7 @@ pub mod image;
 pub mod info;
 pub mod inspect;
 pub mod kdh;
+pub mod kdump;
 pub mod kernel_memory;
 pub mod memory;
 pub mod minidump;
@@ -32,7 +33,7 @@ pub use info::InfoFile;
 pub use inspect::{InspectOptions, Inspection, inspect, inspect_with};
 pub use kdh::KernelDumpHeader;
 pub use kernel_memory::KernelMemory;
-pub use memory::{Findings, KernelMap, MemoryError, MemoryRange, PhysicalMemory};
+pub use memory::{Findings, Kept, KernelMap, MemoryError, MemoryRange, PhysicalMemory};
 pub use notes::CoreNotes;
 pub use open::{Core, OpenError, Piece, PieceContent, open, open_with};
 pub use stopped::{AUTO, FormatChoice, PlannedCore, StoppedGuest};
@@ -61,7 +62,8 @@ pub trait DumpFormat: Sync + std::fmt::Debug {
 }
 
 /// All formats, in the order in which they are tried for a guest that they suit.
-pub static ALL: &[&dyn DumpFormat] = &[&minidump::MinidumpFormat, &full::Full, &elf::Elf, &raw::Raw];
+pub static ALL: &[&dyn DumpFormat] =
+    &[&minidump::MinidumpFormat, &full::Full, &elf::Elf, &kdump::ZLIB, &kdump::ZSTD, &raw::Raw];
 
 /// The format of this name.
 pub fn format(name: &str) -> Option<&'static dyn DumpFormat> {

@@ -9,6 +9,7 @@ use thiserror::Error;
 use super::core_file::CoreFile;
 use super::cpu::CpuState;
 use super::elf::ElfError;
+use super::kdump::KdumpError;
 use super::memory::{Findings, KernelMap, MemoryError, MemoryRange, PhysicalMemory};
 use super::minidump::header::ANY_MAGIC;
 use super::minidump::read::{Minidump, MinidumpError};
@@ -26,7 +27,6 @@ const SEARCH_STEP: usize = 256 << 10;
 /// Files that are told by their first bytes but cannot be read, and what they are.
 const OTHER_FILES: &[(&[u8], &str)] = &[
     (b"FreeBSD Kernel Dump\0", "a raw FreeBSD dump device with its dump header in front"),
-    (b"KDUMP   ", "a kdump-compressed core of Linux"),
     (b"DISKDUMP", "a diskdump core of Linux"),
     (b"makedumpfile\0", "a flattened makedumpfile core of Linux"),
     (b"\x1f\x8b", "a gzip stream inside of another"),
@@ -65,6 +65,9 @@ pub enum OpenError {
     /// An ELF file that is no core of a machine, or a damaged one.
     #[error(transparent)]
     Elf(#[from] ElfError),
+    /// A kdump-compressed core that is damaged or of an unknown kind.
+    #[error(transparent)]
+    Kdump(#[from] KdumpError),
     /// A damaged minidump.
     #[error(transparent)]
     Minidump(#[from] MinidumpError),

@@ -27,29 +27,31 @@ use patches::Patches;
 /// A planned core that can be read at any offset.
 pub struct DumpImage<'m> {
     memory: &'m dyn PhysicalMemory,
-    extents: Vec<Extent>,
+    extents: Vec<Extent<'m>>,
     length: u64,
     patches: Patches,
     bad: Mutex<BadPages>,
 }
 
-struct Extent {
+struct Extent<'m> {
     /// Where it begins in the core.
     offset: u64,
     len: u64,
-    content: Content,
+    content: Content<'m>,
 }
 
-enum Content {
+enum Content<'m> {
     Bytes(Vec<u8>),
     /// Guest memory from this guest-physical address on.
     Guest(u64),
     /// These pages of guest memory, one behind the other.
     Pages(Box<PageSet>),
+    /// What is made of guest memory as it is read.
+    Made(Box<dyn ReadAt + Sync + 'm>),
     Zeros,
 }
 
-impl Extent {
+impl Extent<'_> {
     fn end(&self) -> u64 {
         self.offset + self.len
     }
@@ -76,6 +78,17 @@ impl<'m> DumpImage<'m> {
         self.push(pages.len() * PAGE_SIZE, Content::Pages(Box::new(pages)));
     }
 
+    /// Appends what is made of guest memory whenever it is read.
+    pub(super) fn push_made(&mut self, made: Box<dyn ReadAt + Sync + 'm>) {
+        self.push(made.length(), Content::Made(made));
+    }
+
+    /// Counts guest pages as unreadable that a planner found to be so.
+    pub(super) fn add_bad_pages(&self, pages: &[u64]) {
+        let mut bad = self.bad_list();
+        pages.iter().for_each(|&page| bad.add(page));
+    }
+
     /// Appends `len` zeros.
     pub fn push_zeros(&mut self, len: u64) {
         self.push(len, Content::Zeros);
@@ -97,7 +110,7 @@ impl<'m> DumpImage<'m> {
         self.bad_list().ranges()
     }
 
-    fn push(&mut self, len: u64, content: Content) {
+    fn push(&mut self, len: u64, content: Content<'m>) {
         if len > 0 {
             self.extents.push(Extent { offset: self.length, len, content });
             self.length =
@@ -162,6 +175,13 @@ impl<'m> DumpImage<'m> {
         (range.start <= address && len as u64 <= range.end() - address).then_some(address)
     }
 
+    /// Whether any page of these bytes is left out: what the core shows there is not in the guest's memory.
+    fn leaves_out(&self, address: u64, len: usize) -> bool {
+        let end = address.saturating_add(len as u64);
+        let mut pages = (address - address % PAGE_SIZE..end).step_by(4096);
+        self.memory.kept().is_some_and(|kept| pages.any(|page| !kept.pages.contains(page)))
+    }
+
     /// Which guest memory may hold anything but zeros.
     fn presence(&self) -> Presence<'_> {
         Presence { memory: self.memory, patches: &self.patches }
@@ -196,6 +216,7 @@ impl ReadAt for DumpImage<'_> {
                 }
                 Content::Guest(start) => self.read_guest(start + skip, piece),
                 Content::Pages(pages) => self.read_pages(pages, skip, piece),
+                Content::Made(made) => made.read_at(skip, piece)?,
                 Content::Zeros => piece.fill(0),
             }
             offset += len as u64;
@@ -208,7 +229,7 @@ impl ReadAt for DumpImage<'_> {
         self.extents[self.extent_at(offset)..].iter().find_map(|extent| {
             let from = offset.max(extent.offset);
             match &extent.content {
-                Content::Bytes(_) => Some(from..extent.end()),
+                Content::Bytes(_) | Content::Made(_) => Some(from..extent.end()),
                 Content::Zeros => None,
                 Content::Guest(start) => {
                     let touched = self.presence().next(start + (from - extent.offset))?;
@@ -229,7 +250,7 @@ impl ReadAt for DumpImage<'_> {
         self.extents[self.extent_at(offset)..].iter().find_map(|extent| {
             let from = offset.max(extent.offset);
             match &extent.content {
-                Content::Bytes(_) => Some(from),
+                Content::Bytes(_) | Content::Made(_) => Some(from),
                 Content::Zeros => None,
                 Content::Guest(start) => {
                     let inside =
@@ -253,9 +274,9 @@ impl ReadAt for DumpImage<'_> {
         let address = match &extent.content {
             Content::Guest(start) => start + skip,
             Content::Pages(pages) => self.locate_in_pages(pages, skip, len)?,
-            Content::Bytes(_) | Content::Zeros => return None,
+            Content::Bytes(_) | Content::Made(_) | Content::Zeros => return None,
         };
-        (!self.patches.touch(address, len)).then_some(address)
+        (!self.patches.touch(address, len) && !self.leaves_out(address, len)).then_some(address)
     }
 }
 
