@@ -170,6 +170,7 @@ mod tests {
             length: 1 << 40,
             digest: Some(Digest::of(&[1; 4096])),
             packing: None,
+            filter: None,
             bytes_sent: 4096,
             bytes_untouched: (1 << 40) - 8192,
             bytes_zero: 4096,

@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const NO_CPU: u32 = u32::MAX;
 /// A page that holds variables.
 const PAGE: u64 = 4096;
+const PAGE_LEN: usize = 4096;
 /// CPUs in a word of a `cpumask`.
 const CPUS_IN_WORD: u32 = 64;
 /// Most CPUs that are looked at.
@@ -142,7 +143,7 @@ impl Words<'_> {
     /// Whether the page around a variable has been cleared, which a kernel's data never is: then the memory is another's
     /// by now.
     fn is_cleared(&self, symbol: &str) -> bool {
-        let mut page = [0; PAGE as usize];
+        let mut page = [0; PAGE_LEN];
         let start = self.physical_of(symbol).map(|physical| physical & !(PAGE - 1));
         start.and_then(|start| self.memory.read(start, &mut page).ok()).is_none()
             || page.iter().all(|&b| b == 0)

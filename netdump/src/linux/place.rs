@@ -60,8 +60,8 @@ impl Landmarks {
     /// 5.10, with `CONFIG_KALLSYMS_ALL`).
     pub fn of(symbols: &KernelSymbols) -> Option<Self> {
         let optional = "printk_rb_dynamic";
-        let has = |name: &&str| **name == *optional || symbols.address(name).is_some();
-        if !SYMBOLS.iter().all(|name| has(&name)) {
+        let has = |name: &&str| *name == optional || symbols.address(name).is_some();
+        if !SYMBOLS.iter().all(has) {
             return None;
         }
         let physical = |name| symbols.physical(symbols.address(name)?);
@@ -139,7 +139,7 @@ impl Search {
                 return None;
             };
             // Memory that was never touched is not to be touched by looking at it.
-            let touched = memory.touched_from(banner.max(range.start)).unwrap_or(range.end());
+            let touched = memory.touched_from(banner.max(range.start)).unwrap_or_else(|| range.end());
             let nearest = touched.saturating_sub(landmarks.banner).next_multiple_of(ALIGNMENT).max(start);
             self.next = nearest;
             if nearest == start {

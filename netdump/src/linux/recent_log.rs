@@ -19,6 +19,7 @@ const HEAD_POSITION: usize = 64;
 /// Sizes of `struct prb_desc` and `struct printk_info`.
 const DESCRIPTOR_LEN: u64 = 24;
 const INFO_LEN: u64 = 88;
+const INFO_SIZE: usize = 88;
 /// Field `text_len` and `facility` of the latter.
 const TEXT_LEN: usize = 16;
 const FACILITY: usize = 18;
@@ -100,7 +101,7 @@ impl<'a> RecentLog<'a> {
         if state & ID_MASK != id || !READABLE.contains(&(state >> STATE_SHIFT)) {
             return None;
         }
-        let mut info = [0; INFO_LEN as usize];
+        let mut info = [0; INFO_SIZE];
         let index = id & ((1 << self.count_bits) - 1);
         self.words.read(self.infos.checked_add(index * INFO_LEN)?, &mut info)?;
         if info[FACILITY] != 0 {

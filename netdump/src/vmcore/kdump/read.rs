@@ -138,7 +138,9 @@ fn places(
     stored: &PageSet,
 ) -> Result<(Range<u64>, Vec<FilePart>), KdumpError> {
     let mut all = table.end()..table.end();
-    let mut parts: Vec<Range<u64>> = vec![u64::MAX..0; ranges.len()];
+    // Empty until a page is found.
+    let nothing = Range { start: u64::MAX, end: 0 };
+    let mut parts = vec![nothing; ranges.len()];
     let mut ends = ranges.iter().map(|range| stored.pages_below(range.end())).zip(0..).peekable();
     let step = DESCRIPTORS_AT_ONCE * DESCRIPTOR_LEN;
     for at in (table.offset..table.end()).step_by(usize::try_from(step).unwrap_or(usize::MAX)) {
