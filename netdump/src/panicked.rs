@@ -49,6 +49,6 @@ impl Panicked {
 
     /// Whether the kernel itself says that nothing more will come.
     pub fn is_through(&self) -> bool {
-        self.looks_settled() && self.finished == Some(true)
+        self.finished == Some(true)
     }
 }

@@ -136,7 +136,8 @@ struct PanicOptions {
     #[arg(long)]
     ignore_crashloaded: bool,
     /// Milliseconds that a panicked kernel may take to finish its message, to stop its other CPUs and to print where it
-    /// panicked, before it is paused; it is as soon as it has [default: 250 for FreeBSD, 2000 for Linux].
+    /// panicked, before it is paused; it is as soon as it has [default: 250 for FreeBSD; 10000 for Linux, and no more than
+    /// 2000 in which nothing changes].
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u16))]
     panic_settle: Option<u16>,
     /// Dump after so many seconds, for a guest that hangs.

@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use super::place::{self, Landmarks, Place, Search};
 use super::recent_log::RecentLog;
+use super::{LinuxMemory, Vmcoreinfo};
 use crate::panicked::{OwnDump, Panicked};
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 
-/// How long a kernel may take for all of the above. It waits a second for CPUs that do not answer, and prints some
-/// forty lines, which may each cost 20 ms on the console of a nested guest.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a kernel may take for all of the above: it prints some forty lines, which took 3 s on the console of a nested
+/// guest under load.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// What `panic_cpu` is until a CPU takes it, and `crashing_cpu` too.
 const NO_CPU: u32 = u32::MAX;
 /// A page that holds variables.
@@ -54,6 +55,26 @@ const WORDS: [&str; 9] = [
 /// Every symbol that is looked up here, for who keeps a few of a kernel's symbols only.
 pub fn symbols() -> impl Iterator<Item = &'static str> {
     WORDS.into_iter().chain(place::SYMBOLS)
+}
+
+/// What the log of a guest that has ended tells of a panic. It is found by VMCOREINFO, whichever kernel it is of: no
+/// symbols are needed.
+pub fn told_by_log(memory: &dyn PhysicalMemory) -> Option<Panicked> {
+    let info = Vmcoreinfo::locate(memory, None)?;
+    let kernel = LinuxMemory::new(memory, &info)?;
+    let read = |address, buf: &mut [u8]| kernel.read(address, buf);
+    let log = RecentLog::at(kernel.read_u64(info.symbol("prb")?)?, &read)?;
+    Some(Panicked {
+        evidence: "the kernel's log tells of a panic",
+        text: Some(log.panic_text()?),
+        cpu: None,
+        own_dump: OwnDump::None,
+        formatted: true,
+        others_stopped: true,
+        written: Some(log.written()),
+        finished: None,
+        patience: PATIENCE,
+    })
 }
 
 /// Where a kernel keeps the words.
@@ -108,7 +129,7 @@ impl PanicWords {
 }
 
 /// Reads the variables of a kernel whose place is known.
-pub(super) struct Words<'a> {
+struct Words<'a> {
     symbols: &'a KernelSymbols,
     memory: &'a dyn PhysicalMemory,
     place: Place,
@@ -120,7 +141,8 @@ impl Words<'_> {
         if self.is_cleared("panic_cpu") {
             return None;
         }
-        let log = RecentLog::of(self);
+        let read = |address, buf: &mut [u8]| self.read(address, buf);
+        let log = self.word("prb").and_then(|ring| RecentLog::at(ring, &read));
         let text = log.as_ref().and_then(RecentLog::panic_text);
         let died = self.word("tainted_mask").is_some_and(|mask| mask & DIED != 0);
         Some(Panicked {
@@ -175,7 +197,7 @@ impl Words<'_> {
     }
 
     /// A pointer variable.
-    pub(super) fn word(&self, symbol: &str) -> Option<u64> {
+    fn word(&self, symbol: &str) -> Option<u64> {
         self.word_behind(symbol, 0)
     }
 
@@ -200,7 +222,7 @@ impl Words<'_> {
     }
 
     /// Reads at an address of the running kernel, in its image or in the direct map.
-    pub(super) fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
         let in_image = self.symbols.physical(address.wrapping_sub(self.place.slide));
         let physical = match in_image {
             Some(physical) => physical.wrapping_add(self.place.moved),

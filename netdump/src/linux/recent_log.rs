@@ -4,7 +4,8 @@
 //! The layout is that of the ring buffer of `kernel/printk/printk_ringbuffer.h` since 5.18, which 6.12 has as well;
 //! without VMCOREINFO, which an early panic has not got, nothing tells it. A kernel with another one has no log here.
 
-use super::panic_state::Words;
+/// Reads at an address of the kernel.
+pub(super) type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> Option<()>;
 
 /// `struct printk_ringbuffer`, as far as it is read, and its fields.
 const RING_LEN: usize = 72;
@@ -38,7 +39,7 @@ const PANIC: &[u8] = b"Kernel panic - not syncing: ";
 
 /// The log.
 pub(super) struct RecentLog<'a> {
-    words: &'a Words<'a>,
+    read: Read<'a>,
     descriptors: u64,
     infos: u64,
     count_bits: u32,
@@ -50,13 +51,13 @@ pub(super) struct RecentLog<'a> {
 }
 
 impl<'a> RecentLog<'a> {
-    /// The log, if it looks like one.
-    pub(super) fn of(words: &'a Words<'a>) -> Option<Self> {
+    /// The log in the `struct printk_ringbuffer` at this address, which `prb` points at, if it looks like one.
+    pub(super) fn at(address: u64, read: Read<'a>) -> Option<Self> {
         let mut ring = [0; RING_LEN];
-        words.read(words.word("prb")?, &mut ring)?;
+        read(address, &mut ring)?;
         let bits = |at| Some(u32_at(&ring, at)).filter(|bits| (1..=MAX_BITS).contains(bits));
         let log = Self {
-            words,
+            read,
             descriptors: u64_at(&ring, DESCRIPTORS),
             infos: u64_at(&ring, INFOS),
             count_bits: bits(COUNT_BITS)?,
@@ -90,7 +91,7 @@ impl<'a> RecentLog<'a> {
     fn descriptor(&self, id: u64) -> Option<[u8; 24]> {
         let mut descriptor = [0; 24];
         let index = id & ((1 << self.count_bits) - 1);
-        self.words.read(self.descriptors.checked_add(index * DESCRIPTOR_LEN)?, &mut descriptor)?;
+        (self.read)(self.descriptors.checked_add(index * DESCRIPTOR_LEN)?, &mut descriptor)?;
         Some(descriptor)
     }
 
@@ -103,7 +104,7 @@ impl<'a> RecentLog<'a> {
         }
         let mut info = [0; INFO_SIZE];
         let index = id & ((1 << self.count_bits) - 1);
-        self.words.read(self.infos.checked_add(index * INFO_LEN)?, &mut info)?;
+        (self.read)(self.infos.checked_add(index * INFO_LEN)?, &mut info)?;
         if info[FACILITY] != 0 {
             return None;
         }
@@ -122,7 +123,7 @@ impl<'a> RecentLog<'a> {
             return None;
         }
         let mut text = vec![0; length];
-        self.words.read(self.data.checked_add(start)?, &mut text)?;
+        (self.read)(self.data.checked_add(start)?, &mut text)?;
         Some(text)
     }
 }

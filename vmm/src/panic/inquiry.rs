@@ -23,6 +23,9 @@ const EVERY: Duration = Duration::from_millis(5);
 /// How long a kernel is silent that has said all. Its console may take some milliseconds for a line.
 const SILENCE: Duration = Duration::from_millis(20);
 
+/// How long nothing may change while a kernel is given time. Linux waits a second for CPUs that do not answer.
+const STALLED: Duration = Duration::from_secs(2);
+
 /// The state of one boot's inquiry.
 #[derive(Debug)]
 pub(crate) struct Inquiry {
@@ -98,7 +101,8 @@ impl Inquiry {
 
     /// When [`look`](Self::look) is next of use.
     pub(crate) fn next_look(&self) -> Option<Instant> {
-        (!self.lookouts.is_empty() && !self.left_to_guest).then_some(self.next_look)
+        let is_of_use = self.lookouts.iter().any(|lookout| lookout.looks_at_running_guests());
+        (is_of_use && !self.left_to_guest).then_some(self.next_look)
     }
 
     /// Whether the guest's panic was left to the guest itself.
@@ -260,9 +264,10 @@ impl Inquiry {
             }
             None => (event, now),
         };
-        let silent = now.saturating_duration_since(unchanged_since) >= SILENCE;
-        let settled = seen.is_through() || (silent && seen.looks_settled());
-        if settled || self.is_late(&first, seen.patience, now) {
+        let unchanged = now.saturating_duration_since(unchanged_since);
+        let settled = seen.is_through() || (unchanged >= SILENCE && seen.looks_settled());
+        let stalled = self.options.settle.is_none() && unchanged >= STALLED;
+        if settled || stalled || self.is_late(&first, seen.patience, now) {
             return Some(self.dump(first, Some(seen), now));
         }
         self.waiting = Some(Waiting { first, last: seen, unchanged_since });
@@ -520,6 +525,20 @@ mod tests {
         }
         finished(&bench, true);
         assert!(!found(bench.look()).event.detail.contains("not through"));
+    }
+
+    #[test]
+    fn a_kernel_that_stalls_is_not_waited_for_as_long_as_one_that_goes_on() {
+        let mut bench = bench();
+        bench.say(true, false, OwnDump::None);
+        bench.words.0.lock().unwrap().as_mut().unwrap().patience = Duration::from_secs(60);
+        for _ in 0..2000 {
+            assert!(matches!(bench.look(), Ruling::GoOn));
+            bench.print();
+        }
+        let (looks, finding) = bench.look_until_found(500);
+        assert_eq!(looks, 401, "2 s");
+        assert!(finding.event.detail.contains("not through"));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod console;
 mod hyperv;
 pub(crate) mod inquiry;
+mod kernel_log;
 mod kvm_error;
 mod pvpanic;
 mod request;
@@ -37,6 +38,7 @@ pub static ALL: &[&dyn PanicSource] = &[
     &triple_fault::TripleFault,
     &console::Console,
     &watcher::Watcher,
+    &kernel_log::KernelLog,
     &hyperv::HypervCrash,
     &watchdog::WatchdogSource,
     &kvm_error::KvmError,
@@ -114,6 +116,11 @@ pub trait Lookout: Send + fmt::Debug {
 
     /// What the guest's kernel says of its panic; `None` when it has not panicked. The guest may be running.
     fn look(&mut self) -> Option<Panicked>;
+
+    /// Whether [`look`](Self::look) is of any use.
+    fn looks_at_running_guests(&self) -> bool {
+        true
+    }
 
     /// Whether the kernel itself says that it has not panicked: then a line on its console is a forgery.
     fn says_well(&mut self) -> bool {

@@ -66,6 +66,11 @@ pub fn memory_map(memory: &GuestMemory) -> Vec<MapEntry> {
     low.into_iter().chain(regions).collect()
 }
 
+/// What a BIOS has where a CPU starts, in real mode: `mov al, 0xfe; out 0x64, al; 1: hlt; jmp 1b`, a reset by the
+/// keyboard controller. Linux goes there to reset a machine whose ACPI is hardware-reduced and that has no EFI: it takes
+/// neither the reset register nor the keyboard controller then (`arch/x86/kernel/reboot.c`, `reboot_init`).
+const RESET_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+
 /// Writes the tables.
 pub fn write(memory: &GuestMemory, hardware: &Hardware) -> Result<(), GuestMemoryError> {
     let segment = u16::try_from(layout::EBDA >> 4).expect("below 1 MiB");
@@ -76,7 +81,8 @@ pub fn write(memory: &GuestMemory, hardware: &Hardware) -> Result<(), GuestMemor
     assert!(acpi.len() as u64 <= layout::MP_TABLE - layout::ACPI, "the tables of 254 CPUs fit");
     memory.write_slice(&acpi, GuestAddress(layout::ACPI))?;
     memory.write_slice(&mptable::pointer(), GuestAddress(layout::MP_POINTER))?;
-    memory.write_slice(&mptable::table(hardware.cpus), GuestAddress(layout::MP_TABLE))
+    memory.write_slice(&mptable::table(hardware.cpus), GuestAddress(layout::MP_TABLE))?;
+    memory.write_slice(&RESET_CODE, GuestAddress(layout::BIOS_ENTRY))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! 0x9fc00          extended BIOS data area, 1 KiB: the pointer to the MP table; from here to 1 MiB nothing is offered
 //! 0xe0000            ACPI tables, the RSDP first
 //! 0xf0000            MP table
+//! 0xffff0            what resets a machine whose kernel jumps to the BIOS
 //! 0x100000         kernel and the rest of low RAM
 //! 0xc0000000       end of low RAM at the latest; the hole up to 4 GiB belongs to devices:
 //! 0xd0000000         virtio-mmio devices, one page each
@@ -68,6 +69,8 @@ pub const TABLES: u64 = 0xe_0000;
 pub const ACPI: u64 = TABLES;
 /// The ACPI tables end here at the latest, and the MP configuration table starts here.
 pub const MP_TABLE: u64 = 0xf_0000;
+/// Where a PC's BIOS is entered for a reset, f000:fff0 in real mode.
+pub const BIOS_ENTRY: u64 = 0xf_fff0;
 /// Kernels are loaded from here on.
 pub const HIMEM: u64 = 0x10_0000;
 /// Low RAM ends here at the latest.
