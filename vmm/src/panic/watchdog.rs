@@ -173,9 +173,9 @@ impl Watchdog {
 
 impl Watched {
     fn see(&mut self, glance: Glance, now: Instant) {
-        let kind = match kind(&glance) {
-            Some(kind) => kind,
-            None => return *self = Self { last: Some(glance), stuck: None },
+        let Some(kind) = kind(&glance) else {
+            *self = Self { last: Some(glance), stuck: None };
+            return;
         };
         let last = self.last.replace(glance);
         let has_run =
@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(booted(1).run(1000, far), None, "it runs through the code");
         let accesses = |second: u64| vec![Glance { accesses: second, ..spinning(0) }];
         assert_eq!(booted(1).run(1000, accesses), None, "it talks to a device");
-        let now_and_then = |second: u64| vec![if second % 7 == 0 { idle(0) } else { spinning(0) }];
+        let now_and_then = |second: u64| vec![if second.is_multiple_of(7) { idle(0) } else { spinning(0) }];
         assert_eq!(booted(1).run(1000, now_and_then), None);
     }
 

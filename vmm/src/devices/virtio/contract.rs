@@ -140,8 +140,11 @@ struct Subject {
     _host: (Option<UnixDatagram>, Option<tempfile::NamedTempFile>),
 }
 
+/// A device's name, and what makes it.
+type Entry = (&'static str, fn() -> Subject);
+
 /// Every device of this crate. One more is one more line.
-const ALL: [(&str, fn() -> Subject); 4] =
+const ALL: [Entry; 4] =
     [("net", net), ("blk", || blk(Access::Full)), ("blk,ro", || blk(Access::ReadOnly)), ("rng", rng)];
 
 fn net() -> Subject {

@@ -136,7 +136,7 @@ impl Disk {
     }
 
     /// How long it is, a multiple of [`SECTOR`].
-    pub fn len(&self) -> u64 {
+    pub fn length(&self) -> u64 {
         self.len
     }
 

@@ -49,7 +49,7 @@ impl Blk {
         let mut config = [0; CONFIG_LEN];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
         let sectors = |sectors: u64| u32::try_from(sectors).expect("a few");
-        put(0, &(self.disk.len() / SECTOR).to_le_bytes());
+        put(0, &(self.disk.length() / SECTOR).to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
         put(20, &sectors(SECTOR).to_le_bytes());
         // Topology: the block, and the shortest access that is quick (u16, in sectors).

@@ -174,7 +174,7 @@ impl Executor {
     fn place(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
         let offset = sector.checked_mul(SECTOR).ok_or(Refusal::Impossible)?;
         let end = offset.checked_add(len).ok_or(Refusal::Impossible)?;
-        let fits = len.is_multiple_of(SECTOR) && end <= self.disk.len();
+        let fits = len.is_multiple_of(SECTOR) && end <= self.disk.length();
         if fits { Ok(offset) } else { Err(Refusal::Impossible) }
     }
 
