@@ -202,7 +202,7 @@ fn other_files_are_told_by_their_content() {
         (&b""[..], "empty"),
         (b"minidump FreeBSD/amd64\0\0", "the minidump ends inside its header"),
         (b"minidump FreeBSD/arm64\0\0", "a FreeBSD minidump of an arm64 kernel"),
-        (b"KDUMP   \x06\0\0\0", "kdump-compressed"),
+        (b"KDUMP   \x06\0\0\0", "the kdump core ends inside its tables"),
         (b"makedumpfile\0\0\0\0", "flattened"),
         (b"\x1f\x8b\x08", "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
