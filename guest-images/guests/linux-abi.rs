@@ -131,7 +131,9 @@ impl Kernel {
         };
         if moved != 0 {
             // SAFETY: RAM above the image that is ours alone, and mapped.
-            unsafe { core::ptr::copy_nonoverlapping(start as *const u8, (start as u64 + moved) as *mut u8, len) };
+            unsafe {
+                core::ptr::copy_nonoverlapping(start as *const u8, (start as u64 + moved) as *mut u8, len)
+            };
             // What was there first is no kernel.
             linux_banner.write([0; 64]);
         }

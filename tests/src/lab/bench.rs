@@ -18,8 +18,9 @@ use super::probe;
 use super::scenario::Named;
 use super::under_test;
 
-/// Guests at a time: as many as the first level has CPUs.
-const WORKERS: usize = 2;
+/// Guests at a time. With two the first level dies: interrupts between its CPUs get through to it where QEMU 7.2 has just left a
+/// guest and the clear interrupt flag (GIF) should hold them off.
+const WORKERS: usize = 1;
 /// Said by the program in the first level before a run's name, when its results are there.
 const ENDED: &str = "ended: ";
 
