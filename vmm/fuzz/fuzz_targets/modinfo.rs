@@ -19,7 +19,8 @@ fuzz_target!(|bytes: &[u8]| {
     let mut text = || String::from_utf8_lossy(next()).into_owned();
     let (cmdline, environment) = (text(), vec![(text(), text())]);
     let module = Module::from_bytes(Path::new("module"), None, next().to_vec());
-    let with = Handover { cmdline, environment, modules: module.into_iter().collect(), ..Handover::default() };
+    let with =
+        Handover { cmdline, environment, modules: module.into_iter().collect(), ..Handover::default() };
     let image = KernelImage::from_bytes(Path::new("kernel"), KERNEL.to_vec()).expect("a whole kernel");
     let memory = memory::create(MemorySize::new(64 << 20).expect("whole MiB")).expect("64 MiB of memory");
     let native = boot::protocol("native").expect("there is such a protocol");
