@@ -14,6 +14,8 @@ const NAME: &[u8; 12] = b"VMCOREINFO\0\0";
 const MAX_CANDIDATES: usize = 4096;
 /// Most bytes of a kernel's image that are searched for its pointer to the note; images have 40 to 80 MiB.
 const MAX_IMAGE: u64 = 128 << 20;
+/// Most steps of a search that find nothing to read: a damaged core may claim memory that its file does not have.
+const MAX_UNREADABLE: u32 = 1024;
 const STEP: usize = 64 << 10;
 const PAGE_LEN: usize = 4096;
 
@@ -82,31 +84,35 @@ fn candidates(memory: &dyn PhysicalMemory, image: Option<KernelImage>) -> Vec<Ca
 fn look_at_pages(memory: &dyn PhysicalMemory, range: MemoryRange, notes: &mut Vec<u64>) {
     let step = memory.search_step().next_multiple_of(PAGE_LEN);
     let mut buf = vec![0; step];
-    let mut next = range.start;
+    let (mut next, mut unreadable) = (range.start, 0);
     while let Some(run) = (next < range.end()).then(|| memory.next_touched(next)).flatten() {
         next = next.max(run.start - run.start % PAGE_SIZE);
         let end = run.end.min(range.end()).next_multiple_of(PAGE_SIZE);
         while next < end {
             let len = usize::try_from(end - next).map_or(step, |left| left.min(step));
-            look_at_some_pages(memory, next, &mut buf[..len], notes);
+            unreadable += u32::from(!look_at_some_pages(memory, next, &mut buf[..len], notes));
             next += len as u64;
-            if notes.len() >= MAX_CANDIDATES {
+            if notes.len() >= MAX_CANDIDATES || unreadable >= MAX_UNREADABLE {
                 return;
             }
         }
     }
 }
 
-/// The same of as many pages as `buf` holds.
-fn look_at_some_pages(memory: &dyn PhysicalMemory, start: u64, buf: &mut [u8], notes: &mut Vec<u64>) {
+/// The same of as many pages as `buf` holds. Whether any could be read.
+fn look_at_some_pages(memory: &dyn PhysicalMemory, start: u64, buf: &mut [u8], notes: &mut Vec<u64>) -> bool {
     // Of memory at hand only the head of each page is read.
     let at_once = buf.len() > PAGE_LEN && memory.read(start, buf).is_ok();
+    let mut is_readable = at_once;
     for (address, page) in (start..).step_by(PAGE_LEN).zip(buf.chunks_mut(PAGE_LEN)) {
         let head = &mut page[..HEADER_LEN];
-        if (at_once || memory.read(address, head).is_ok()) && text_len(head).is_some() {
+        let is_read = at_once || memory.read(address, head).is_ok();
+        is_readable |= is_read;
+        if is_read && text_len(head).is_some() {
             notes.push(address);
         }
     }
+    is_readable
 }
 
 /// Length of the text of a note that begins like this.
