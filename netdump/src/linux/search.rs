@@ -87,7 +87,8 @@ fn look_at_pages(memory: &dyn PhysicalMemory, range: MemoryRange, notes: &mut Ve
     let (mut next, mut unreadable) = (range.start, 0);
     while let Some(run) = (next < range.end()).then(|| memory.next_touched(next)).flatten() {
         next = next.max(run.start - run.start % PAGE_SIZE);
-        let end = run.end.min(range.end()).next_multiple_of(PAGE_SIZE);
+        let end = run.end.min(range.end());
+        let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
         while next < end {
             let len = usize::try_from(end - next).map_or(step, |left| left.min(step));
             unreadable += u32::from(!look_at_some_pages(memory, next, &mut buf[..len], notes));
@@ -105,7 +106,8 @@ fn look_at_some_pages(memory: &dyn PhysicalMemory, start: u64, buf: &mut [u8], n
     let at_once = buf.len() > PAGE_LEN && memory.read(start, buf).is_ok();
     let mut is_readable = at_once;
     for (address, page) in (start..).step_by(PAGE_LEN).zip(buf.chunks_mut(PAGE_LEN)) {
-        let head = &mut page[..HEADER_LEN];
+        // Ranges of a damaged core end anywhere.
+        let Some(head) = page.get_mut(..HEADER_LEN) else { continue };
         let is_read = at_once || memory.read(address, head).is_ok();
         is_readable |= is_read;
         if is_read && text_len(head).is_some() {
