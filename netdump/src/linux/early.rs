@@ -2,10 +2,13 @@
 //! page tables, the kernel's own symbols, which are in its image from the first instruction on, and its types.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::btf::Btf;
 use super::image::KernelImage;
 use super::kallsyms::Kallsyms;
+use super::layout::DIRECT_MAP_ALIGNMENT;
+use super::vmcoreinfo::PUT_TOGETHER;
 use super::{LinuxMemory, Vmcoreinfo};
 use crate::vmcore::PhysicalMemory;
 use crate::vmcore::paging::Mapping;
@@ -14,6 +17,8 @@ use crate::vmcore::paging::Mapping;
 const LINKED_AT: u64 = 0xffff_ffff_8100_0000;
 /// How much of an image is searched.
 const MAX_IMAGE: usize = 64 << 20;
+/// Most bytes of the image's notes; kernels have some hundred.
+const MAX_NOTES: usize = 64 << 10;
 /// Longest banner that is read, and how it begins.
 const MAX_BANNER: usize = 512;
 const BANNER: &str = "Linux version ";
@@ -27,8 +32,27 @@ const LOG_STRUCTURES: [(&str, &[&str]); 6] = [
     ("prb_data_ring", &["size_bits", "data"]),
 ];
 
-/// The kernel whose image the CPUs' page tables map.
-pub(super) fn find(memory: &dyn PhysicalMemory) -> Option<(Vmcoreinfo, Kallsyms)> {
+/// Such a kernel.
+#[derive(Debug, Clone)]
+pub struct EarlyKernel {
+    /// What its VMCOREINFO would say, marked as put together ([`Vmcoreinfo::is_put_together`]).
+    pub(super) info: Vmcoreinfo,
+    /// Its symbols, as it runs.
+    pub(super) symbols: Kallsyms,
+    /// Kernel address of guest-physical address 0 in the direct map, where the page tables agree with what the kernel says.
+    pub(super) direct_map: Option<u64>,
+}
+
+/// The kernel whose image the CPUs' page tables map. It is looked for once in a memory that keeps what was found.
+pub(super) fn find(memory: &dyn PhysicalMemory) -> Option<Arc<EarlyKernel>> {
+    let search = || search(memory).map(Arc::new);
+    match memory.findings() {
+        Some(findings) => findings.early.get_or_init(search).clone(),
+        None => search(),
+    }
+}
+
+fn search(memory: &dyn PhysicalMemory) -> Option<EarlyKernel> {
     let image = KernelImage::find(memory)?;
     let symbols = Kallsyms::from_image(&image_bytes(memory, image)?)?;
     let names = [
@@ -40,34 +64,49 @@ pub(super) fn find(memory: &dyn PhysicalMemory) -> Option<(Vmcoreinfo, Kallsyms)
         "prb",
         "__start_BTF",
         "__stop_BTF",
+        "page_offset_base",
+        "__start_notes",
+        "__stop_notes",
     ];
-    let [text, stext, root, uts, banner, log, types, types_end] = symbols.addresses(names);
+    let [text, stext, root, uts, banner, log, types, types_end, direct_map, notes, notes_end] =
+        symbols.addresses(names);
     if text != Some(image.virtual_start) {
         return None;
     }
     let physical = |address: u64| address.checked_sub(image.virtual_start)?.checked_add(image.physical_start);
     let release = release(memory, physical(banner?)?)?;
-    let mut said = format!("OSRELEASE={release}\nPAGESIZE=4096\n");
+    let mut said = format!("OSRELEASE={release}\nPAGESIZE=4096\n{PUT_TOGETHER}=1\n");
     let five_levels = u8::from(matches!(image.mapping, Mapping::FiveLevel(_)));
     let moved = image.virtual_start.checked_sub(LINKED_AT)?;
     let lines = [
         format!("SYMBOL(init_uts_ns)={:x}", uts?),
         format!("SYMBOL(swapper_pg_dir)={:x}", root?),
+        // makedumpfile asks for the tables by this name.
+        format!("SYMBOL(init_top_pgt)={:x}", root?),
         format!("SYMBOL(_stext)={:x}", stext?),
         format!("SYMBOL(prb)={:x}", log?),
         format!("NUMBER(phys_base)={}", image.phys_base().cast_signed()),
         format!("NUMBER(pgtable_l5_enabled)={five_levels}"),
         format!("KERNELOFFSET={moved:x}"),
     ];
-    for line in lines {
+    let notes = notes.zip(notes_end).and_then(|(from, to)| Some((physical(from)?, to.checked_sub(from)?)));
+    let build =
+        notes.and_then(|(start, len)| build_id(memory, start, len)).map(|id| format!("BUILD-ID={id}"));
+    for line in lines.into_iter().chain(build) {
         writeln!(said, "{line}").ok()?;
     }
     let known = Vmcoreinfo::parse(said.as_bytes())?;
     let virtual_memory = LinuxMemory::new(memory, &known)?;
-    if let Some(types) = Btf::read(&virtual_memory, types?, types_end?) {
+    if let Some(types) = types.zip(types_end).and_then(|(from, to)| Btf::read(&virtual_memory, from, to)) {
         said.push_str(&layouts(&types)?);
     }
-    Some((Vmcoreinfo::parse(said.as_bytes())?, symbols))
+    // The page tables must have the image there too: before they do, the variable says what is not yet so.
+    let direct_map = direct_map.and_then(|variable| virtual_memory.read_u64(variable)).filter(|base| {
+        base.is_multiple_of(DIRECT_MAP_ALIGNMENT)
+            && base >> 63 == 1
+            && virtual_memory.walk(base.wrapping_add(image.physical_start)) == Some(image.physical_start)
+    });
+    Some(EarlyKernel { info: Vmcoreinfo::parse(said.as_bytes())?, symbols, direct_map })
 }
 
 /// The image from its start on, as far as it is RAM.
@@ -84,6 +123,17 @@ fn release(memory: &dyn PhysicalMemory, banner: u64) -> Option<String> {
     memory.read(banner, &mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     text.strip_prefix(BANNER)?.split_whitespace().next().map(str::to_owned)
+}
+
+/// The hexadecimal digits of what tells this build from all others: the note of GNU's linker among the image's notes, each of
+/// lengths of name and content, type, name, content, on 4 bytes.
+fn build_id(memory: &dyn PhysicalMemory, start: u64, len: u64) -> Option<String> {
+    const HEAD: &[u8] = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0";
+    let mut notes = vec![0; usize::try_from(len).ok().filter(|&len| len <= MAX_NOTES)?];
+    memory.read(start, &mut notes).ok()?;
+    let at = notes.windows(HEAD.len()).step_by(4).position(|head| head == HEAD)?;
+    let id = notes[4 * at + HEAD.len()..].get(..20)?;
+    Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Lines that say where fields lie.
