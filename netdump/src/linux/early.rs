@@ -155,3 +155,100 @@ fn layouts(types: &Btf) -> Option<String> {
     }
     Some(said)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Kernel;
+    use super::super::fake::{FakeGuest, PHYSICAL, TABLES, TEXT};
+    use super::super::kallsyms::tests::FakeTables;
+    use super::*;
+    use crate::vmcore::notes::CoreNotes;
+    use crate::vmcore::{Activity, CpuState, Registers, StoppedGuest};
+
+    const DIRECT_MAP: u64 = 0xffff_88c8_0000_0000;
+
+    fn physical(address: u64) -> u64 {
+        address - TEXT + PHYSICAL
+    }
+
+    /// A guest whose kernel has its symbols and no VMCOREINFO; its only CPU uses the kernel's tables.
+    fn guest() -> FakeGuest {
+        let mut guest = FakeGuest::new();
+        let registers = Registers { cr0: 1 << 31, cr3: physical(TABLES), ..Registers::default() };
+        guest.cpus =
+            vec![CpuState { index: 0, activity: Activity::Running, registers: Some(Box::new(registers)) }];
+        let all_memory = TABLES + 0x3000;
+        guest.put_u64(TABLES + 8 * (DIRECT_MAP >> 39 & 511), physical(all_memory) | 3);
+        guest.put_u64(all_memory + 8 * (DIRECT_MAP >> 30 & 511), 0x83);
+        let uts = u64::from_str_radix(&guest.said("SYMBOL(init_uts_ns)"), 16).unwrap();
+        let banner = guest.place(b"Linux version 6.1.0-fake (gcc) #1 SMP Fake\n\0");
+        let base = guest.place(&DIRECT_MAP.to_le_bytes());
+        let note = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0abcdefghijklmnopqrst";
+        let notes = guest.place(&[&b"\x04\0\0\0\x04\0\0\0\x06\0\0\0Xen\0\0\0\0\0"[..], note].concat());
+        let mut tables = FakeTables::new(TEXT, 2000);
+        let symbols = [
+            ("init_top_pgt", TABLES),
+            ("init_uts_ns", uts),
+            ("linux_banner", banner),
+            ("prb", base),
+            ("page_offset_base", base),
+            ("__start_notes", notes),
+            ("__stop_notes", notes + 56),
+        ];
+        tables.symbols.extend(symbols.map(|(name, address)| (address, 'D', name.to_owned())));
+        let symbols = tables.bytes();
+        guest.align(8);
+        guest.place(&symbols);
+        guest
+    }
+
+    #[test]
+    fn what_the_kernel_would_say_is_put_together() {
+        let guest = guest();
+        let found = find(&guest).unwrap();
+        assert_eq!(found.info.os_release(), "6.1.0-fake");
+        assert_eq!(found.info.symbol("_stext"), Some(TEXT));
+        assert_eq!(found.info.symbol("swapper_pg_dir"), Some(TABLES));
+        assert_eq!(found.info.image_address(TEXT), Some(PHYSICAL));
+        assert_eq!(found.info.kernel_offset(), TEXT - LINKED_AT);
+        assert_eq!(found.info.value("BUILD-ID"), Some("6162636465666768696a6b6c6d6e6f7071727374"));
+        assert_eq!(found.direct_map, Some(DIRECT_MAP));
+        assert!(found.info.is_put_together() && !guest.vmcoreinfo().is_put_together());
+        assert!(!Kernel::early(&guest).unwrap().has_vmcoreinfo());
+    }
+
+    #[test]
+    fn its_core_says_so_and_shows_image_and_direct_map() {
+        let (guest, notes) = (guest(), CoreNotes::default());
+        for format in ["elf", "kdump"] {
+            let format = crate::vmcore::format(format).unwrap();
+            let guest = StoppedGuest { memory: &guest, symbols: None, notes: &notes };
+            let [remark] = <[_; 1]>::try_from(format.plan(&guest).unwrap().remarks).unwrap();
+            assert!(remark.contains("put together"), "{remark}");
+        }
+        let stopped = StoppedGuest { memory: &guest, symbols: None, notes: &notes };
+        let layout = super::super::LinuxLayout::of(&stopped).unwrap();
+        let image = layout.image.unwrap();
+        assert_eq!((image.virtual_start, image.physical.start), (TEXT, PHYSICAL));
+        assert_eq!(layout.direct_map, Some(DIRECT_MAP));
+    }
+
+    /// Without tables, names or with a banner of nothing there is no kernel; a direct map that is not mapped is none.
+    #[test]
+    fn what_is_not_there_is_not_made_up() {
+        let whole = guest();
+        let banner = physical(u64::from_str_radix(&whole.said("SYMBOL(init_uts_ns)"), 16).unwrap()) + 400;
+        let mut text = [0; 14];
+        whole.read(banner, &mut text).unwrap();
+        assert_eq!(&text, b"Linux version ", "the place is right");
+        let mut other = guest();
+        other.put(banner - PHYSICAL + TEXT, b"Minix");
+        assert!(find(&other).is_none());
+        let mut other = guest();
+        other.cpus.clear();
+        assert!(find(&other).is_none());
+        let mut other = guest();
+        other.put_u64(TABLES + 8 * (DIRECT_MAP >> 39 & 511), 0);
+        assert_eq!(find(&other).unwrap().direct_map, None);
+    }
+}
