@@ -15,6 +15,7 @@ pub mod devices;
 pub mod dump;
 pub mod events;
 pub mod hyperv;
+pub mod image;
 mod input;
 pub mod link;
 pub mod machine;
