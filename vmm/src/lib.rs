@@ -8,6 +8,7 @@
 mod account;
 mod aftermath;
 pub mod boot;
+pub mod boot_disk;
 pub mod bus;
 pub mod config;
 pub mod console;
@@ -15,6 +16,7 @@ pub mod devices;
 pub mod dump;
 pub mod events;
 pub mod hyperv;
+pub mod image;
 mod input;
 pub mod link;
 pub mod machine;
