@@ -225,6 +225,18 @@ fn segments_that_overlap_in_part_are_joined_in_order() {
     assert_eq!(byte, [0x21]);
 }
 
+/// A small file must not become much memory to search.
+#[test]
+fn segments_that_show_the_same_bytes_over_and_over_are_refused() {
+    let segments = |count: u64| {
+        let segment = |number: u64| [number << 20, 0, 0, 0x4000, 0x4000];
+        open_bytes(&foreign(0, 1, &(0..count).map(segment).collect::<Vec<_>>(), &[]))
+    };
+    assert_eq!(segments(16).unwrap().ranges().len(), 16);
+    let error = segments(17).unwrap_err().to_string();
+    assert!(error.contains("many times over"), "{error}");
+}
+
 #[test]
 fn what_a_segment_leaves_out_reads_as_zeros() {
     let core = open_bytes(&foreign(0, 1, &[[0, 0, 0x1000, 0x1000, 0x3000]], &[])).unwrap();

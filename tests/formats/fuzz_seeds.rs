@@ -7,10 +7,12 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 use std::time::Duration;
 
+use harness::fake_guest::FakeGuest;
 use harness::fake_kernel::FakeKernel;
+use harness::fake_linux;
 use netdump::link::pcap::PcapFile;
-use netdump::vmcore::KernelDumpHeader;
 use netdump::vmcore::kdh::Compression;
+use netdump::vmcore::{Activity, KernelDumpHeader, StoppedGuest};
 use netdump::wire::arp::{ArpOperation, ArpPacket};
 use netdump::wire::ethernet::{EtherType, EthernetHeader};
 use netdump::wire::{Ack, CLIENT_PORT, MacAddr, Message, MessageKind, Route, SERVER_PORT};
@@ -45,6 +47,7 @@ fn cores() -> Vec<Seed> {
     elf.truncate(0x4000);
     let mut full = freebsd.full_dump();
     full.truncate(0x2000);
+    let small = FakeGuest::new(5).untouched_ram(0, 0x2_0000).touched(0x4000..0x6000).cpu(Activity::Running);
     vec![
         ("netdump/fuzz/kernel.elf", kernel_behind(FakeKernel::default()).image()),
         ("netdump/fuzz/corpus/core_open/minidump", minidump.image()),
@@ -52,9 +55,18 @@ fn cores() -> Vec<Seed> {
         ("netdump/fuzz/corpus/core_open/gzip", gzip(&elf)),
         ("netdump/fuzz/corpus/core_open/zstd", zstd(&elf)),
         ("netdump/fuzz/corpus/core_open/elf", elf),
+        ("netdump/fuzz/corpus/core_open/kdump", kdump(&small, "kdump")),
+        ("netdump/fuzz/corpus/core_open/kdump-zstd", kdump(&small, "kdump-zstd")),
+        ("netdump/fuzz/corpus/core_open/kdump-linux", kdump(&fake_linux::bare_guest(), "kdump")),
         ("netdump/fuzz/corpus/core_open/full", full),
         ("netdump/fuzz/corpus/minidump_header/header", minidump.image()[..72].to_vec()),
     ]
+}
+
+/// The few pages that are compressed are what the locked versions of zlib and zstd make of them.
+fn kdump(guest: &FakeGuest, format: &str) -> Vec<u8> {
+    let (notes, format) = (notes(), netdump::vmcore::format(format).unwrap());
+    all_bytes(&format.plan(&StoppedGuest { memory: guest, symbols: None, notes: &notes }).unwrap().image)
 }
 
 /// A member that is not compressed, as what a compressor makes is of its version.

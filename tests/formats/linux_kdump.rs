@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use harness::fake_linux::{self, IMAGE};
+use harness::readers::kdump::KdumpCore;
 use netdump::ReadAt;
 use netdump::vmcore::{CoreNotes, MemoryError, OpenError, PhysicalMemory, StoppedGuest};
 
@@ -49,6 +50,43 @@ fn both_kinds_hold_every_page_of_any_guest() {
             }
         }
     }
+}
+
+/// By a reader that shares nothing with the writer: every page of RAM is there once, all pages of zeros are one, and nothing of
+/// the file is unaccounted for.
+#[test]
+fn an_independent_reader_finds_every_page() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("core");
+    for (format, status) in [("kdump", 1), ("kdump-zstd", 0x20)] {
+        for guest in [super::guest(), fake_linux::guest()] {
+            std::fs::write(&path, packed(&guest, &notes(), format)).unwrap();
+            let core = KdumpCore::open(&path).unwrap();
+            assert_eq!((core.status, core.level), (status, 0));
+            let ranges = guest.ranges().iter();
+            let ram: Vec<_> = ranges.flat_map(|range| range.start / 4096..range.end() / 4096).collect();
+            assert_eq!((core.ram(), core.stored()), (ram.clone(), ram.clone()));
+            assert_eq!(core.max_mapnr, ram.last().unwrap() + 1);
+            let pages = core.pages().unwrap();
+            let zeros = pages.iter().find(|page| page.content == [0; 4096]).unwrap();
+            let mut end = zeros.offset + zeros.size as u64;
+            for page in &pages {
+                let mut expected = [0; 4096];
+                guest.read(page.number * 4096, &mut expected).unwrap();
+                assert_eq!(page.content, expected, "page {:#x}", page.number);
+                if expected == [0; 4096] {
+                    assert_eq!((page.offset, page.size), (zeros.offset, zeros.size), "{:#x}", page.number);
+                } else {
+                    assert_eq!(page.offset, end, "page {:#x}", page.number);
+                    end += page.size as u64;
+                }
+            }
+            assert_eq!(core.length(), end);
+        }
+    }
+    let core = KdumpCore::open(&path).unwrap();
+    assert_eq!(core.names[2], "6.1.0-56-cloud-amd64");
+    assert_eq!((core.phys_base, core.vmcoreinfo), (fake_linux::info().phys_base(), fake_linux::text()));
 }
 
 #[test]
@@ -98,6 +136,10 @@ fn pages_that_are_left_out_are_not_in_the_file() {
     assert_eq!(half(&bytes[4096..], 8), 31);
     let directory = tempfile::tempdir().unwrap();
     let core = opened(&bytes, &directory.path().join("core")).unwrap();
+    let independent = KdumpCore::open(&directory.path().join("core")).unwrap();
+    let all_but_one: Vec<_> = independent.ram().into_iter().filter(|page| *page != 0x100).collect();
+    assert_eq!((independent.stored(), independent.ram().len()), (all_but_one, 8192));
+    assert_eq!(independent.level, 31);
     let mut page = [0; 4096];
     let out = core.read(0x10_0000, &mut page);
     assert!(matches!(out, Err(MemoryError::NotInDump { address: 0x10_0000 })), "{out:?}");

@@ -98,6 +98,17 @@ fn without_any_cpus_tables_the_release_must_do() {
     assert_eq!(located(&guest), None, "no kernel lies where it says");
 }
 
+/// Each would fit, and is another: one look at the image judges all of them.
+#[test]
+fn many_that_fit_cost_one_search_of_the_image() {
+    let mut guest = fake_linux::guest();
+    for page in 0..256 {
+        let planted = with_line(&text(), "SYMBOL(prb)", &format!("{:x}", TEXT_START + page));
+        put_note(&mut guest, 0x10_0000 + 0x1000 * page, &planted);
+    }
+    assert_eq!(located(&guest), Some(text()));
+}
+
 #[test]
 fn many_decoys_hide_nothing() {
     let mut guest = fake_linux::guest();

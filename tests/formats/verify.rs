@@ -218,6 +218,26 @@ fn file_that_ends_in_its_headers_is_no_core() {
     assert!(failure(&check(&path, None), "structure").contains("ends inside its headers"));
 }
 
+/// The core of a Linux guest shows the kernel's image twice; that, and nothing else, is as it should be.
+#[test]
+fn a_linux_kernels_image_that_is_shown_twice_is_no_overlap() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vmcore.vm1.0");
+    let guest = harness::fake_linux::guest();
+    super::store(&super::plan(&guest, &super::notes()), &path);
+    let verdict = check(&path, None);
+    assert_eq!(failed(&verdict), [""; 0]);
+    assert_eq!(text_of(&verdict, "structure"), "ELF64 core, x86-64, 32.0 MiB of memory in 1 range");
+    // The second program header is the image's. Other bytes of the file, or other memory, and it is no image any more.
+    let header = 64 + 56;
+    let original = fs::read(&path).unwrap();
+    for (field, value) in [(8 + 1, 0x10), (24 + 2, 0x20)] {
+        change_byte(&path, header + field, original[usize::try_from(header + field).unwrap()] ^ value);
+        assert_eq!(failed(&check(&path, None)), ["structure"], "field at {field}");
+        fs::write(&path, &original).unwrap();
+    }
+}
+
 #[test]
 fn overlapping_segments_are_found() {
     let (path, _directory) = stored();

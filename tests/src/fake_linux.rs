@@ -1,6 +1,8 @@
 //! A stopped Linux guest that never ran: page tables, VMCOREINFO and an array of `struct page` as a Debian kernel (12's
 //! cloud kernel) has them, of a guest of 32 MiB of which the kernel uses a few.
 
+use std::ops::Range;
+
 use netdump::linux::Vmcoreinfo;
 use netdump::vmcore::Registers;
 
@@ -82,14 +84,23 @@ pub fn guest_with_pages() -> FakeGuest {
 
 /// The guest, of which one CPU runs on the kernel's tables and one on none.
 pub fn guest() -> FakeGuest {
+    guest_that_touched(&[0x10_0000..0x20_0000, IMAGE..IMAGE + IMAGE_LEN, NOTE..NOTE + 0x2000])
+}
+
+/// The same kernel, of whose memory everything is zeros that is not said in this file.
+pub fn bare_guest() -> FakeGuest {
+    let sections = SECTIONS & !0xf_ffff;
+    guest_that_touched(&[
+        sections..sections + 0x10_0000,
+        IMAGE + 0x20_0000..IMAGE + IMAGE_LEN,
+        NOTE..NOTE + 0x2000,
+    ])
+}
+
+fn guest_that_touched(ranges: &[Range<u64>]) -> FakeGuest {
     let paged = Registers { cr0: 1 << 31, cr3: TABLES, rip: TEXT_START, ..Registers::default() };
-    let mut guest = FakeGuest::new(3)
-        .untouched_ram(0, RAM)
-        .touched(0x10_0000..0x20_0000)
-        .touched(IMAGE..IMAGE + IMAGE_LEN)
-        .touched(NOTE..NOTE + 0x2000)
-        .cpu_with(paged)
-        .cpu_with(Registers::default());
+    let guest = ranges.iter().cloned().fold(FakeGuest::new(3).untouched_ram(0, RAM), FakeGuest::touched);
+    let mut guest = guest.cpu_with(paged).cpu_with(Registers::default());
     let zeros = vec![0; 0x10_0000];
     for start in [SECTIONS & !0xf_ffff, IMAGE + 0x20_0000, IMAGE + 0x30_0000] {
         guest.write(start, &zeros);

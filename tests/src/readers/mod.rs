@@ -4,5 +4,6 @@
 pub mod elf;
 pub mod freebsd;
 pub mod full;
+pub mod kdump;
 pub mod minidump;
 pub mod unpack;
