@@ -168,7 +168,11 @@ fn named_by_kernel(memory: &dyn PhysicalMemory, candidates: &[Candidate]) -> Has
         }
     }
     let mut pointers = Pointers::new(memory);
-    by_start.iter().take(MAX_STARTS).flat_map(|(start, notes)| pointers.into_notes(*start, notes)).collect()
+    by_start
+        .iter()
+        .take(MAX_STARTS)
+        .flat_map(|(start, notes)| pointers.notes_pointed_at(*start, notes))
+        .collect()
 }
 
 /// Places of notes, by what is left of their addresses when the start of the direct map is not known.
@@ -188,7 +192,7 @@ impl<'m> Pointers<'m> {
     }
 
     /// The notes that the image at `start` points at.
-    fn into_notes(&mut self, start: u64, notes: &Notes) -> HashSet<u64> {
+    fn notes_pointed_at(&mut self, start: u64, notes: &Notes) -> HashSet<u64> {
         let mut found = HashSet::new();
         let Some(range) = self.memory.range_at(start) else { return found };
         let end = range.end().min(start.saturating_add(MAX_IMAGE));

@@ -66,7 +66,9 @@ impl DumpFormat for Kdump {
     }
 
     /// Compresses all of memory once, to know where each page will lie; what is read of the core later is compressed
-    /// again, so nothing but the lengths is kept.
+    /// again, so nothing but the lengths is kept. The table with the place of every page comes before the pages, and a core is sent
+    /// once from its start: to compress once would mean to hold the core. Both passes cost about the same (a 512 MiB Debian
+    /// guest: 45 to 55); filtering makes each a quarter of it.
     fn plan<'m>(&self, guest: &StoppedGuest<'m, '_>) -> Result<PlannedCore<'m>, PlanError> {
         let memory = guest.memory;
         check_ranges(memory.ranges())?;
