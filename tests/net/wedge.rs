@@ -64,6 +64,23 @@ fn dump_all(link: &str, transport: &str) {
 }
 
 #[test]
+fn a_guest_that_keeps_its_queue_full_loses_no_frame() {
+    needs_network!();
+    for transport in ["mmio", "pci"] {
+        let lab = Lab::bridged();
+        let bench = Bench::new("net-flood");
+        let options = ["--tap", "tap0", "--no-netdump", "--virtio", transport];
+        let count = || lab.host.tool("cat", "/sys/class/net/br0/statistics/rx_packets").trim().parse::<u64>();
+        let before = count().unwrap();
+        let ended =
+            lab.start(&bench, &[&options[..], &["--kenv=frames=3000", "--kenv=bells=50"]].concat()).wait();
+        assert!(ended.stdout.contains("flooded"), "{transport}: {}", ended.stdout);
+        let came = count().unwrap() - before;
+        assert!((3000..3100).contains(&came), "{transport}: {came}");
+    }
+}
+
+#[test]
 fn whatever_state_the_guest_left_its_card_in_the_tap_carries_its_dump() {
     needs_network!();
     dump_all("tap", "mmio");

@@ -163,6 +163,11 @@ impl Rings {
         index
     }
 
+    /// Whether the device wants to be told of what was offered: it does not while it looks (VIRTQ_USED_F_NO_NOTIFY).
+    pub fn wants_notification(&self) -> bool {
+        self.used_flags.read() & 1 == 0
+    }
+
     /// Head and written length of the returned chain number `index`.
     pub fn returned_at(&self, index: u16) -> (u16, u32) {
         let [head, length] = self.used.at(usize::from(index % self.size()));

@@ -9,7 +9,7 @@ pub const RECEIVE: usize = 0;
 pub const TRANSMIT: usize = 1;
 
 /// `struct virtio_net_hdr_v1`: all zero in a plain frame, but for num_buffers that the device sets.
-const HEADER: usize = 12;
+pub const HEADER: usize = 12;
 /// An Ethernet frame without its checksum has at least so many bytes.
 const SHORTEST_FRAME: usize = 60;
 /// VIRTIO_NET_F_MAC.

@@ -3,7 +3,7 @@
 
 use crate::memory;
 use crate::pci::Function;
-use crate::virtio::{Kind, Place, QUEUE_SIZE};
+use crate::virtio::{Kind, Place, QUEUE_SIZE, QUEUES};
 
 /// Vendor of all virtio devices, and what their device numbers follow.
 const VENDOR: u32 = 0x1af4;
@@ -57,8 +57,8 @@ pub struct Pci {
     function: Function,
     bar: u64,
     common: u64,
-    notify: u64,
-    notify_step: u64,
+    /// Where each queue is notified of.
+    notify: [u64; QUEUES],
     isr: u64,
     device: u64,
 }
@@ -77,12 +77,19 @@ impl Pci {
             Some((bar + u64::from(function.read(at + 8)), at))
         };
         let (notify, at) = block(NOTIFY_CFG)?;
+        let step = u64::from(function.read(at + 16));
+        let common = block(COMMON_CFG)?.0;
+        let notify = core::array::from_fn(|queue| {
+            write_u16(common + common::QUEUE, queue as u16);
+            // SAFETY: a device register, mapped uncached above.
+            let offset = unsafe { ((common + common::NOTIFY_OFFSET) as *const u16).read_volatile() };
+            notify + step * u64::from(offset)
+        });
         Some(Self {
             function,
             bar,
-            common: block(COMMON_CFG)?.0,
+            common,
             notify,
-            notify_step: function.read(at + 16).into(),
             isr: block(ISR_CFG)?.0,
             device: block(DEVICE_CFG)?.0,
         })
@@ -110,9 +117,7 @@ impl Pci {
     }
 
     pub(crate) fn notify(self, queue: usize) {
-        self.write_u16(common::QUEUE, queue as u16);
-        let place = self.notify + self.notify_step * u64::from(self.read_u16(common::NOTIFY_OFFSET));
-        write_u16(place, queue as u16);
+        write_u16(self.notify[queue], queue as u16);
     }
 
     pub(crate) fn acknowledge(self) {
@@ -183,12 +188,10 @@ impl Pci {
         let home = self.function.read(BAR_0);
         for place in [0, 0x20_0000, 0xfee0_0000, 0xfec0_0000, 0xf000_0000, u32::MAX, home + 0x8000, home] {
             self.function.write(BAR_0, place);
-            for queue in 0..3 {
-                // Its old place is another device's, or nobody's.
-                write_u16(self.notify + self.notify_step * queue, queue as u16);
-            }
+            // Its old place is another device's, or nobody's.
+            (0..QUEUES).for_each(|queue| self.notify(queue));
             self.function.write(COMMAND, MASTER);
-            write_u16(self.notify, 0);
+            self.notify(0);
             self.function.write(COMMAND, MEMORY | MASTER);
         }
     }

@@ -14,6 +14,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::eventfd::EventFd;
 
 pub use self::disk::{Access, Disk, DiskError, DiskSpec, ParseDiskError, SECTOR};
 use self::request::{Executor, ID_LEN, MOST_RANGES, MOST_SECTORS};
@@ -35,6 +36,7 @@ pub struct Blk {
     disk: Arc<Disk>,
     id: [u8; ID_LEN],
     server: Option<QueueServer>,
+    doorbell: Option<Arc<EventFd>>,
 }
 
 impl Blk {
@@ -42,7 +44,7 @@ impl Blk {
     pub fn new(disk: Arc<Disk>, number: usize) -> Self {
         let mut id = [0; ID_LEN];
         id.iter_mut().zip(format!("vmm-disk-{number}").bytes()).for_each(|(to, from)| *to = from);
-        Self { disk, id, server: None }
+        Self { disk, id, server: None, doorbell: None }
     }
 
     fn config(&self) -> [u8; CONFIG_LEN] {
@@ -99,7 +101,7 @@ impl VirtioDevice for Blk {
             warned: false,
         };
         let served = Served { memory, queue, index: 0, notifier };
-        self.server = Some(QueueServer::start("virtio-blk", served, executor)?);
+        self.server = Some(QueueServer::start("virtio-blk", served, executor, self.doorbell.as_ref())?);
         Ok(())
     }
 
@@ -107,6 +109,11 @@ impl VirtioDevice for Blk {
         if let Some(server) = &self.server {
             server.wake();
         }
+    }
+
+    fn take_doorbell(&mut self, _queue: u16, bell: &Arc<EventFd>) -> bool {
+        self.doorbell = Some(Arc::clone(bell));
+        true
     }
 
     fn reset(&mut self) {
