@@ -16,6 +16,7 @@ mod air;
 mod classic;
 mod config;
 mod congestion;
+mod flight;
 mod ignored;
 mod incoming;
 mod neighbor;
