@@ -8,6 +8,7 @@
 mod account;
 mod aftermath;
 pub mod boot;
+pub mod boot_disk;
 pub mod bus;
 pub mod config;
 pub mod console;
@@ -16,6 +17,7 @@ mod doorbell;
 pub mod dump;
 pub mod events;
 pub mod hyperv;
+pub mod image;
 mod input;
 pub mod link;
 pub mod machine;
