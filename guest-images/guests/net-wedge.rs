@@ -1,4 +1,4 @@
-//! Uses its virtio-net device, leaves the queues in a state that no driver would, and panics by pvpanic.
+//! Uses its virtio-net device, over PCI where there is a bus, leaves the queues in a state that no driver would, and panics by pvpanic.
 //!
 //! Environment, besides what every guest takes:
 //! - `virtio_mmio.device=SIZE@BASE:IRQ`: where the device is (default base 0xd0000000).
@@ -6,7 +6,7 @@
 //! - `frames` (default 1): UDP datagrams to 255.255.255.255 port 9 that it sends then, from `ip` and port 9, each with
 //!   the payload `net-wedge` and its number in decimal.
 //! - `wait_rx`: with `1` it waits for a frame, at most `patience` (default 5000) milliseconds, and prints who sent it.
-//! - `wedge`: the state it leaves, see [`Wedge`] (default `none`: queues in good order).
+//! - `wedge`: the state it leaves, see [`wedge::Wedge`] (default `none`: queues in good order).
 //! - `settle` (default 20): milliseconds between the last notification and the panic.
 //!
 //! Memory: the pattern in the first 32 MiB (or `fill`) from 16 MiB up, which no descriptor points at, but for the last 64
@@ -15,75 +15,28 @@
 #![no_std]
 #![no_main]
 
-use rt::virtio_net::{
-    BUFFER_SIZE, Descriptor, INDIRECT, NEXT, QUEUE_SIZE, RECEIVE, Rings, TRANSMIT, VirtioNet, WRITE, buffer,
-};
+use rt::virtio_net::VirtioNet;
+use rt::wedge::{self, Chain, WEDGES};
 use rt::{kenv, memory, println, pvpanic, time};
 
 rt::guest!("net-wedge", run);
-
-/// What is wrong with the queues, receive and transmit alike, when the guest panics.
-#[derive(Clone, Copy)]
-enum Wedge {
-    /// `none`: nothing.
-    None,
-    /// `loop`: chains whose descriptors point at each other in a circle, and at themselves.
-    Loop,
-    /// `wild`: buffers where there is no RAM, partly or at all, and whose end wraps.
-    Wild,
-    /// `ahead`: indices half their range ahead of what was ever offered.
-    Ahead,
-    /// `indirect`: indirect tables, though not negotiated: one that holds itself, one of odd size, one without RAM.
-    Indirect,
-    /// `length`: buffers of 4 GiB, of no bytes, and too small for the header.
-    Length,
-    /// `index`: heads and next fields that are no descriptor of the queue.
-    Index,
-    /// `direction`: buffers to write where the device must read, and the other way round.
-    Direction,
-    /// `overlap`: buffers that are the rings themselves.
-    Overlap,
-    /// `rings`: the rings themselves are where there is no RAM.
-    Rings,
-    /// `reset`: the device is reset in the middle of traffic, and notified after that.
-    Reset,
-}
-
-const WEDGES: [(&str, Wedge); 11] = [
-    ("none", Wedge::None),
-    ("loop", Wedge::Loop),
-    ("wild", Wedge::Wild),
-    ("ahead", Wedge::Ahead),
-    ("indirect", Wedge::Indirect),
-    ("length", Wedge::Length),
-    ("index", Wedge::Index),
-    ("direction", Wedge::Direction),
-    ("overlap", Wedge::Overlap),
-    ("rings", Wedge::Rings),
-    ("reset", Wedge::Reset),
-];
-
-/// No RAM is here whatever the size of the machine: the hole below 4 GiB, and the end of the address space.
-const HOLE: u64 = 0xcff0_0000;
-const TOP: u64 = u64::MAX - 0xfff;
 
 type Mac = [u8; 6];
 type Ip = [u8; 4];
 
 fn run() -> ! {
     memory::fill(rt::DEFAULT_FILL);
-    let place = VirtioNet::place();
-    let Some(mut device) = VirtioNet::start(place) else {
-        pvpanic::signal(format_args!("no virtio-net device at {place:#x}"));
+    let Some(mut device) = VirtioNet::start() else {
+        pvpanic::signal(format_args!("no virtio-net device"));
     };
-    println!("virtio-net at {place:#x}, address {}", Colons(device.mac()));
+    println!("virtio-net over {}, address {}", device.device.transport, Colons(device.mac()));
     let (ip, peer) = (address("ip", [10, 0, 0, 2]), address("peer", [10, 0, 0, 9]));
     talk(&mut device, ip, peer);
     if kenv::number("wait_rx", 0) != 0 {
         listen(&mut device);
     }
     let wedge = kenv::choice("wedge", &WEDGES);
-    leave(&device, wedge);
+    wedge::leave(&device.device, wedge, &[Chain::Write, Chain::Read]);
     time::wait(kenv::number("settle", 20));
     pvpanic::signal_from_kenv("the network queues are left as they are")
 }
@@ -109,88 +62,6 @@ fn listen(device: &mut VirtioNet) {
         Some((length, sender)) => println!("received {length} bytes from {}", Colons(sender)),
         None => println!("received nothing in {patience} ms"),
     }
-}
-
-/// Brings the queues into the state, and tells the device to look.
-fn leave(device: &VirtioNet, wedge: Wedge) {
-    for queue in [RECEIVE, TRANSMIT] {
-        let rings = device.rings(queue);
-        match wedge {
-            Wedge::None | Wedge::Reset => {}
-            Wedge::Loop => offer_loops(rings, queue),
-            Wedge::Ahead => rings.claim(rings.offered().wrapping_add(0x8000)),
-            Wedge::Index => offer_bad_indices(rings, queue),
-            Wedge::Rings => device.set_queue(queue, if queue == RECEIVE { HOLE } else { TOP }),
-            Wedge::Wild | Wedge::Length | Wedge::Indirect | Wedge::Direction | Wedge::Overlap => {
-                offer_bad_buffers(rings, queue, wedge);
-            }
-        }
-    }
-    if let Wedge::Reset = wedge {
-        device.reset();
-    }
-    device.notify(TRANSMIT);
-    device.notify(RECEIVE);
-}
-
-/// The flag of a buffer that the device is to use as the queue says.
-fn direction(queue: usize) -> u16 {
-    if queue == RECEIVE { WRITE } else { 0 }
-}
-
-fn offer_loops(rings: &Rings, queue: usize) {
-    let flags = direction(queue) | NEXT;
-    for index in 0..QUEUE_SIZE {
-        // Pairs that point at each other, and every fourth at itself.
-        let next = if index % 4 == 0 { index } else { index ^ 1 };
-        rings.describe(index, Descriptor { address: buffer(queue, index), length: 256, flags, next });
-    }
-    rings.offer_all(|place| place);
-}
-
-fn offer_bad_indices(rings: &Rings, queue: usize) {
-    let flags = direction(queue) | NEXT;
-    for index in 0..QUEUE_SIZE {
-        let next = if index % 2 == 0 { QUEUE_SIZE } else { u16::MAX };
-        rings.describe(index, Descriptor { address: buffer(queue, index), length: 256, flags, next });
-    }
-    rings.offer_all(|place| [place, QUEUE_SIZE, place, u16::MAX][usize::from(place % 4)]);
-}
-
-/// Gives each descriptor one of the bad buffers in turn, and offers them all.
-fn offer_bad_buffers(rings: &Rings, queue: usize, wedge: Wedge) {
-    let right = direction(queue);
-    let end_of_ram = memory::ram().last().map_or(0, |range| range.end);
-    for index in 0..QUEUE_SIZE {
-        let own = buffer(queue, index);
-        let choose = |choices: [(u64, u32, u16); 4]| choices[usize::from(index % 4)];
-        let (address, length, flags) = match wedge {
-            Wedge::Wild => choose([
-                (HOLE, BUFFER_SIZE, right),
-                (TOP, u32::MAX, right),
-                (end_of_ram - 64, BUFFER_SIZE, right),
-                (VirtioNet::place(), 4096, right),
-            ]),
-            Wedge::Length => {
-                choose([(own, u32::MAX, right), (own, 0, right), (own, 1, right), (own, 11, right)])
-            }
-            Wedge::Indirect => choose([
-                (rings.address() + 16 * u64::from(index), 16, INDIRECT),
-                (rings.address(), 24, INDIRECT),
-                (HOLE, 4096, INDIRECT),
-                (rings.address(), 0xffff_fff0, INDIRECT),
-            ]),
-            Wedge::Overlap => choose([
-                (rings.address(), BUFFER_SIZE, right),
-                (rings.address() + 16 * u64::from(index), 16, right),
-                (rings.address() + 16 * u64::from(QUEUE_SIZE), 8, right),
-                (rings.address(), 2 * BUFFER_SIZE, right),
-            ]),
-            _ => (own, BUFFER_SIZE, right ^ WRITE),
-        };
-        rings.describe(index, Descriptor { address, length, flags, next: 0 });
-    }
-    rings.offer_all(|place| place);
 }
 
 /// An Ethernet frame that asks who has `target` (RFC 826).

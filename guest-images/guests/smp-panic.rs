@@ -24,7 +24,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use rt::cpu::{self, RegisterImage};
 use rt::pvpanic::{self, PANICKED};
-use rt::virtio_net::VirtioNet;
+use rt::virtio_mmio::Mmio;
 use rt::{Register, console, kenv, memory, println, smp, time};
 
 rt::guest!("smp-panic", run);
@@ -50,7 +50,7 @@ fn run() -> ! {
     let chosen = kenv::number("cpu", 2) as u32 % 32;
     let panicking = if running & 1 << chosen != 0 { chosen } else { 0 };
     if let Busy::Mmio = busy() {
-        memory::map_device(VirtioNet::place());
+        memory::map_device(Mmio::first_place());
     }
     println!("CPUs running: {}; CPU {panicking} is to panic", running.count_ones());
     pvpanic::announce(format_args!("{}", kenv::text("text", "one CPU of several was told to panic")));
@@ -84,7 +84,7 @@ fn work(cpu: u32) -> ! {
         Busy::Spin => cpu::busy_spin(&image),
         Busy::Out => cpu::busy_out(&counting(u64::from(b'0') + u64::from(cpu), console::UART.into())),
         Busy::In => cpu::busy_in(&counting(0, console::LINE_STATUS.into())),
-        Busy::Mmio => cpu::busy_mmio(&counting(0, VirtioNet::place())),
+        Busy::Mmio => cpu::busy_mmio(&counting(0, Mmio::first_place())),
         Busy::Halt => cpu::halt(),
     }
 }

@@ -9,6 +9,7 @@ mod linux_panic;
 mod memory;
 mod packed;
 mod policies;
+mod queues;
 mod registers;
 mod sources;
 mod terminal;

@@ -13,6 +13,7 @@ pub mod bus;
 pub mod config;
 pub mod console;
 pub mod devices;
+mod doorbell;
 pub mod dump;
 pub mod events;
 pub mod hyperv;

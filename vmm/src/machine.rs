@@ -20,6 +20,7 @@ use crate::console::{Console, ConsoleOutput};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevices;
 use crate::devices::virtio::blk::{Blk, Disk, DiskError};
+use crate::devices::virtio::net::Sending;
 use crate::devices::virtio::rng::Rng;
 use crate::events::{self, EventQueue, MachineEvent};
 use crate::input::Input;
@@ -192,6 +193,11 @@ pub fn run(
     }
 }
 
+/// Linux takes back no frame before the card has given it back, so it need not wait until each has left.
+fn sending_for(image: &KernelImage) -> Sending {
+    if image.is_linux_kernel() { Sending::ByWorker } else { Sending::AtOnce }
+}
+
 fn watchdog(wakeups: &[Wakeup], cpus: u8, now: Instant) -> Option<Watchdog> {
     wakeups.iter().find_map(|wakeup| match wakeup {
         Wakeup::Hang(limit) => Some(Watchdog::new(*limit, cpus.into(), now)),
@@ -263,7 +269,7 @@ impl Machine {
         let console = Console::new(output, watchers);
         let serial = platform.add_devices(console.clone())?;
         if let Some(nic) = nic {
-            platform.add_virtio("virtio-net", nic.plug(), &memory)?;
+            platform.add_virtio("virtio-net", nic.plug(sending_for(&host.image)), &memory)?;
         }
         for (number, disk) in disks.iter().enumerate() {
             platform.add_virtio(

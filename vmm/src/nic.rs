@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netdump::wire::MacAddr;
 
-use crate::devices::virtio::net::Net;
+use crate::devices::virtio::net::{Net, Sending};
 use crate::sys::interface::InterfaceName;
 use crate::sys::tap::{Tap, TapError};
 
@@ -28,8 +28,8 @@ impl Nic {
     }
 
     /// Makes the device for a boot of the guest.
-    pub fn plug(&mut self) -> Arc<Mutex<Net>> {
-        let device = Arc::new(Mutex::new(Net::new(self.tap.clone(), self.mac)));
+    pub fn plug(&mut self, sending: Sending) -> Arc<Mutex<Net>> {
+        let device = Arc::new(Mutex::new(Net::new(self.tap.clone(), self.mac).sending(sending)));
         self.device = Some(device.clone());
         device
     }

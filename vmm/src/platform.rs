@@ -11,10 +11,11 @@ use crate::console::Console;
 use crate::devices::pci::{self, ConfigPorts, Ecam, PciBus, PciError};
 use crate::devices::reset::{self, ResetControl};
 use crate::devices::serial::{self, Line, SerialPort};
-use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::pci::{PciTransport, vectors_of};
 use crate::devices::virtio::{VirtioDevice, VirtioDevices};
 use crate::devices::{i8042, rtc, sleep};
+use crate::doorbell::{self, PciDoorbells};
 use crate::events::EventSender;
 use crate::memory::GuestMemory;
 use crate::msi::MsiRoutes;
@@ -104,10 +105,12 @@ impl Platform {
         memory: &GuestMemory,
     ) -> Result<(), PlatformError> {
         self.virtio.push(device.clone());
+        let bells = doorbell::offer(&mut *device.lock().unwrap_or_else(PoisonError::into_inner))?;
         if let Some(bus) = &mut self.pci {
             let vectors = vectors_of(&*device.lock().unwrap_or_else(PoisonError::into_inner));
+            let doorbells = Box::new(PciDoorbells::new(self.vm.kvm_vm().clone(), bells));
             let lines = (0..vectors).map(|_| self.messages.line()).collect::<Result<_, _>>()?;
-            let function = PciTransport::new(device, memory.clone(), lines);
+            let function = PciTransport::new(device, memory.clone(), lines).with_doorbells(doorbells);
             return Ok(bus.insert(name, Arc::new(Mutex::new(function)))?);
         }
         let (index, irqs) = (self.virtio_mmio.len(), &layout::VIRTIO_MMIO_IRQS);
@@ -116,6 +119,7 @@ impl Platform {
         let transport = MmioTransport::new(device, memory.clone(), self.interrupt(irq)?);
         let registers = Arc::new(Mutex::new(transport));
         self.mmio.insert(name, base.into(), layout::VIRTIO_MMIO_LEN.into(), registers)?;
+        doorbell::connect(self.vm.kvm_vm(), u64::from(base) + QUEUE_NOTIFY, &bells);
         self.virtio_mmio.push(VirtioMmio { base, irq });
         Ok(())
     }

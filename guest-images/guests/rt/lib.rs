@@ -19,6 +19,7 @@ pub mod kenv;
 mod libc;
 pub mod memory;
 pub mod msgbuf;
+pub mod pci;
 pub mod port;
 pub mod power;
 pub mod pvpanic;
@@ -28,7 +29,11 @@ pub mod start_info;
 pub mod symbols;
 pub mod time;
 pub mod trap;
+pub mod virtio;
+pub mod virtio_mmio;
 pub mod virtio_net;
+pub mod virtio_pci;
+pub mod wedge;
 
 pub use contract::*;
 

@@ -16,6 +16,7 @@ mod air;
 mod classic;
 mod config;
 mod congestion;
+mod flight;
 mod ignored;
 mod incoming;
 mod neighbor;
@@ -196,6 +197,7 @@ impl Client {
             self.end(self.silence());
             return;
         }
+        self.neighbor.ask_again(now, self.doubts_at().is_some_and(|at| at <= now));
         self.window.expire(now);
         self.ask(now);
     }
@@ -269,6 +271,7 @@ impl Client {
         let times = [
             self.deadline,
             self.neighbor.poll_timeout(),
+            self.doubts_at().filter(|_| !self.neighbor.is_in_doubt()),
             self.window.next_expiry(),
             self.ready_at,
             self.asks_at(),
@@ -399,7 +402,11 @@ impl Client {
 
     fn take_arp(&mut self, now: Instant, packet: &ArpPacket) -> Result<(), Ignored> {
         match self.neighbor.handle(now, packet)? {
-            ArpNews::Asked => Ok(()),
+            ArpNews::Asked | ArpNews::Confirmed => Ok(()),
+            ArpNews::Moved(hop) => {
+                self.events.push_back(ClientEvent::Resolved { hop, mac: packet.sender_mac });
+                Ok(())
+            }
             ArpNews::Resolved(hop) => {
                 self.events.push_back(ClientEvent::Resolved { hop, mac: packet.sender_mac });
                 self.advance();

@@ -31,6 +31,10 @@ pub enum NextHop {
 pub(super) enum ArpNews {
     /// The next hop's hardware address is known now.
     Resolved(NextHop),
+    /// The next hop has another hardware address than before.
+    Moved(NextHop),
+    /// It has the same as before.
+    Confirmed,
     /// Somebody asked for us and gets an answer.
     Asked,
     /// Another host sends from our address.
@@ -40,7 +44,7 @@ pub(super) enum ArpNews {
 #[derive(Debug)]
 enum State {
     Asking { hop: NextHop, target: Ipv4Addr, tries_left: u32, unsent: bool, until: Instant },
-    Known(MacAddr),
+    Known { mac: MacAddr, target: Ipv4Addr, hop: NextHop },
     Silent,
 }
 
@@ -61,6 +65,18 @@ pub(super) struct Neighbor {
     contested: bool,
     /// When it may be claimed next.
     claim_at: Instant,
+    /// The next hop is asked for again, and its answer waited for.
+    doubt: Option<Doubt>,
+}
+
+/// A next hop that may have another hardware address by now.
+#[derive(Debug)]
+struct Doubt {
+    unsent: bool,
+    /// The question is not answered yet: one answer counts.
+    is_open: bool,
+    /// When to ask again, answered or not.
+    ask_at: Instant,
 }
 
 impl Neighbor {
@@ -86,15 +102,33 @@ impl Neighbor {
             claim_unsent: false,
             contested: false,
             claim_at: now,
+            doubt: None,
         }
     }
 
-    /// The next hop, once it is known. It does not change any more: a later answer may be stale or forged.
+    /// The next hop, once it is known. It changes only by an answer to a question of ours that was asked because of the
+    /// server's silence ([`Self::ask_again`]): any other may be stale or forged.
     pub(super) fn next_hop(&self) -> Option<MacAddr> {
         match self.state {
-            State::Known(mac) => Some(mac),
+            State::Known { mac, .. } => Some(mac),
             State::Asking { .. } | State::Silent => None,
         }
+    }
+
+    /// Whether the server has been silent: its host, or the gateway, may have another card by now, or the one before it may
+    /// have lost its place (a server that moved to another machine, a gateway that failed over). Asks at once and then as
+    /// often as at first, as long as there is silence; meanwhile everything goes to the address known.
+    pub(super) fn ask_again(&mut self, now: Instant, is_silent: bool) {
+        match &self.doubt {
+            _ if !is_silent || !matches!(self.state, State::Known { .. }) => self.doubt = None,
+            Some(doubt) if now < doubt.ask_at => {}
+            _ => self.doubt = Some(Doubt { unsent: true, is_open: true, ask_at: now + self.wait }),
+        }
+    }
+
+    /// Whether the next hop is asked for again.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.doubt.is_some()
     }
 
     /// Whether everyone has been asked in vain.
@@ -117,7 +151,13 @@ impl Neighbor {
                 let target = *target;
                 Some(self.question(target))
             }
-            State::Asking { .. } | State::Known(_) | State::Silent => None,
+            State::Known { target, .. } => {
+                let doubt = self.doubt.as_mut().filter(|doubt| doubt.unsent)?;
+                doubt.unsent = false;
+                let target = *target;
+                Some(self.question(target))
+            }
+            State::Asking { .. } | State::Silent => None,
         }
     }
 
@@ -125,7 +165,8 @@ impl Neighbor {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let next_question = match self.state {
             State::Asking { until, .. } => Some(until),
-            State::Known(_) | State::Silent => None,
+            State::Known { .. } => self.doubt.as_ref().map(|doubt| doubt.ask_at),
+            State::Silent => None,
         };
         let next_claim = self.contested.then_some(self.claim_at);
         next_question.into_iter().chain(next_claim).min()
@@ -202,13 +243,26 @@ impl Neighbor {
 
     /// The server's answer counts also while the gateway is asked: it is only late.
     fn handle_reply(&mut self, packet: &ArpPacket) -> Result<ArpNews, Ignored> {
-        let State::Asking { hop: asked, .. } = self.state else { return Err(Ignored::ArpNotAsked) };
+        let asked = match self.state {
+            State::Asking { hop, .. } => hop,
+            State::Known { mac, target, hop } => {
+                let question = self.doubt.as_mut().filter(|doubt| doubt.is_open && !doubt.unsent);
+                let question = question.filter(|_| packet.sender_ip == target).ok_or(Ignored::ArpNotAsked)?;
+                question.is_open = false;
+                if packet.sender_mac == mac {
+                    return Ok(ArpNews::Confirmed);
+                }
+                self.state = State::Known { mac: packet.sender_mac, target, hop };
+                return Ok(ArpNews::Moved(hop));
+            }
+            State::Silent => return Err(Ignored::ArpNotAsked),
+        };
         let hop = match packet.sender_ip {
             ip if ip == self.server => NextHop::Server,
             ip if asked == NextHop::Gateway && Some(ip) == self.gateway => NextHop::Gateway,
             _ => return Err(Ignored::ArpNotAsked),
         };
-        self.state = State::Known(packet.sender_mac);
+        self.state = State::Known { mac: packet.sender_mac, target: packet.sender_ip, hop };
         Ok(ArpNews::Resolved(hop))
     }
 }

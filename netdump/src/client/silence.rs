@@ -36,7 +36,16 @@ impl fmt::Display for Suspicion {
     }
 }
 
+/// A server that had answered and is silent for so long may have another hardware address by now.
+const DOUBT: Duration = Duration::from_secs(1);
+
 impl Client {
+    /// When the next hop's hardware address is to be asked for again.
+    pub(super) fn doubts_at(&self) -> Option<Instant> {
+        self.learned_port?;
+        Some(self.silent_since()? + DOUBT)
+    }
+
     /// When acks, or the answer to a HERALD, have been waited for long enough.
     pub(super) fn gives_up_at(&self) -> Option<Instant> {
         Some(self.silent_since()? + self.whole_patience())

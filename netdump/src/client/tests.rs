@@ -59,6 +59,14 @@ fn image(length: usize) -> Vec<u8> {
     (0..length).map(|i| u8::try_from(i % 251).unwrap()).collect()
 }
 
+/// Asserts that a frame asks for the server's hardware address; `false`, for it is no message.
+fn assert_is_question(frame: &[u8]) -> bool {
+    let question = ArpPacket::parse(&frame[14..]).unwrap();
+    assert_eq!((question.operation, question.target_ip), (ArpOperation::Request, SERVER));
+    assert_eq!((question.sender_mac, question.sender_ip), (OUR_MAC, CLIENT));
+    false
+}
+
 impl Bench {
     fn new(config: ClientConfig, plan: DumpPlan) -> Self {
         let now = Instant::now();
@@ -90,7 +98,9 @@ impl Bench {
     }
 
     fn messages(&mut self) -> Vec<Seen> {
-        let frames = self.frames();
+        let mut frames = self.frames();
+        // Of a server that is silent its hardware address is asked for again.
+        frames.retain(|frame| frame.get(12..14) != Some(&[8, 6]) || assert_is_question(frame));
         let seen = |frame: &Vec<u8>| {
             let (route, payload) = Route::parse(frame).unwrap();
             assert_eq!((route.source_mac, route.destination_mac), (OUR_MAC, THEIR_MAC));
@@ -469,6 +479,60 @@ fn a_later_arp_answer_does_not_move_the_dump() {
     assert_eq!(bench.arp(ArpOperation::Reply, hijacker, SERVER), Err(Ignored::ArpNotAsked));
     // `messages` wants the old address in every frame.
     assert_eq!(bench.messages().len(), 1);
+}
+
+#[test]
+fn a_server_that_falls_silent_is_asked_for_again_and_may_have_moved() {
+    let new_mac = MacAddr([0x52, 0x54, 0, 0, 0, 0x77]);
+    let mut bench = Bench::accepted(config(), plan(10));
+    assert_eq!(bench.messages().len(), 1);
+    let silent_since = bench.now;
+    // Asked after a second of silence, and no answer of before counts.
+    let mut questions = 0;
+    while questions == 0 {
+        assert_eq!(bench.arp(ArpOperation::Reply, new_mac, SERVER), Err(Ignored::ArpNotAsked));
+        bench.now = bench.client.poll_timeout().unwrap();
+        bench.client.handle_timeout(bench.now);
+        questions = bench.frames().iter().filter(|frame| frame[12..14] == [8, 6]).count();
+    }
+    assert_eq!((questions, bench.now - silent_since), (1, Duration::from_secs(1)));
+    assert_eq!(bench.arp(ArpOperation::Reply, new_mac, GATEWAY), Err(Ignored::ArpNotAsked));
+    bench.arp(ArpOperation::Reply, new_mac, SERVER).unwrap();
+    let hijacker = MacAddr([0x52, 0x54, 0, 0, 0, 0x66]);
+    assert_eq!(
+        bench.arp(ArpOperation::Reply, hijacker, SERVER),
+        Err(Ignored::ArpNotAsked),
+        "one answer counts"
+    );
+    // What is sent again goes to the new address.
+    let frames = loop {
+        bench.now = bench.client.poll_timeout().unwrap();
+        bench.client.handle_timeout(bench.now);
+        let mut frames = bench.frames();
+        frames.retain(|frame| frame[12..14] == [8, 0]);
+        if !frames.is_empty() {
+            break frames;
+        }
+    };
+    assert!(frames.iter().all(|frame| frame[..6] == new_mac.0), "{frames:x?}");
+}
+
+#[test]
+fn an_answer_that_changes_nothing_brings_no_flood_of_questions() {
+    let mut bench = Bench::accepted(config(), plan(10));
+    assert_eq!(bench.messages().len(), 1);
+    let (start, mut questions) = (bench.now, 0);
+    while bench.now - start < Duration::from_secs(4) {
+        bench.now = bench.client.poll_timeout().unwrap();
+        bench.client.handle_timeout(bench.now);
+        if bench.frames().iter().any(|frame| frame[12..14] == [8, 6]) {
+            questions += 1;
+            bench.arp(ArpOperation::Reply, THEIR_MAC, SERVER).unwrap();
+        }
+    }
+    let wait = config().try_wait();
+    let most = Duration::from_secs(3).as_millis() / wait.as_millis() + 1;
+    assert!((2..=most).contains(&questions), "{questions} in 3 s, {wait:?} apart");
 }
 
 #[test]

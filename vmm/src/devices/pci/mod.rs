@@ -48,6 +48,9 @@ pub trait PciFunction: Send {
         self.config_mut().write(offset, data);
     }
 
+    /// The bus has chosen where its BAR is at first.
+    fn placed(&mut self) {}
+
     /// Bytes behind its BAR, a power of two of at least 16; 0 without a BAR.
     fn bar_len(&self) -> u32 {
         0
@@ -105,6 +108,7 @@ impl PciBus {
                 let address = self.free.next_multiple_of(len);
                 self.free = address + len;
                 function.config_mut().set_bar(address, len);
+                function.placed();
             }
             function.config().bar()
         };

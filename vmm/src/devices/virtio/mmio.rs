@@ -22,6 +22,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 /// The specification leaves vendors to choose; no driver acts on it.
 const VENDOR: u32 = u32::from_le_bytes(*b"vmm\0");
+/// Where a driver writes the number of a queue that it has put buffers into.
+pub const QUEUE_NOTIFY: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
 
 /// The registers of one device.

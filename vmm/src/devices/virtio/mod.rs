@@ -26,6 +26,7 @@ use thiserror::Error;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestMemory;
 
@@ -53,6 +54,12 @@ pub trait VirtioDevice: Send + fmt::Debug {
 
     /// The driver has put buffers into that queue. Called between activation and reset only.
     fn notify(&mut self, queue: u16);
+
+    /// Takes over the eventfd by which a queue's notifications are to come, as KVM writes it without a return to the VMM;
+    /// whether it does. Where it does not, and where KVM has no room for it, [`notify`](Self::notify) is called.
+    fn take_doorbell(&mut self, _queue: u16, _bell: &Arc<EventFd>) -> bool {
+        false
+    }
 
     /// Stops serving: when this returns the device does not touch guest memory any more.
     fn reset(&mut self);

@@ -7,6 +7,7 @@
 //! 0x3000 notifications           0x4000 MSI-X table     0x5000 MSI-X pending bits
 //! ```
 
+use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -53,6 +54,17 @@ const NO_VECTOR: u16 = 0xffff;
 const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
 
+/// Doorbells that follow the function's BAR about.
+pub trait Doorbells: Send + fmt::Debug {
+    /// The BAR is there now, or nowhere.
+    fn follow(&mut self, bar: Option<u32>);
+}
+
+/// Where the driver notifies of a queue, when the BAR is at `bar`.
+pub fn notification(bar: u32, queue: u16) -> u64 {
+    u64::from(bar) + u64::from(NOTIFY) + u64::from(NOTIFY_STEP) * u64::from(queue)
+}
+
 /// How many interrupts a device needs: one for each queue, and one for its configuration.
 pub fn vectors_of(device: &dyn VirtioDevice) -> usize {
     device.queue_sizes().len() + 1
@@ -67,6 +79,7 @@ pub struct PciTransport {
     /// Where the capabilities lie that do something when they are written.
     msix_at: usize,
     access_at: usize,
+    doorbells: Option<Box<dyn Doorbells>>,
     offered_half: u32,
     accepted_half: u32,
     queue: u16,
@@ -98,7 +111,23 @@ impl PciTransport {
         });
         let msix_at = msix.describe(&mut config, TABLE, PENDING);
         let access_at = add_blocks(&mut config);
-        Self { config, transport, interrupt, msix_at, access_at, offered_half: 0, accepted_half: 0, queue: 0 }
+        Self {
+            config,
+            transport,
+            interrupt,
+            msix_at,
+            access_at,
+            doorbells: None,
+            offered_half: 0,
+            accepted_half: 0,
+            queue: 0,
+        }
+    }
+
+    /// The same with doorbells.
+    pub fn with_doorbells(mut self, doorbells: Box<dyn Doorbells>) -> Self {
+        self.doorbells = Some(doorbells);
+        self
     }
 
     /// A field of the common configuration: its value and how many bytes it has. Gaps are fields of no bytes.
@@ -233,11 +262,19 @@ impl PciFunction for PciTransport {
     fn write_config(&mut self, offset: usize, data: &[u8]) {
         self.config.write(offset, data);
         self.interrupt.msix.configure(&self.config, self.msix_at);
+        self.placed();
         if offset == self.indirect_data()
             && let Some((place, len)) = self.indirect()
             && let Some(data) = data.get(..len)
         {
             let _ = self.write(place, data);
+        }
+    }
+
+    fn placed(&mut self) {
+        let bar = self.config.bar().map(|(bar, _)| bar);
+        if let Some(doorbells) = &mut self.doorbells {
+            doorbells.follow(bar);
         }
     }
 

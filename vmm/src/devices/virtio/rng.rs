@@ -1,9 +1,11 @@
 //! A source of randomness (virtio 1.2, section 5.4): one queue, whose buffers it fills from the host's generator.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::DescriptorChain;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Direction, Slices, collect};
 use super::server::{QueueServer, Serve, Served};
@@ -21,6 +23,7 @@ const LIMIT: usize = 1 << 30;
 #[derive(Debug, Default)]
 pub struct Rng {
     server: Option<QueueServer>,
+    doorbell: Option<Arc<EventFd>>,
 }
 
 impl Rng {
@@ -49,7 +52,7 @@ impl VirtioDevice for Rng {
         let Activation { memory, queues, notifier, .. } = activation;
         let queue = queues.into_iter().next().unwrap_or_default();
         let served = Served { memory, queue, index: 0, notifier };
-        self.server = Some(QueueServer::start("virtio-rng", served, Filler)?);
+        self.server = Some(QueueServer::start("virtio-rng", served, Filler, self.doorbell.as_ref())?);
         Ok(())
     }
 
@@ -57,6 +60,11 @@ impl VirtioDevice for Rng {
         if let Some(server) = &self.server {
             server.wake();
         }
+    }
+
+    fn take_doorbell(&mut self, _queue: u16, bell: &Arc<EventFd>) -> bool {
+        self.doorbell = Some(Arc::clone(bell));
+        true
     }
 
     fn reset(&mut self) {

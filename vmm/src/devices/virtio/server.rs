@@ -53,17 +53,21 @@ pub(super) struct QueueServer {
 struct Shared {
     stopping: AtomicBool,
     /// There are new chains, or the thread is to stop.
-    wake: EventFd,
+    wake: Arc<EventFd>,
 }
 
 impl QueueServer {
-    /// Starts a thread that has `device` serve the queue.
+    /// Starts a thread that has `device` serve the queue, of which `doorbell` tells it, if there is one.
     pub(super) fn start(
         name: &'static str,
         served: Served,
         device: impl Serve,
+        doorbell: Option<&Arc<EventFd>>,
     ) -> Result<Self, ActivateError> {
-        let wake = EventFd::new(EFD_CLOEXEC).map_err(ActivateError::EventFd)?;
+        let wake = match doorbell {
+            Some(bell) => Arc::clone(bell),
+            None => Arc::new(EventFd::new(EFD_CLOEXEC).map_err(ActivateError::EventFd)?),
+        };
         let shared = Arc::new(Shared { stopping: AtomicBool::new(false), wake });
         let (alive, ended) = mpsc::channel();
         let theirs = Arc::clone(&shared);

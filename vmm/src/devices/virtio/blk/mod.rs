@@ -17,6 +17,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::eventfd::EventFd;
 
 pub use self::disk::{Disk, DiskError, SECTOR};
 use self::request::{Executor, ID_LEN, MOST_RANGES, MOST_SECTORS};
@@ -39,6 +40,7 @@ pub struct Blk {
     disk: Arc<Disk>,
     id: [u8; ID_LEN],
     server: Option<QueueServer>,
+    doorbell: Option<Arc<EventFd>>,
 }
 
 impl Blk {
@@ -46,7 +48,7 @@ impl Blk {
     pub fn new(disk: Arc<Disk>, number: usize) -> Self {
         let mut id = [0; ID_LEN];
         id.iter_mut().zip(format!("vmm-disk-{number}").bytes()).for_each(|(to, from)| *to = from);
-        Self { disk, id, server: None }
+        Self { disk, id, server: None, doorbell: None }
     }
 
     fn config(&self) -> [u8; CONFIG_LEN] {
@@ -103,7 +105,7 @@ impl VirtioDevice for Blk {
             warned: false,
         };
         let served = Served { memory, queue, index: 0, notifier };
-        self.server = Some(QueueServer::start("virtio-blk", served, executor)?);
+        self.server = Some(QueueServer::start("virtio-blk", served, executor, self.doorbell.as_ref())?);
         Ok(())
     }
 
@@ -111,6 +113,11 @@ impl VirtioDevice for Blk {
         if let Some(server) = &self.server {
             server.wake();
         }
+    }
+
+    fn take_doorbell(&mut self, _queue: u16, bell: &Arc<EventFd>) -> bool {
+        self.doorbell = Some(Arc::clone(bell));
+        true
     }
 
     fn reset(&mut self) {

@@ -23,9 +23,11 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_MTU,
 };
+use vmm_sys_util::eventfd::EventFd;
 
 use self::port::{Counts, Port, Seen};
-use self::worker::Worker;
+pub use self::worker::Sending;
+use self::worker::{Doorbells, Worker};
 use super::{ActivateError, Activation, VirtioDevice};
 use crate::sys::tap::Tap;
 
@@ -62,13 +64,29 @@ pub struct Net {
     mtu: Option<u16>,
     seen: Arc<Seen>,
     worker: Option<Worker>,
+    sending: Sending,
+    doorbells: Doorbells,
 }
 
 impl Net {
     /// A card with address `mac`. Its MTU is what the tap's is now.
     pub fn new(tap: Arc<Tap>, mac: MacAddr) -> Self {
         let mtu = tap.interface().ok().flatten().and_then(|interface| u16::try_from(interface.mtu).ok());
-        Self { tap, mac, mtu, seen: Arc::default(), worker: None }
+        Self {
+            tap,
+            mac,
+            mtu,
+            seen: Arc::default(),
+            worker: None,
+            sending: Sending::AtOnce,
+            doorbells: Doorbells::default(),
+        }
+    }
+
+    /// The same, which sends as `sending` says.
+    pub fn sending(mut self, sending: Sending) -> Self {
+        self.sending = sending;
+        self
     }
 
     /// The tap behind it.
@@ -138,7 +156,7 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let port = self.port(activation);
-        self.worker = Some(Worker::start(port)?);
+        self.worker = Some(Worker::start(port, self.sending, &self.doorbells)?);
         Ok(())
     }
 
@@ -146,6 +164,17 @@ impl VirtioDevice for Net {
         if let Some(worker) = &self.worker {
             worker.notify(queue);
         }
+    }
+
+    /// What is sent at once is sent by the vCPU that notifies.
+    fn take_doorbell(&mut self, queue: u16, bell: &Arc<EventFd>) -> bool {
+        let place = match queue {
+            RX => &mut self.doorbells.room,
+            TX if self.sending == Sending::ByWorker => &mut self.doorbells.sent,
+            _ => return false,
+        };
+        *place = Some(Arc::clone(bell));
+        true
     }
 
     fn reset(&mut self) {
@@ -171,7 +200,7 @@ mod tests {
     use virtio_bindings::virtio_mmio as reg;
     use virtio_queue::QueueT;
     use vm_memory::{Bytes, GuestAddress};
-    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
     use crate::bus::BusDevice;

@@ -1,7 +1,8 @@
-//! Moves frames while the guest runs: a thread for those that arrive, the vCPU that notifies for those it sends.
+//! Moves frames while the guest runs: a thread for those that arrive, and for those that are sent either that thread or the
+//! vCPU that notifies ([`Sending`]).
 //!
-//! When a driver's notification returns, its frames have left: a thread that sends them later would be enough for
-//! virtio, and not for FreeBSD's own netdump client (`sys/net/debugnet.c`, seen in 14.0-CURRENT). That sends up to 46
+//! With [`Sending::AtOnce`] frames have left when a driver's notification returns: a thread that sends them later would be
+//! enough for virtio, and not for FreeBSD's own netdump client (`sys/net/debugnet.c`, seen in 14.0-CURRENT). That sends up to 46
 //! frames which point into one buffer, takes the acknowledgement of the 32nd for all behind it (`1 << i` is an int), and
 //! fills the buffer anew. Frames that are still in the ring then carry other bytes than their checksums were made of;
 //! the receiver's kernel drops them, nobody sends them again, and the core has a hole that its sender does not know of.
@@ -12,13 +13,30 @@ use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use super::port::{Pause, Port};
 use super::{RX, TX};
 use crate::devices::virtio::ActivateError;
 use crate::devices::virtio::rings::RingError;
+use crate::sys::eventfd;
 use crate::sys::tap::Tap;
+
+/// Who sends what the driver has queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// The vCPU that notifies, before it goes on.
+    AtOnce,
+    /// The worker, while the vCPU goes on.
+    ByWorker,
+}
+
+/// Eventfds that KVM writes when the driver notifies.
+#[derive(Debug, Default)]
+pub(super) struct Doorbells {
+    pub(super) sent: Option<Arc<EventFd>>,
+    pub(super) room: Option<Arc<EventFd>>,
+}
 
 /// A running worker; dropping it stops it and waits until it has ended.
 #[derive(Debug)]
@@ -29,6 +47,7 @@ pub(super) struct Worker {
 
 #[derive(Debug)]
 struct Shared {
+    sending: Sending,
     events: Events,
     /// `None` once the driver broke the rings.
     port: Mutex<Option<Port>>,
@@ -38,22 +57,23 @@ struct Shared {
 #[derive(Debug)]
 struct Events {
     stop: EventFd,
-    /// The driver has more frames to send than go in one turn.
-    sent: EventFd,
+    /// The driver has frames to send: any, or more than go in one turn.
+    sent: Arc<EventFd>,
     /// The driver has room for frames.
-    room: EventFd,
+    room: Arc<EventFd>,
 }
 
 impl Worker {
     /// Starts a thread that serves `port`.
-    pub(super) fn start(port: Port) -> Result<Self, ActivateError> {
-        let event = || {
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-                .map_err(|errno| ActivateError::EventFd(errno.into()))
+    pub(super) fn start(port: Port, sending: Sending, bells: &Doorbells) -> Result<Self, ActivateError> {
+        let event = |bell: &Option<Arc<EventFd>>| match bell {
+            Some(bell) => Ok(Arc::clone(bell)),
+            None => EventFd::new(EFD_CLOEXEC).map(Arc::new).map_err(ActivateError::EventFd),
         };
-        let events = Events { stop: event()?, sent: event()?, room: event()? };
+        let stop = EventFd::new(EFD_CLOEXEC).map_err(ActivateError::EventFd)?;
+        let events = Events { stop, sent: event(&bells.sent)?, room: event(&bells.room)? };
         let tap = Arc::clone(port.tap());
-        let shared = Arc::new(Shared { events, port: Mutex::new(Some(port)) });
+        let shared = Arc::new(Shared { sending, events, port: Mutex::new(Some(port)) });
         let theirs = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("virtio-net".to_owned())
@@ -62,10 +82,11 @@ impl Worker {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// The driver has put buffers into a queue. What it sends is sent here, but for more than one turn's worth.
+    /// The driver has put buffers into a queue. What it sends at once is sent here, but for more than one turn's worth.
     pub(super) fn notify(&self, queue: u16) {
         match queue {
             RX => wake(&self.shared.events.room),
+            TX if self.shared.sending == Sending::ByWorker => wake(&self.shared.events.sent),
             TX if self.shared.serve_port(Port::transmit) == Some(Pause::Turn) => {
                 wake(&self.shared.events.sent)
             }
@@ -142,9 +163,9 @@ struct Woken {
 /// has room for them, as they would wake us again and again.
 fn wait(tap: &Tap, events: &Events, idle: bool, frames: bool) -> Result<Woken, Errno> {
     let mut fds = [
-        PollFd::new(events.stop.as_fd(), PollFlags::POLLIN),
-        PollFd::new(events.sent.as_fd(), PollFlags::POLLIN),
-        PollFd::new(events.room.as_fd(), PollFlags::POLLIN),
+        PollFd::new(eventfd::as_fd(&events.stop), PollFlags::POLLIN),
+        PollFd::new(eventfd::as_fd(&events.sent), PollFlags::POLLIN),
+        PollFd::new(eventfd::as_fd(&events.room), PollFlags::POLLIN),
         PollFd::new(tap.as_fd(), PollFlags::POLLIN),
     ];
     // Left out and not only masked: the errors of a tap that was removed are reported whatever the mask.
@@ -154,7 +175,7 @@ fn wait(tap: &Tap, events: &Events, idle: bool, frames: bool) -> Result<Woken, E
     Ok(Woken { stop, sent: sent && taken(&events.sent), room: room && taken(&events.room), frames })
 }
 
-/// Resets an eventfd; whether it had been written.
+/// Resets an eventfd that poll found written, which nobody else reads; whether that went well.
 fn taken(event: &EventFd) -> bool {
     event.read().is_ok()
 }
