@@ -345,7 +345,11 @@ impl Machine {
     ) -> Result<Option<End>, MachineError> {
         match event {
             MachineEvent::Panic(panic) => {
+                let by = panic.source;
                 let ruling = self.inquiry.hear(panic, Instant::now());
+                if matches!(ruling, Ruling::Over) {
+                    observer.event(&Event::Reset { by });
+                }
                 return Ok(self.obey(ruling, observer));
             }
             MachineEvent::CrashLoaded { vcpu } => {

@@ -7,13 +7,14 @@ use std::thread;
 
 use anyhow::{Context, ensure};
 
+use super::broken;
 use super::guest;
 use super::here::{Order, Run};
 use super::initramfs::Initramfs;
 use super::judge::Verdict;
-use super::kernels::Kernel;
+use super::kernels::{self, Kernel};
 use super::level1::Level1;
-use super::modules::Modules;
+use super::modules::{self, Modules};
 use super::probe;
 use super::scenario::Named;
 use super::under_test;
@@ -132,7 +133,16 @@ fn prepare(lab: &Path, guests: &Path, run: &Named) -> anyhow::Result<(String, Op
         fs::copy(kernel.image()?, guests.join(&image))?;
     }
     let mut root = Initramfs::with_busybox(&guest::init_of(&run.scenario))?;
-    root.modules(&Modules::below(&kernel.modules()?)?, &run.scenario.modules)?;
+    let modules = Modules::below(&kernel.modules()?)?;
+    root.modules(&modules, &run.scenario.modules)?;
+    for (fault, module) in &run.scenario.broken {
+        let module = modules::read(modules.file(module)?)?;
+        root.file(&fault.file(), &broken::break_module(module, *fault)?, 0o644)?;
+    }
+    if run.scenario.crash_kernel {
+        root.copy("image", &kernel.image()?)?;
+        root.program(&kernels::packaged(lab, "bookworm", "kexec-tools", "sbin/kexec")?)?;
+    }
     let initramfs = format!("{}.cpio", run.name);
     fs::write(guests.join(&initramfs), root.finish()?)?;
     Ok((image, Some(initramfs)))

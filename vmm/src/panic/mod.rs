@@ -127,6 +127,11 @@ pub trait Lookout: Send + fmt::Debug {
         false
     }
 
+    /// Whether the kernel, once it was looked at at its end, says that a triple fault is how it resets itself.
+    fn resets_by_triple_fault(&mut self) -> bool {
+        false
+    }
+
     /// What [`look`](Self::look) says of a guest that has ended, or is about to be dumped for another reason: it may take longer.
     fn look_at_end(&mut self) -> Option<Panicked> {
         self.look()
