@@ -13,8 +13,8 @@ use crate::account::Account;
 use crate::config::{Target, Wishes};
 use crate::devices::virtio::VirtioDevices;
 use crate::dump::{self, Dumped, Job};
-use crate::link::TapRoute;
-use crate::machine::Host;
+use crate::link::{LinkSpec, TapRoute};
+use crate::machine::{Host, MachineError};
 use crate::nic::Nic;
 use crate::output_file;
 use crate::panic::inquiry::{Finding, Sign};
@@ -39,6 +39,21 @@ pub(crate) struct Aftermath<'a> {
     pub(crate) observer: &'a mut dyn Observer,
     pub(crate) nic: Option<&'a Nic>,
     pub(crate) route: Option<&'a TapRoute>,
+}
+
+impl Host<'_> {
+    /// Finds out before the guest starts, not after it panicked, whether the link that the options name can be used.
+    pub(crate) fn check_link(&self, nic: Option<&Nic>) -> Result<Option<TapRoute>, MachineError> {
+        if !self.dump.enabled {
+            return Ok(None);
+        }
+        let link = self.dump.link_for(self.dump.server, nic.is_some());
+        let crash_dir = &self.dump.crash_dir;
+        if link == LinkSpec::Embedded && crash_dir.exists() && !crash_dir.is_dir() {
+            return Err(MachineError::CrashDir(crash_dir.clone()));
+        }
+        Ok(link.check(nic.map(Nic::tap))?)
+    }
 }
 
 impl Aftermath<'_> {

@@ -22,12 +22,11 @@ use crate::devices::virtio::blk::{Blk, Disk, DiskError};
 use crate::devices::virtio::rng::Rng;
 use crate::events::{self, EventQueue, MachineEvent};
 use crate::input::Input;
-use crate::link::{LinkSpec, TapRoute};
 use crate::memory;
 use crate::nic::Nic;
 use crate::panic::inquiry::{Finding, Inquiry, Ruling};
 use crate::panic::watchdog::{self, Order, Watchdog};
-use crate::panic::{Places, Wakeup, WatchedGuest};
+use crate::panic::{self, Armed, Wakeup, WatchedGuest};
 use crate::platform::{Platform, PlatformError};
 use crate::report::{Event, ExitStatus, Observer};
 use crate::signals::Signals;
@@ -88,21 +87,6 @@ pub struct Host<'a> {
     pub report: Option<PathBuf>,
 }
 
-impl Host<'_> {
-    /// Finds out before the guest starts, not after it panicked, whether the link that the options name can be used.
-    fn check_link(&self, nic: Option<&Nic>) -> Result<Option<TapRoute>, MachineError> {
-        if !self.dump.enabled {
-            return Ok(None);
-        }
-        let link = self.dump.link_for(self.dump.server, nic.is_some());
-        let crash_dir = &self.dump.crash_dir;
-        if link == LinkSpec::Embedded && crash_dir.exists() && !crash_dir.is_dir() {
-            return Err(MachineError::CrashDir(crash_dir.clone()));
-        }
-        Ok(link.check(nic.map(Nic::tap))?)
-    }
-}
-
 /// Runs the guest until it is over, however often it boots. `console` makes the output of each boot's console.
 pub fn run(
     host: &mut Host<'_>,
@@ -155,13 +139,6 @@ pub fn run(
     }
 }
 
-fn watchdog(wakeups: &[Wakeup], cpus: u8, now: Instant) -> Option<Watchdog> {
-    wakeups.iter().find_map(|wakeup| match wakeup {
-        Wakeup::Hang(limit) => Some(Watchdog::new(*limit, cpus.into(), now)),
-        _ => None,
-    })
-}
-
 /// Why the event loop ended.
 enum End {
     PowerOff,
@@ -204,25 +181,10 @@ impl Machine {
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
         let transport = host.vm.virtio.unwrap_or_else(|| Virtio::for_image(&host.image));
         let mut platform = Platform::new(vm, sender, transport);
-        let (mut watchers, mut exits, mut wakeups, mut lookouts) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut hyperv = None;
         let guest =
             WatchedGuest { memory: &memory, symbols: host.image.symbols(), cpus: host.vm.cpus.into() };
-        for source in &host.vm.sources {
-            source.arm(&mut Places {
-                ports: &mut platform.ports,
-                pci: platform.pci.as_mut(),
-                console: &mut watchers,
-                exits: &mut exits,
-                wakeups: &mut wakeups,
-                lookouts: &mut lookouts,
-                hyperv: &mut hyperv,
-                guest: &guest,
-                options: host.vm.source_options,
-                events: &platform.events,
-            })?;
-        }
+        let Armed { console: watchers, exits, wakeups, lookouts, hyperv } =
+            panic::arm(&host.vm.sources, &mut platform, &guest, host.vm.source_options)?;
         let console = Console::new(output, watchers);
         let serial = platform.add_devices(console.clone())?;
         if let Some(nic) = nic {
@@ -257,7 +219,7 @@ impl Machine {
         let started = Instant::now();
         let vm = platform.vm.start(host.vm.cpus, &entry, &environment)?;
         Ok(Self {
-            watchdog: watchdog(&wakeups, host.vm.cpus, started),
+            watchdog: Wakeup::hang(&wakeups).map(|limit| Watchdog::new(limit, host.vm.cpus.into(), started)),
             vm,
             events,
             console,
@@ -415,10 +377,7 @@ impl Machine {
     }
 
     fn dump_at(&self) -> Option<Instant> {
-        self.wakeups.iter().find_map(|wakeup| match wakeup {
-            Wakeup::After(time) => Some(self.started + *time),
-            Wakeup::Signal(_) | Wakeup::Hang(_) => None,
-        })
+        Wakeup::time(&self.wakeups).map(|time| self.started + time)
     }
 
     fn status_without_panic(&self) -> ExitStatus {
