@@ -13,8 +13,8 @@ use crate::account::Account;
 use crate::config::{Target, Wishes};
 use crate::devices::virtio::VirtioDevices;
 use crate::dump::{self, Dumped, Job};
-use crate::link::{LinkSpec, TapRoute};
-use crate::machine::{Host, MachineError};
+use crate::host::Host;
+use crate::link::TapRoute;
 use crate::nic::Nic;
 use crate::output_file;
 use crate::panic::inquiry::{Finding, Sign};
@@ -39,21 +39,6 @@ pub(crate) struct Aftermath<'a> {
     pub(crate) observer: &'a mut dyn Observer,
     pub(crate) nic: Option<&'a Nic>,
     pub(crate) route: Option<&'a TapRoute>,
-}
-
-impl Host<'_> {
-    /// Finds out before the guest starts, not after it panicked, whether the link that the options name can be used.
-    pub(crate) fn check_link(&self, nic: Option<&Nic>) -> Result<Option<TapRoute>, MachineError> {
-        if !self.dump.enabled {
-            return Ok(None);
-        }
-        let link = self.dump.link_for(self.dump.server, nic.is_some());
-        let crash_dir = &self.dump.crash_dir;
-        if link == LinkSpec::Embedded && crash_dir.exists() && !crash_dir.is_dir() {
-            return Err(MachineError::CrashDir(crash_dir.clone()));
-        }
-        Ok(link.check(nic.map(Nic::tap))?)
-    }
 }
 
 impl Aftermath<'_> {
@@ -93,7 +78,7 @@ impl Aftermath<'_> {
         let facts = &account.facts;
         let config = self.host.dump;
         let target = config.target(&Wishes {
-            environment: facts.environment.as_deref().unwrap_or(&self.host.vm.handover.environment),
+            environment: facts.environment.as_deref().unwrap_or(&self.host.handover().environment),
             seen: self.nic.and_then(Nic::last_ipv4),
             has_tap: self.nic.is_some(),
         });
@@ -163,7 +148,7 @@ impl Aftermath<'_> {
                 os: facts.os,
                 version: facts.version,
                 host_name: facts.host_name.unwrap_or_else(|| self.host.dump.name.clone()),
-                environment: facts.environment.unwrap_or_else(|| self.host.vm.handover.environment.clone()),
+                environment: facts.environment.unwrap_or_else(|| self.host.handover().environment.clone()),
             },
             card: account.card,
             memory: memory_of(guest.ranges()),

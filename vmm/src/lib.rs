@@ -8,13 +8,16 @@
 mod account;
 mod aftermath;
 pub mod boot;
+pub mod boot_disk;
 pub mod bus;
 pub mod config;
 pub mod console;
 pub mod devices;
 pub mod dump;
 pub mod events;
+mod host;
 pub mod hyperv;
+pub mod image;
 mod input;
 pub mod link;
 pub mod machine;

@@ -12,15 +12,17 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use crate::aftermath::Aftermath;
-use crate::boot::{self, BootError, KernelImage, RestoreError};
+use crate::boot::{self, BootError, RestoreError};
+use crate::boot_disk::BootDiskError;
 use crate::bus::BusError;
-use crate::config::{DumpConfig, OnPanic, OnReset, Virtio, VmConfig};
+use crate::config::{OnPanic, OnReset, Virtio};
 use crate::console::{Console, ConsoleOutput};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevices;
 use crate::devices::virtio::blk::{Blk, Disk, DiskError};
 use crate::devices::virtio::rng::Rng;
 use crate::events::{self, EventQueue, MachineEvent};
+pub use crate::host::Host;
 use crate::input::Input;
 use crate::memory;
 use crate::nic::Nic;
@@ -49,6 +51,8 @@ pub enum MachineError {
     #[error(transparent)]
     Image(#[from] RestoreError),
     #[error(transparent)]
+    BootDisk(#[from] BootDiskError),
+    #[error(transparent)]
     Platform(#[from] PlatformError),
     #[error("arming the panic sources")]
     Source(#[from] BusError),
@@ -74,19 +78,6 @@ fn os(doing: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
     move |source| MachineError::Os { doing, source }
 }
 
-/// Everything that outlives one boot of the guest.
-#[derive(Debug)]
-pub struct Host<'a> {
-    /// The machine's options.
-    pub vm: &'a VmConfig,
-    /// The dump's options.
-    pub dump: &'a DumpConfig,
-    /// What is booted.
-    pub image: KernelImage,
-    /// Where `--report` goes.
-    pub report: Option<PathBuf>,
-}
-
 /// Runs the guest until it is over, however often it boots. `console` makes the output of each boot's console.
 pub fn run(
     host: &mut Host<'_>,
@@ -96,15 +87,14 @@ pub fn run(
     // Blocked before any thread starts, so that every thread inherits it and only the event loop sees these signals.
     let signals = Signals::block().map_err(os("blocking signals"))?;
     let mut nic = host.vm.tap.as_ref().map(|tap| Nic::open(tap.clone(), host.vm.mac)).transpose()?;
-    let disks =
-        host.vm.disks.iter().map(|spec| Disk::open(spec).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    let disks = host.disks()?;
     let route = host.check_link(nic.as_ref())?;
     let mut input = Input::open();
     loop {
-        host.image.restore()?;
+        host.restore()?;
         let mut machine = Machine::build(host, console(), nic.as_mut(), &disks, observer)?;
         // Nothing of the file is needed while the guest runs, and it may be larger than all else here.
-        host.image.release();
+        host.release();
         let host = &*host;
         let end = machine.run(&signals, &mut input, observer)?;
         let verdict = match end {
@@ -201,7 +191,7 @@ impl Machine {
         let hardware = platform.finish(host.vm.cpus)?;
         firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
         let protocol = boot::protocol_for(&host.image, host.vm.boot)?;
-        let entry = protocol.load(&host.image, &host.vm.handover, &hardware, &memory)?;
+        let entry = protocol.load(&host.image, host.handover(), &hardware, &memory)?;
         observer.event(&Event::Booting {
             image: &host.image.path().to_string_lossy(),
             memory: host.vm.memory.bytes(),

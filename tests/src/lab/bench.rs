@@ -7,17 +7,17 @@ use std::thread;
 
 use anyhow::{Context, ensure};
 
-use super::broken;
 use super::guest;
 use super::here::{Order, Run};
 use super::initramfs::Initramfs;
 use super::judge::Verdict;
-use super::kernels::{self, Kernel};
+use super::kernels::Kernel;
 use super::level1::Level1;
 use super::modules::{self, Modules};
 use super::probe;
 use super::scenario::Named;
 use super::under_test;
+use super::{broken, crash_kernel};
 
 /// Guests at a time. With two the first level dies: interrupts between its CPUs get through to it where QEMU 7.2 has just left a
 /// guest and the clear interrupt flag (GIF) should hold them off.
@@ -141,7 +141,7 @@ fn prepare(lab: &Path, guests: &Path, run: &Named) -> anyhow::Result<(String, Op
     }
     if run.scenario.crash_kernel {
         root.copy("image", &kernel.image()?)?;
-        root.program(&kernels::packaged(lab, "bookworm", "kexec-tools", "sbin/kexec")?)?;
+        root.file("bin/load_crash_kernel", &crash_kernel::loader()?, 0o755)?;
     }
     let initramfs = format!("{}.cpio", run.name);
     fs::write(guests.join(&initramfs), root.finish()?)?;

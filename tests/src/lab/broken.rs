@@ -115,3 +115,25 @@ fn relocations(
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_cut_off() {
+        let mut module = b"code".to_vec();
+        assert_eq!(unsigned_len(&module).unwrap(), 4);
+        module.extend([7; 20]);
+        module.extend([0; 8]);
+        module.extend(20_u32.to_be_bytes());
+        module.extend(SIGNED);
+        assert_eq!(unsigned_len(&module).unwrap(), 4);
+        assert!(unsigned_len(&module[21..]).is_err(), "longer than what is there");
+    }
+
+    #[test]
+    fn what_is_no_module_is_not_broken() {
+        assert!(break_module(b"\x7fELF".to_vec(), Fault::Hang).is_err());
+    }
+}

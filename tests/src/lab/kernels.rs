@@ -82,16 +82,6 @@ impl Kernel {
     }
 }
 
-/// A file of a package that a guest is to have, and the machine need not: fetched and unpacked as kernels are.
-pub fn packaged(lab: &Path, suite: &str, package: &str, file: &str) -> anyhow::Result<PathBuf> {
-    let apt = Apt::new(lab, suite)?;
-    let folder = lab.join("packages").join(apt.file_stem(package)?);
-    if !folder.exists() {
-        apt.unpack(package, &folder).with_context(|| format!("fetching {package}"))?;
-    }
-    Ok(folder.join(file))
-}
-
 /// What a folder holds.
 fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
@@ -156,9 +146,9 @@ impl Apt {
 
     /// Downloads and unpacks a package; the folder appears when it is complete.
     fn unpack(&self, package: &str, folder: &Path) -> anyhow::Result<()> {
-        let parent = folder.parent().context("packages lie in a folder")?;
-        fs::create_dir_all(parent)?;
-        let aside = tempfile::tempdir_in(parent)?;
+        let kernels = folder.parent().context("kernels lie in a folder")?;
+        fs::create_dir_all(kernels)?;
+        let aside = tempfile::tempdir_in(kernels)?;
         succeed(self.command("apt-get", &["download", "-qq", package]).current_dir(aside.path()))?;
         let files = entries(aside.path())?;
         let [file] = files.as_slice() else { bail!("apt-get left {files:?} for {package}") };

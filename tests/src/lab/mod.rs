@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod broken;
+pub mod crash_kernel;
 pub mod guest;
 pub mod here;
 pub mod initramfs;

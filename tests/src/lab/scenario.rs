@@ -48,7 +48,8 @@ pub struct Scenario {
     /// Modules that are made to fail when they are loaded, by how: `null-jump` is `/null-jump.ko` in the guest.
     #[serde(default)]
     pub broken: BTreeMap<Fault, String>,
-    /// The guest has its own kernel's image as `/image`, and `kexec` to load it as a crash kernel.
+    /// The guest has its own kernel's image as `/image`, and `load_crash_kernel` to load what is open as 3 (a kernel) and
+    /// 4 (its initramfs) for when it panics.
     #[serde(default)]
     pub crash_kernel: bool,
     /// Shell commands that the guest runs before it switches itself off.
