@@ -19,7 +19,7 @@ const MOVED: u64 = 0x340_0000;
 const RELEASE: &str = "6.1.0-56-cloud-amd64";
 
 /// Variables by offset from DATA.
-const VARIABLES: [(&str, u64); 15] = [
+const VARIABLES: [(&str, u64); 18] = [
     ("init_uts_ns", 0x000),
     ("phys_base", 0x200),
     ("prb", 0x208),
@@ -33,6 +33,9 @@ const VARIABLES: [(&str, u64); 15] = [
     ("__cpu_online_mask", 0x318),
     ("page_offset_base", 0x320),
     ("tainted_mask", 0x328),
+    ("reboot_type", 0x330),
+    ("reboot_emergency", 0x334),
+    ("system_state", 0x338),
     ("panic_cpu", 0x1000),
     ("panic_neighbour", 0x1004),
 ];
@@ -206,6 +209,30 @@ fn a_crash_kernel_is_told_before_and_after_it_took_over() {
     assert_eq!(bench.read().unwrap().own_dump, OwnDump::CrashKernel);
     bench.set("crashing_cpu", &1_u32.to_le_bytes());
     assert_eq!(bench.read().unwrap().own_dump, OwnDump::Over);
+}
+
+#[test]
+fn a_triple_fault_is_a_reset_only_where_the_kernel_says_that_it_is_about_to() {
+    const RUNNING: u32 = 3;
+    const RESTART: u32 = 6;
+    for (kind, state, emergency, is_wanted) in [
+        (b't', RESTART, 0, true),
+        (b't', RESTART - 1, 0, true),
+        (b't', RUNNING, 1, true),
+        (b't', RUNNING, 0, false),
+        (b'a', RESTART, 1, false),
+        (b't', u32::MAX, 0, false),
+    ] {
+        let mut bench = bench();
+        bench.set("reboot_type", &u32::from(kind).to_le_bytes());
+        bench.set("system_state", &state.to_le_bytes());
+        bench.set("reboot_emergency", &[emergency, 0, 0, 0]);
+        assert!(!bench.words.resets_by_triple_fault(&bench.guest), "not found yet");
+        assert_eq!(bench.words.read_at_end(&bench.guest, 2), None);
+        assert_eq!(bench.words.resets_by_triple_fault(&bench.guest), is_wanted, "{kind} {state} {emergency}");
+        bench.set("panic_cpu", &0_u32.to_le_bytes());
+        assert!(!bench.words.resets_by_triple_fault(&bench.guest), "it has panicked");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod devices;
 mod doorbell;
 pub mod dump;
 pub mod events;
+mod host;
 pub mod hyperv;
 pub mod image;
 mod input;

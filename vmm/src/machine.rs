@@ -12,10 +12,10 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use crate::aftermath::Aftermath;
-use crate::boot::{self, BootError, Handover, KernelImage, RestoreError};
-use crate::boot_disk::{BootDisk, BootDiskError};
+use crate::boot::{self, BootError, RestoreError};
+use crate::boot_disk::BootDiskError;
 use crate::bus::BusError;
-use crate::config::{DumpConfig, OnPanic, OnReset, Virtio, VmConfig};
+use crate::config::{OnPanic, OnReset, Virtio};
 use crate::console::{Console, ConsoleOutput};
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::VirtioDevices;
@@ -23,13 +23,13 @@ use crate::devices::virtio::blk::{Blk, Disk, DiskError};
 use crate::devices::virtio::net::Sending;
 use crate::devices::virtio::rng::Rng;
 use crate::events::{self, EventQueue, MachineEvent};
+pub use crate::host::Host;
 use crate::input::Input;
-use crate::link::{LinkSpec, TapRoute};
 use crate::memory;
 use crate::nic::Nic;
 use crate::panic::inquiry::{Finding, Inquiry, Ruling};
 use crate::panic::watchdog::{self, Order, Watchdog};
-use crate::panic::{Places, Wakeup, WatchedGuest};
+use crate::panic::{self, Armed, Wakeup, WatchedGuest};
 use crate::platform::{Platform, PlatformError};
 use crate::report::{Event, ExitStatus, Observer};
 use crate::signals::Signals;
@@ -77,69 +77,6 @@ pub enum MachineError {
 
 fn os(doing: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
     move |source| MachineError::Os { doing, source }
-}
-
-/// Everything that outlives one boot of the guest.
-#[derive(Debug)]
-pub struct Host<'a> {
-    /// The machine's options.
-    pub vm: &'a VmConfig,
-    /// The dump's options.
-    pub dump: &'a DumpConfig,
-    /// What is booted.
-    pub image: KernelImage,
-    /// The disk that it is from; none for a kernel that is a file of the host's.
-    pub disk: Option<BootDisk>,
-    /// Where `--report` goes.
-    pub report: Option<PathBuf>,
-}
-
-impl Host<'_> {
-    /// What the kernel is handed: as the options say, or the disk with them.
-    pub(crate) fn handover(&self) -> &Handover {
-        self.disk.as_ref().map_or(&self.vm.handover, BootDisk::handover)
-    }
-
-    /// Opens the guest's disks; the one that it boots from is the first, and is open already.
-    fn disks(&self) -> Result<Vec<Arc<Disk>>, DiskError> {
-        let first = self.disk.as_ref().map(|disk| Ok(disk.disk().clone()));
-        let others = self.vm.disks.iter().map(|spec| Disk::open(spec).map(Arc::new));
-        first.into_iter().chain(others).collect()
-    }
-
-    /// Makes the kernel and what it is handed ready for a boot, the first or another.
-    fn restore(&mut self) -> Result<(), MachineError> {
-        match &mut self.disk {
-            Some(disk) => {
-                if let Some(image) = disk.restore()? {
-                    self.image = image;
-                }
-            }
-            None => self.image.restore()?,
-        }
-        Ok(())
-    }
-
-    /// Gives back memory that is not needed while the guest runs.
-    fn release(&mut self) {
-        self.image.release();
-        if let Some(disk) = &mut self.disk {
-            disk.release();
-        }
-    }
-
-    /// Finds out before the guest starts, not after it panicked, whether the link that the options name can be used.
-    fn check_link(&self, nic: Option<&Nic>) -> Result<Option<TapRoute>, MachineError> {
-        if !self.dump.enabled {
-            return Ok(None);
-        }
-        let link = self.dump.link_for(self.dump.server, nic.is_some());
-        let crash_dir = &self.dump.crash_dir;
-        if link == LinkSpec::Embedded && crash_dir.exists() && !crash_dir.is_dir() {
-            return Err(MachineError::CrashDir(crash_dir.clone()));
-        }
-        Ok(link.check(nic.map(Nic::tap))?)
-    }
 }
 
 /// Runs the guest until it is over, however often it boots. `console` makes the output of each boot's console.
@@ -198,13 +135,6 @@ fn sending_for(image: &KernelImage) -> Sending {
     if image.is_linux_kernel() { Sending::ByWorker } else { Sending::AtOnce }
 }
 
-fn watchdog(wakeups: &[Wakeup], cpus: u8, now: Instant) -> Option<Watchdog> {
-    wakeups.iter().find_map(|wakeup| match wakeup {
-        Wakeup::Hang(limit) => Some(Watchdog::new(*limit, cpus.into(), now)),
-        _ => None,
-    })
-}
-
 /// Why the event loop ended.
 enum End {
     PowerOff,
@@ -247,25 +177,10 @@ impl Machine {
         let (sender, events) = events::channel().map_err(os("creating an event channel"))?;
         let transport = host.vm.virtio.unwrap_or_else(|| Virtio::for_image(&host.image));
         let mut platform = Platform::new(vm, sender, transport);
-        let (mut watchers, mut exits, mut wakeups, mut lookouts) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut hyperv = None;
         let guest =
             WatchedGuest { memory: &memory, symbols: host.image.symbols(), cpus: host.vm.cpus.into() };
-        for source in &host.vm.sources {
-            source.arm(&mut Places {
-                ports: &mut platform.ports,
-                pci: platform.pci.as_mut(),
-                console: &mut watchers,
-                exits: &mut exits,
-                wakeups: &mut wakeups,
-                lookouts: &mut lookouts,
-                hyperv: &mut hyperv,
-                guest: &guest,
-                options: host.vm.source_options,
-                events: &platform.events,
-            })?;
-        }
+        let Armed { console: watchers, exits, wakeups, lookouts, hyperv } =
+            panic::arm(&host.vm.sources, &mut platform, &guest, host.vm.source_options)?;
         let console = Console::new(output, watchers);
         let serial = platform.add_devices(console.clone())?;
         if let Some(nic) = nic {
@@ -300,7 +215,7 @@ impl Machine {
         let started = Instant::now();
         let vm = platform.vm.start(host.vm.cpus, &entry, &environment)?;
         Ok(Self {
-            watchdog: watchdog(&wakeups, host.vm.cpus, started),
+            watchdog: Wakeup::hang(&wakeups).map(|limit| Watchdog::new(limit, host.vm.cpus.into(), started)),
             vm,
             events,
             console,
@@ -388,7 +303,11 @@ impl Machine {
     ) -> Result<Option<End>, MachineError> {
         match event {
             MachineEvent::Panic(panic) => {
+                let by = panic.source;
                 let ruling = self.inquiry.hear(panic, Instant::now());
+                if matches!(ruling, Ruling::Over) {
+                    observer.event(&Event::Reset { by });
+                }
                 return Ok(self.obey(ruling, observer));
             }
             MachineEvent::CrashLoaded { vcpu } => {
@@ -454,10 +373,7 @@ impl Machine {
     }
 
     fn dump_at(&self) -> Option<Instant> {
-        self.wakeups.iter().find_map(|wakeup| match wakeup {
-            Wakeup::After(time) => Some(self.started + *time),
-            Wakeup::Signal(_) | Wakeup::Hang(_) => None,
-        })
+        Wakeup::time(&self.wakeups).map(|time| self.started + time)
     }
 
     fn status_without_panic(&self) -> ExitStatus {

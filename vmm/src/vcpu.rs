@@ -8,10 +8,11 @@
 //! Running, Waiting --(park)--> Parked: pending access completed, registers read and handed over --(finish)--> gone
 //! ```
 
+mod orders;
+
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,17 +30,10 @@ use crate::hyperv::HypervMsrs;
 use crate::panic::ExitHook;
 use crate::sys;
 use crate::x86_64::regs;
+use orders::{Command, Control};
 
 /// Parts of the longest access, rounded up generously: KVM cuts at pages and, for MMIO, every 8 bytes.
 const MOST_PARTS: usize = 16;
-
-/// What a vCPU thread is told to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Command {
-    Run,
-    Park,
-    Finish,
-}
 
 /// A vCPU that has stopped, sent to whoever pauses the machine.
 #[derive(Debug)]
@@ -90,46 +84,6 @@ pub struct Glance {
     pub cpu_time: Duration,
 }
 
-/// State that thread and controller share.
-#[derive(Debug)]
-struct Control {
-    command: Mutex<Orders>,
-    changed: Condvar,
-    /// Whether somebody wants a [`Glance`].
-    glance: AtomicBool,
-    /// Whether the guest is to get an NMI.
-    nmi: AtomicBool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Orders {
-    command: Command,
-    /// Counts how often waiting vCPUs were told to run on.
-    run_on: u64,
-}
-
-impl Control {
-    fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.command.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Orders)) {
-        change(&mut self.orders());
-        self.changed.notify_all();
-    }
-
-    /// Waits until the orders are not those that were `seen` before the guest was entered: an answer to what the guest
-    /// did there may come before this thread gets here.
-    fn wait_for_news(&self, seen: Orders) {
-        drop(self.changed.wait_while(self.orders(), |orders| *orders == seen));
-    }
-
-    /// Waits until a parked vCPU may leave.
-    fn wait_while_parked(&self) {
-        drop(self.changed.wait_while(self.orders(), |orders| orders.command == Command::Park));
-    }
-}
-
 /// The thread's end: runs the guest's instructions.
 #[derive(Debug)]
 pub(crate) struct Vcpu {
@@ -174,13 +128,7 @@ pub(crate) fn register_kick_handler() -> io::Result<()> {
 impl Vcpu {
     /// Starts the thread.
     pub(crate) fn start(self) -> io::Result<VcpuHandle> {
-        let orders = Orders { command: Command::Run, run_on: 0 };
-        let control = Arc::new(Control {
-            command: Mutex::new(orders),
-            changed: Condvar::new(),
-            glance: AtomicBool::new(false),
-            nmi: AtomicBool::new(false),
-        });
+        let control = Arc::new(Control::new());
         let index = self.index;
         let mine = control.clone();
         let thread =
@@ -211,14 +159,12 @@ impl Vcpu {
 
     /// Does what was asked of a vCPU that goes on running.
     fn answer(&mut self, control: &Control) {
-        let is_asked =
-            |flag: &AtomicBool| flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Relaxed);
-        if is_asked(&control.nmi)
+        if control.nmi.take()
             && let Err(error) = regs::send_nmi(&self.fd)
         {
             tracing::debug!(%error, "the NMI cannot be sent");
         }
-        if is_asked(&control.glance)
+        if control.glance.take()
             && let Ok((regs, sregs)) = self.fd.get_regs().and_then(|regs| Ok((regs, self.fd.get_sregs()?)))
         {
             self.events.send(MachineEvent::Glance(Glance {
@@ -374,13 +320,13 @@ impl VcpuHandle {
     /// Asks a vCPU that runs for a [`Glance`], which comes as an event; one that does not run gives none. A kick that comes
     /// just before KVM_RUN is lost, and the answer then late.
     pub(crate) fn glance(&self) {
-        self.control.glance.store(true, Ordering::Relaxed);
+        self.control.glance.ask();
         self.kick();
     }
 
     /// Sends an NMI to a vCPU that runs.
     pub(crate) fn nmi(&self) {
-        self.control.nmi.store(true, Ordering::Relaxed);
+        self.control.nmi.ask();
         self.kick();
     }
 

@@ -8,6 +8,9 @@
 //! that loses the race for `panic_cpu` stops by itself. An oops alone sets none of that, but the bit of a kernel that
 //! died in `tainted_mask`.
 //!
+//! A kernel that collapses in a triple fault without any of that has not panicked, but is as dead; one that resets so by
+//! `reboot=t` is well. What it was about to do is in `system_state`, `reboot_emergency` and `reboot_type`.
+//!
 //! The guest may run while it is read, so nothing here trusts two words to be of one moment, and no page tables are
 //! walked: the image lies in one piece wherever [`super::place`] finds it, everything else in the direct map.
 
@@ -39,8 +42,14 @@ const MAX_PHYSICAL: u64 = 1 << 52;
 /// `TAINT_DIE` of `tainted_mask`: there was an oops.
 const DIED: u64 = 1 << 7;
 
+/// `BOOT_TRIPLE` of `reboot_type` (`include/linux/reboot.h`): the last way to reset, or the first one by `reboot=t`.
+const BY_TRIPLE_FAULT: u32 = b't' as u32;
+/// Values of `system_state` on the way to a power-off or a reset, in the numbering with `SYSTEM_FREEING_INITMEM` (since 5.14)
+/// and in that without (`include/linux/kernel.h`).
+const ENDING: std::ops::RangeInclusive<u32> = 4..=6;
+
 /// Variables that are looked at besides those that tell the place.
-const WORDS: [&str; 9] = [
+const WORDS: [&str; 12] = [
     "panic_cpu",
     "panic_timeout",
     "suppress_printk",
@@ -50,6 +59,9 @@ const WORDS: [&str; 9] = [
     "__cpu_online_mask",
     "page_offset_base",
     "tainted_mask",
+    "reboot_type",
+    "reboot_emergency",
+    "system_state",
 ];
 
 /// Every symbol that is looked up here, for who keeps a few of a kernel's symbols only.
@@ -121,6 +133,17 @@ impl PanicWords {
         let place = self.place.and_then(|place| self.landmarks.check(memory, place.moved));
         let words = place.map(|place| Words { symbols: &self.symbols, memory, place });
         words.and_then(|words| words.int("panic_cpu")) == Some(NO_CPU)
+    }
+
+    /// Whether the kernel, where it was last found, resets the machine by a triple fault of its own will, because somebody asked
+    /// it to: in order, or at once (`sysrq b`; `arch/x86/kernel/reboot.c`, `native_machine_emergency_restart`).
+    pub fn resets_by_triple_fault(&self, memory: &dyn PhysicalMemory) -> bool {
+        let Some(words) = self.words(memory) else { return false };
+        let is_ending = words.int("system_state").is_some_and(|state| ENDING.contains(&state));
+        let at_once = words.int("reboot_emergency").is_some_and(|emergency| emergency != 0);
+        words.int("panic_cpu") == Some(NO_CPU)
+            && words.int("reboot_type") == Some(BY_TRIPLE_FAULT)
+            && (is_ending || at_once)
     }
 
     fn words<'a>(&'a self, memory: &'a dyn PhysicalMemory) -> Option<Words<'a>> {

@@ -13,10 +13,11 @@ use super::initramfs::Initramfs;
 use super::judge::Verdict;
 use super::kernels::Kernel;
 use super::level1::Level1;
-use super::modules::Modules;
+use super::modules::{self, Modules};
 use super::probe;
 use super::scenario::Named;
 use super::under_test;
+use super::{broken, crash_kernel};
 
 /// Guests at a time. With two the first level dies: interrupts between its CPUs get through to it where QEMU 7.2 has just left a
 /// guest and the clear interrupt flag (GIF) should hold them off.
@@ -132,7 +133,16 @@ fn prepare(lab: &Path, guests: &Path, run: &Named) -> anyhow::Result<(String, Op
         fs::copy(kernel.image()?, guests.join(&image))?;
     }
     let mut root = Initramfs::with_busybox(&guest::init_of(&run.scenario))?;
-    root.modules(&Modules::below(&kernel.modules()?)?, &run.scenario.modules)?;
+    let modules = Modules::below(&kernel.modules()?)?;
+    root.modules(&modules, &run.scenario.modules)?;
+    for (fault, module) in &run.scenario.broken {
+        let module = modules::read(modules.file(module)?)?;
+        root.file(&fault.file(), &broken::break_module(module, *fault)?, 0o644)?;
+    }
+    if run.scenario.crash_kernel {
+        root.copy("image", &kernel.image()?)?;
+        root.file("bin/load_crash_kernel", &crash_kernel::loader()?, 0o755)?;
+    }
     let initramfs = format!("{}.cpio", run.name);
     fs::write(guests.join(&initramfs), root.finish()?)?;
     Ok((image, Some(initramfs)))

@@ -5,6 +5,8 @@
 //! initramfs and in a folder that it shares with the host, where cores, reports and consoles come back.
 
 pub mod bench;
+pub mod broken;
+pub mod crash_kernel;
 pub mod guest;
 pub mod here;
 pub mod initramfs;

@@ -39,6 +39,12 @@ impl Modules {
         Ok(Self { files, built_in: names.map(normal).collect() })
     }
 
+    /// The file of a module.
+    pub fn file(&self, name: &str) -> anyhow::Result<&Path> {
+        let file = self.files.get(&normal(name)).with_context(|| format!("there is no module {name}"))?;
+        Ok(file)
+    }
+
     /// The files to load, in this order, for the modules named.
     pub fn load_order<N: AsRef<str>>(&self, names: &[N]) -> anyhow::Result<Vec<PathBuf>> {
         let mut order = Vec::new();
@@ -52,15 +58,15 @@ impl Modules {
         if self.built_in.contains(&normal(name)) {
             return Ok(());
         }
-        let file = self.files.get(&normal(name)).with_context(|| format!("there is no module {name}"))?;
-        if order.contains(file) {
+        let file = self.file(name)?;
+        if order.iter().any(|other| other == file) {
             return Ok(());
         }
         let depends = output(Command::new("modinfo").args(["-F", "depends"]).arg(file))?;
         for needed in depends.trim().split(',').filter(|name| !name.is_empty()) {
             self.add(needed, order)?;
         }
-        order.push(file.clone());
+        order.push(file.to_owned());
         Ok(())
     }
 }

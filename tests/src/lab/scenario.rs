@@ -20,6 +20,8 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::broken::Fault;
+
 /// A scenario.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +45,13 @@ pub struct Scenario {
     /// Modules that the guest loads.
     #[serde(default)]
     pub modules: Vec<String>,
+    /// Modules that are made to fail when they are loaded, by how: `null-jump` is `/null-jump.ko` in the guest.
+    #[serde(default)]
+    pub broken: BTreeMap<Fault, String>,
+    /// The guest has its own kernel's image as `/image`, and `load_crash_kernel` to load what is open as 3 (a kernel) and
+    /// 4 (its initramfs) for when it panics.
+    #[serde(default)]
+    pub crash_kernel: bool,
     /// Shell commands that the guest runs before it switches itself off.
     #[serde(default)]
     pub init: String,

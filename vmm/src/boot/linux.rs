@@ -20,7 +20,7 @@ pub(super) const CMDLINE_MAX: usize = 2048;
 
 /// The symbols that are kept of a Linux kernel while it runs: what tells that it panicked, and where it says what it is.
 /// All of them would be 30 MB; a stopped guest's memory has the rest.
-pub(crate) const KEPT_SYMBOLS: [&str; 27] = [
+pub(crate) const KEPT_SYMBOLS: [&str; 30] = [
     "__cpu_online_mask",
     "_end",
     "_stext",
@@ -42,8 +42,11 @@ pub(crate) const KEPT_SYMBOLS: [&str; 27] = [
     "prb",
     "printk_rb_dynamic",
     "printk_rb_static",
+    "reboot_emergency",
+    "reboot_type",
     "saved_command_line",
     "suppress_printk",
+    "system_state",
     "tainted_mask",
     "vmcoreinfo_data",
     "vmcoreinfo_note",

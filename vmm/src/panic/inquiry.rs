@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use netdump::panicked::{OwnDump, Panicked};
 
 use super::console::NAME as FORGEABLE;
+use super::triple_fault::NAME as TRIPLE_FAULT;
 use super::{Lookout, REQUEST, SourceOptions};
 use crate::events::PanicEvent;
 
@@ -216,7 +217,15 @@ impl Inquiry {
             first.vcpu = first.vcpu.or(vcpu);
             return self.dump(first, seen, now);
         }
-        event.map_or(Ruling::Over, |event| self.dump(event, None, now))
+        match event {
+            Some(event) if event.source == TRIPLE_FAULT && self.resets_by_triple_fault() => Ruling::Over,
+            Some(event) => self.dump(event, None, now),
+            None => Ruling::Over,
+        }
+    }
+
+    fn resets_by_triple_fault(&mut self) -> bool {
+        self.lookouts.iter_mut().any(|lookout| lookout.resets_by_triple_fault())
     }
 
     /// What the kernel's own words say, as an event of the lookout that reads them.
@@ -327,9 +336,9 @@ mod tests {
         patience: Duration::from_millis(250),
     };
 
-    /// A lookout that says what the test wants.
+    /// A lookout that says what the test wants: of a panic, that the kernel is well, that it resets by a triple fault.
     #[derive(Debug, Clone, Default)]
-    struct Words(Arc<Mutex<Option<Panicked>>>, Arc<Mutex<bool>>);
+    struct Words(Arc<Mutex<Option<Panicked>>>, Arc<Mutex<bool>>, Arc<Mutex<bool>>);
 
     impl Lookout for Words {
         fn name(&self) -> &'static str {
@@ -342,6 +351,10 @@ mod tests {
 
         fn says_well(&mut self) -> bool {
             *self.1.lock().unwrap()
+        }
+
+        fn resets_by_triple_fault(&mut self) -> bool {
+            *self.2.lock().unwrap()
         }
     }
 
@@ -559,6 +572,20 @@ mod tests {
         let finding = found(panicked.hear("triple-fault", false));
         assert_eq!(finding.event.source, "words");
         assert!(finding.event.detail.contains("triple-fault"), "{}", finding.event.detail);
+    }
+
+    #[test]
+    fn a_triple_fault_that_the_kernel_means_is_a_reset_unless_it_has_panicked() {
+        let mut well = bench();
+        *well.words.2.lock().unwrap() = true;
+        assert!(matches!(well.hear(TRIPLE_FAULT, false), Ruling::Over));
+        assert!(!well.inquiry.has_panicked());
+        assert_eq!(found(well.hear("kvm-error", false)).event.source, "kvm-error");
+
+        let mut panicked = bench();
+        *panicked.words.2.lock().unwrap() = true;
+        panicked.say(true, true, OwnDump::None);
+        assert_eq!(found(panicked.hear(TRIPLE_FAULT, false)).event.source, "words");
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::devices::pci::PciBus;
 use crate::events::EventSender;
 use crate::hyperv::HypervMsrs;
 use crate::memory::GuestMemory;
+use crate::platform::Platform;
 use crate::vcpu::Exit;
 
 /// Every source, in the order in which they look at an exit. The names are those of `--panic-source` and the report.
@@ -55,6 +56,41 @@ pub trait PanicSource: Sync + fmt::Debug {
 
     /// Puts the source where it can see.
     fn arm(&'static self, places: &mut Places<'_>) -> Result<(), BusError>;
+}
+
+/// What the sources have put where the machine is to use it.
+#[derive(Debug, Default)]
+pub(crate) struct Armed {
+    pub(crate) console: Vec<Box<dyn ConsoleWatcher>>,
+    pub(crate) exits: Vec<ExitHook>,
+    pub(crate) wakeups: Vec<Wakeup>,
+    pub(crate) lookouts: Vec<Box<dyn Lookout>>,
+    pub(crate) hyperv: Option<Arc<HypervMsrs>>,
+}
+
+/// Arms the sources that are wanted, in a machine that is being built.
+pub(crate) fn arm(
+    sources: &[&'static dyn PanicSource],
+    platform: &mut Platform,
+    guest: &WatchedGuest<'_>,
+    options: SourceOptions,
+) -> Result<Armed, BusError> {
+    let mut armed = Armed::default();
+    for source in sources {
+        source.arm(&mut Places {
+            ports: &mut platform.ports,
+            pci: platform.pci.as_mut(),
+            console: &mut armed.console,
+            exits: &mut armed.exits,
+            wakeups: &mut armed.wakeups,
+            lookouts: &mut armed.lookouts,
+            hyperv: &mut armed.hyperv,
+            guest,
+            options,
+            events: &platform.events,
+        })?;
+    }
+    Ok(armed)
 }
 
 /// What a source may be told by options.
@@ -127,6 +163,11 @@ pub trait Lookout: Send + fmt::Debug {
         false
     }
 
+    /// Whether the kernel, once it was looked at at its end, says that a triple fault is how it resets itself.
+    fn resets_by_triple_fault(&mut self) -> bool {
+        false
+    }
+
     /// What [`look`](Self::look) says of a guest that has ended, or is about to be dumped for another reason: it may take longer.
     fn look_at_end(&mut self) -> Option<Panicked> {
         self.look()
@@ -156,6 +197,18 @@ pub enum Wakeup {
     After(Duration),
     /// When no vCPU has made progress for so long.
     Hang(Duration),
+}
+
+impl Wakeup {
+    /// The time after which the guest is dumped.
+    pub(crate) fn time(all: &[Self]) -> Option<Duration> {
+        all.iter().find_map(|wakeup| if let Self::After(time) = wakeup { Some(*time) } else { None })
+    }
+
+    /// The time for which the guest may hang.
+    pub(crate) fn hang(all: &[Self]) -> Option<Duration> {
+        all.iter().find_map(|wakeup| if let Self::Hang(limit) = wakeup { Some(*limit) } else { None })
+    }
 }
 
 /// Name of the source that [`Wakeup`]s belong to.

@@ -85,6 +85,14 @@ impl Lookout for Reader {
         }
     }
 
+    fn resets_by_triple_fault(&mut self) -> bool {
+        match &self.words {
+            // It triple-faults when nothing else has reset the machine, which here all do.
+            Words::FreeBsd(_) => false,
+            Words::Linux(words) => words.resets_by_triple_fault(&self.memory),
+        }
+    }
+
     fn look_at_end(&mut self) -> Option<Panicked> {
         match &mut self.words {
             Words::FreeBsd(words) => words.read(&self.memory, self.cpus),
