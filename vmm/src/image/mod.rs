@@ -6,6 +6,7 @@
 pub mod blocks;
 pub mod boot;
 pub(crate) mod container;
+mod freebsd;
 pub mod fs;
 pub mod partitions;
 
