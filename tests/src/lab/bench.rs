@@ -184,7 +184,10 @@ impl Shift<'_> {
     fn lost(&self, running: Option<usize>, died: &anyhow::Error) -> anyhow::Result<()> {
         match (running, self.queue.lost(running)) {
             (_, Lost::GiveUp) => Err(anyhow!("first levels keep dying: {died:#}")),
-            (None, _) => Ok(eprintln!("lab: a first level again: {died:#}")),
+            (None, _) => {
+                eprintln!("lab: a first level again: {died:#}");
+                Ok(())
+            }
             (Some(number), Lost::Again(time)) => {
                 let folder = self.share.join("out").join(&self.runs[number].name);
                 if folder.exists() {
