@@ -32,7 +32,7 @@ fn run(names: &[String]) -> anyhow::Result<()> {
     let runs = scenario::find(names)?;
     let lab = lab::folder()?;
     readers::drgn_folder(&lab)?;
-    let good = bench::run(&lab, &runs, |verdict| println!("{}", verdict.text()))?;
+    let good = bench::run(&lab, &runs, |line| println!("{line}"))?;
     println!(
         "{} runs in {:.0} s; what they left is in {}",
         runs.len(),

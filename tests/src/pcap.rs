@@ -14,6 +14,52 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
 
 /// The same, of the bytes of such a file.
 pub fn frames(file: &[u8]) -> anyhow::Result<Vec<&[u8]>> {
+    let uncut = |record: &Record<'_>| {
+        let (kept, whole) = (record.kept, record.whole);
+        ensure!(kept == whole, "a frame of {whole} bytes was cut to {kept}");
+        Ok(())
+    };
+    let frames = records(file)?.into_iter().map(|record| uncut(&record).map(|()| record.frame));
+    frames.collect()
+}
+
+/// The same file with at most so many bytes of each frame.
+pub fn cut(file: &[u8], most: u32) -> anyhow::Result<Vec<u8>> {
+    let mut cut = file.get(..24).context("no capture file")?.to_vec();
+    for record in records(file)? {
+        let keep = record.kept.min(most);
+        cut.extend(&record.head[..8]);
+        // In the file's own byte order.
+        cut.extend(if record.big_endian { keep.to_be_bytes() } else { keep.to_le_bytes() });
+        cut.extend(&record.head[12..]);
+        cut.extend(&record.frame[..keep as usize]);
+    }
+    Ok(cut)
+}
+
+/// Whether a capture, with its frames cut or not, has a UDP datagram to that port.
+pub fn shows_port(file: &[u8], port: u16) -> anyhow::Result<bool> {
+    // IPv4 without options: protocol at 23, destination port at 36.
+    let to_port = |record: &Record<'_>| {
+        let field = |range| record.frame.get(range);
+        field(12..14) == Some(&[8, 0])
+            && field(23..24) == Some(&[17])
+            && field(36..38) == Some(&port.to_be_bytes())
+    };
+    Ok(records(file)?.iter().any(to_port))
+}
+
+/// A record of a capture file.
+struct Record<'a> {
+    big_endian: bool,
+    /// Its header: seconds, nanoseconds, length kept, length on the wire.
+    head: &'a [u8],
+    kept: u32,
+    whole: u32,
+    frame: &'a [u8],
+}
+
+fn records(file: &[u8]) -> anyhow::Result<Vec<Record<'_>>> {
     ensure!(file.len() >= 24, "{} bytes are no capture file", file.len());
     let big_endian = match file[..4] {
         [0xd4, 0xc3, 0xb2, 0xa1] | [0x4d, 0x3c, 0xb2, 0xa1] => false,
@@ -25,18 +71,17 @@ pub fn frames(file: &[u8]) -> anyhow::Result<Vec<&[u8]>> {
         if big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
     };
     ensure!(word(20) == 1, "link type {} is not Ethernet", word(20));
-    let mut frames = Vec::new();
+    let mut records = Vec::new();
     let mut at = 24;
     while at < file.len() {
         ensure!(at + 16 <= file.len(), "the last record's header is cut");
         let (kept, whole) = (word(at + 8), word(at + 12));
-        ensure!(kept == whole, "a frame of {whole} bytes was cut to {kept}");
         let (start, end) = (at + 16, at + 16 + kept as usize);
         ensure!(end <= file.len(), "the last record is cut");
-        frames.push(&file[start..end]);
+        records.push(Record { big_endian, head: &file[at..start], kept, whole, frame: &file[start..end] });
         at = end;
     }
-    Ok(frames)
+    Ok(records)
 }
 
 /// An ARP packet for Ethernet and IPv4.
@@ -203,6 +248,22 @@ mod tests {
     use super::*;
 
     /// The example of RFC 1071.
+    #[test]
+    fn a_cut_capture_keeps_its_headers_and_tells_what_was_cut() {
+        let mut file = [[0xd4, 0xc3, 0xb2, 0xa1].as_slice(), &[0; 16], &[1, 0, 0, 0]].concat();
+        let mut frame = [0; 60];
+        (frame[12], frame[23]) = (8, 17);
+        frame[36..38].copy_from_slice(&20023u16.to_be_bytes());
+        file.extend([[0; 8].as_slice(), &60u32.to_le_bytes(), &60u32.to_le_bytes(), &frame].concat());
+        let cut = super::cut(&file, 40).expect("a capture file");
+        assert_eq!(cut.len(), 24 + 16 + 40);
+        assert!(super::shows_port(&cut, 20023).expect("still a capture file"));
+        assert!(!super::shows_port(&cut, 20024).expect("still a capture file"));
+        assert!(super::frames(&file).is_ok_and(|frames| frames == [frame]));
+        let error = super::frames(&cut).expect_err("it was cut");
+        assert_eq!(error.to_string(), "a frame of 60 bytes was cut to 40");
+    }
+
     #[test]
     fn sum_is_the_internets() {
         assert_eq!(sum(&[&[0, 1, 0xf2, 3], &[0xf4, 0xf5, 0xf6, 0xf7]]), 0xddf2);

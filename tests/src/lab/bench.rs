@@ -1,96 +1,224 @@
 //! Runs of scenarios from beginning to end: guests are prepared, run where KVM runs real kernels, and judged here.
+//!
+//! ```text
+//! queue of runs --> first level 1 --.
+//!               --> first level 2 ---+--> news --> judge --> one line each
+//! ```
 
+use std::collections::HashMap;
 use std::fs;
+use std::io::{BufRead, stdin};
+use std::ops::ControlFlow::{Break, Continue};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 
 use super::guest;
 use super::here::{Order, Run};
 use super::initramfs::Initramfs;
 use super::judge::Verdict;
 use super::kernels::Kernel;
-use super::level1::Level1;
+use super::level1::{Level1, Patience};
 use super::modules::{self, Modules};
 use super::probe;
-use super::scenario::Named;
+use super::queue::{Lost, Queue};
+use super::scenario::{Named, Scenario};
 use super::under_test;
 use super::{broken, crash_kernel};
 
-/// Guests at a time. With two the first level dies: interrupts between its CPUs get through to it where QEMU 7.2 has just left a
-/// guest and the clear interrupt flag (GIF) should hold them off.
-const WORKERS: usize = 1;
-/// Said by the program in the first level before a run's name, when its results are there.
+/// First levels at a time, at most: each keeps one CPU busy, and up to 2 GiB.
+const MOST_LEVELS: usize = 4;
+/// Said by the program in the first level when it waits for a run's name.
+const READY: &str = "ready for a run";
+/// Said before a run's name, when its results are there.
 const ENDED: &str = "ended: ";
+/// Said now and then, by a first level that is alive.
+const ALIVE: &str = "alive";
+/// How often it says so.
+const BEAT: Duration = Duration::from_secs(5);
+/// What a run may take beyond its limit: its networks, its receiver, and copying the core.
+const SLACK: Duration = Duration::from_secs(180);
+/// A first level that says nothing for so long has died. A busy host needs a minute until the first beat.
+const SILENCE: Duration = Duration::from_secs(180);
 
-/// Runs scenarios; `tell` hears each verdict as it is there. Whether all are good.
-pub fn run(lab: &Path, runs: &[Named], mut tell: impl FnMut(&Verdict)) -> anyhow::Result<bool> {
+/// Runs scenarios; `tell` gets a line or more for each as soon as it is judged. Whether all are good.
+pub fn run(lab: &Path, runs: &[Named], mut tell: impl FnMut(&str)) -> anyhow::Result<bool> {
     let share = lab.join("runs");
-    let out = share.join("out");
     if share.exists() {
         fs::remove_dir_all(&share).context("clearing away earlier runs")?;
     }
-    fs::create_dir_all(&out)?;
+    fs::create_dir_all(share.join("out"))?;
     let share = share.canonicalize()?;
     let out = share.join("out");
+    let netdump = under_test("netdump");
     let mut good = true;
-    let (ended, news) = mpsc::channel::<String>();
+    let (sender, news) = mpsc::channel();
     thread::scope(|scope| {
-        let place = scope.spawn(|| perform(lab, &share, runs, ended));
-        let netdump = under_test("netdump");
+        let place = scope.spawn(|| perform(lab, &share, runs, sender));
         let mut judged = Vec::new();
         let mut judge = |run: &Named| {
             let verdict = Verdict::of(run, &out.join(&run.name), lab, &netdump);
             good &= verdict.is_good();
-            tell(&verdict);
+            tell(&verdict.text());
         };
         for name in news {
-            if let Some(run) = runs.iter().find(|run| run.name == name) {
-                judge(run);
-                judged.push(name);
+            match name {
+                News::Ended(number) => {
+                    judge(&runs[number]);
+                    judged.push(number);
+                }
+                News::Again(number, why) => eprintln!("lab: {} again: {why}", runs[number].name),
             }
         }
-        let performed = place.join().map_err(|_| anyhow::anyhow!("the lab panicked"))?;
-        // Those that the end of the first level cut short.
-        runs.iter().filter(|run| !judged.contains(&run.name)).for_each(judge);
+        let performed = place.join().map_err(|_| anyhow!("the lab panicked"))?;
+        // Those that never ended.
+        (0..runs.len()).filter(|number| !judged.contains(number)).for_each(|number| judge(&runs[number]));
         performed
     })?;
     Ok(good)
 }
 
-/// Runs them here if this machine's KVM can, or else in a first level.
-fn perform(lab: &Path, share: &Path, runs: &[Named], ended: mpsc::Sender<String>) -> anyhow::Result<()> {
+/// What is heard of runs, by their number.
+enum News {
+    /// Its results are there.
+    Ended(usize),
+    /// The first level died under it, for which it cannot be blamed.
+    Again(usize, String),
+}
+
+/// Runs them here if this machine's KVM can, or else in first levels.
+fn perform(lab: &Path, share: &Path, runs: &[Named], news: Sender<News>) -> anyhow::Result<()> {
     let programs = ["vmm", "netdump"].map(under_test);
+    let queue = Queue::new(runs.len());
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
     if probe::runs_real_kernels(lab, &programs[0])? {
         let order = order(lab, share, share, &programs, runs)?;
-        let ended = std::sync::Mutex::new(ended);
-        order.perform(|name| {
-            let _ = ended.lock().unwrap_or_else(std::sync::PoisonError::into_inner).send(name.to_owned());
-        });
+        let here = || {
+            let news = news.clone();
+            while let Some(number) = queue.next() {
+                order.perform(&runs[number].name);
+                let _ = news.send(News::Ended(number));
+            }
+        };
+        // A guest has two CPUs.
+        thread::scope(|scope| (0..cpus.div_ceil(2)).for_each(|_| drop(scope.spawn(here))));
         return Ok(());
     }
     let inside = ["vmm", "netdump"].map(|name| Path::new("/bin").join(name));
     let order = order(lab, share, Path::new("/lab"), &inside, runs)?;
     fs::write(share.join("order.json"), serde_json::to_vec_pretty(&order)?)?;
-    let level1 = Level1::new(lab, share, &[&programs[..], &[under_test("lab")]].concat())?;
-    let seconds = runs.iter().map(|run| run.scenario.limit).sum::<u64>() + 60;
-    let mut talk = String::new();
-    let code = level1.run("lab here /lab/order.json", seconds, |line| match line.split_once(ENDED) {
-        Some((_, name)) => drop(ended.send(name.to_owned())),
-        None => talk = std::mem::take(&mut talk) + line + "\n",
-    });
-    fs::write(share.join("out/level1.log"), &talk)?;
-    let code = code.with_context(|| talk.clone())?;
-    ensure!(code == 0, "the first level ended with {code}\n{talk}");
-    Ok(())
+    let programs = [&programs[..], &[under_test("lab")]].concat();
+    let level = Arc::new(Level1::new(lab, share, &programs, Some("lab here /lab/order.json"))?);
+    thread::scope(|scope| {
+        let shift = |number: usize| {
+            let (level, queue, news) = (level.clone(), &queue, news.clone());
+            scope.spawn(move || Shift { level, queue, runs, news, share, number }.work())
+        };
+        let shifts = (0..cpus.min(MOST_LEVELS).min(runs.len())).map(shift).collect::<Vec<_>>();
+        let ended = shifts
+            .into_iter()
+            .map(|shift| shift.join().map_err(|_| anyhow!("a first level's thread panicked"))?);
+        ended.collect::<Vec<_>>().into_iter().collect()
+    })
 }
 
-/// Does what an order file says, in the first level.
+/// First levels, one after the other as long as they die.
+struct Shift<'a> {
+    level: Arc<Level1>,
+    queue: &'a Queue,
+    runs: &'a [Named],
+    news: Sender<News>,
+    share: &'a Path,
+    number: usize,
+}
+
+impl Shift<'_> {
+    fn work(&self) -> anyhow::Result<()> {
+        for boot in 1.. {
+            if self.queue.is_empty() {
+                break;
+            }
+            let log = self.share.join(format!("out/level1-{}.{boot}.log", self.number));
+            self.boot(&log)?;
+        }
+        Ok(())
+    }
+
+    /// Boots one and gives it runs until there are no more or it dies.
+    fn boot(&self, log: &Path) -> anyhow::Result<()> {
+        let mut talk = String::new();
+        let mut running = None;
+        let mut until = Instant::now() + SLACK;
+        let all = self.runs.iter().map(|run| run.scenario.limit).sum::<u64>() + SLACK.as_secs();
+        let ended = self.level.run(Patience { all, silence: SILENCE }, |line| {
+            if line == READY {
+                running = self.queue.next();
+                let limit = running.map_or(0, |number| self.runs[number].scenario.limit);
+                until = Instant::now() + Duration::from_secs(limit) + SLACK;
+                return Continue(running.map_or("", |number| &self.runs[number].name).to_owned() + "\n");
+            }
+            if line.starts_with(ENDED) {
+                running.take().into_iter().for_each(|number| drop(self.news.send(News::Ended(number))));
+            } else if line != ALIVE {
+                talk = std::mem::take(&mut talk) + line + "\n";
+            }
+            if Instant::now() > until {
+                Break("its program does not go on".to_owned())
+            } else {
+                Continue(String::new())
+            }
+        });
+        fs::write(log, &talk)?;
+        let died = match ended {
+            Ok(0) => return Ok(()),
+            Ok(code) => anyhow!("the program in the first level ended with {code}; see {}", log.display()),
+            Err(error) => error.context(format!("its console is in {}", log.display())),
+        };
+        self.lost(running, &died)
+    }
+
+    /// What becomes of the run that a first level took with it.
+    fn lost(&self, running: Option<usize>, died: &anyhow::Error) -> anyhow::Result<()> {
+        match (running, self.queue.lost(running)) {
+            (_, Lost::GiveUp) => Err(anyhow!("first levels keep dying: {died:#}")),
+            (None, _) => {
+                eprintln!("lab: a first level again: {died:#}");
+                Ok(())
+            }
+            (Some(number), Lost::Again(time)) => {
+                let folder = self.share.join("out").join(&self.runs[number].name);
+                if folder.exists() {
+                    fs::rename(&folder, folder.with_added_extension(format!("died-{time}")))?;
+                }
+                let _ = self.news.send(News::Again(number, format!("{died:#}")));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Does what an order file says, in the first level: runs whose names are typed, until there is an empty one.
 pub fn obey(order: &Path) -> anyhow::Result<()> {
     let order: Order = serde_json::from_slice(&fs::read(order)?)?;
-    order.perform(|name| println!("{ENDED}{name}"));
+    thread::spawn(|| {
+        loop {
+            println!("{ALIVE}");
+            thread::sleep(BEAT);
+        }
+    });
+    println!("{READY}");
+    for name in stdin().lock().lines() {
+        let name = name?;
+        if name.is_empty() {
+            break;
+        }
+        order.perform(&name);
+        println!("{ENDED}{name}\n{READY}");
+    }
     Ok(())
 }
 
@@ -105,8 +233,10 @@ fn order(
     let guests = share.join("guests");
     fs::create_dir_all(&guests)?;
     let mut all = Vec::new();
+    let mut kernels = HashMap::new();
     for run in runs {
-        let prepared = prepare(lab, &guests, run).with_context(|| format!("preparing {}", run.name))?;
+        let prepared =
+            prepare(lab, &guests, run, &mut kernels).with_context(|| format!("preparing {}", run.name))?;
         let known = |file: String| known_as.join("guests").join(file);
         all.push(Run {
             name: run.name.clone(),
@@ -116,34 +246,47 @@ fn order(
         });
     }
     let [vmm, netdump] = programs.clone();
-    Ok(Order { workers: WORKERS, vmm, netdump, out: known_as.join("out"), runs: all })
+    Ok(Order { vmm, netdump, out: known_as.join("out"), runs: all })
 }
 
 /// Writes a run's guest; the names of its image and its initramfs.
-fn prepare(lab: &Path, guests: &Path, run: &Named) -> anyhow::Result<(String, Option<String>)> {
-    let Some(kernel) = &run.kernel else {
+fn prepare(
+    lab: &Path,
+    guests: &Path,
+    run: &Named,
+    kernels: &mut HashMap<String, Kernel>,
+) -> anyhow::Result<(String, Option<String>)> {
+    let Some(name) = &run.kernel else {
         let name = run.scenario.guest.as_deref().unwrap_or_default();
         let guest = guest_images::find(name).with_context(|| format!("there is no guest '{name}'"))?;
         fs::write(guests.join(guest.file_name()), guest.elf)?;
         return Ok((guest.file_name(), None));
     };
-    let image = kernel.clone();
-    let kernel = Kernel::fetch(lab, kernel)?;
-    if !guests.join(&image).exists() {
-        fs::copy(kernel.image()?, guests.join(&image))?;
+    if !kernels.contains_key(name) {
+        let kernel = Kernel::fetch(lab, name)?;
+        fs::copy(kernel.image()?, guests.join(name))?;
+        kernels.insert(name.clone(), kernel);
     }
-    let mut root = Initramfs::with_busybox(&guest::init_of(&run.scenario))?;
+    let initramfs = format!("{}.cpio", run.scenario_name());
+    if !guests.join(&initramfs).exists() {
+        fs::write(guests.join(&initramfs), root_of(&run.scenario, &kernels[name])?)?;
+    }
+    ensure!(guests.join(name).is_file(), "{name} was not copied");
+    Ok((name.clone(), Some(initramfs)))
+}
+
+/// The first root of a scenario's guest.
+fn root_of(scenario: &Scenario, kernel: &Kernel) -> anyhow::Result<Vec<u8>> {
+    let mut root = Initramfs::with_busybox(&guest::init_of(scenario))?;
     let modules = Modules::below(&kernel.modules()?)?;
-    root.modules(&modules, &run.scenario.modules)?;
-    for (fault, module) in &run.scenario.broken {
+    root.modules(&modules, &scenario.modules)?;
+    for (fault, module) in &scenario.broken {
         let module = modules::read(modules.file(module)?)?;
         root.file(&fault.file(), &broken::break_module(module, *fault)?, 0o644)?;
     }
-    if run.scenario.crash_kernel {
+    if scenario.crash_kernel {
         root.copy("image", &kernel.image()?)?;
         root.file("bin/load_crash_kernel", &crash_kernel::loader()?, 0o755)?;
     }
-    let initramfs = format!("{}.cpio", run.name);
-    fs::write(guests.join(&initramfs), root.finish()?)?;
-    Ok((image, Some(initramfs)))
+    root.finish()
 }

@@ -3,14 +3,12 @@
 //! What comes of a run lies in a folder of its name: `console`, `vmm.log`, `serve.log`, `report.json`, `cores/` and
 //! `outcome.json`. Judging that is left to the machine that has the readers.
 
-use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +19,7 @@ use nix::unistd::{Pid, Whence, lseek};
 use serde::{Deserialize, Serialize};
 
 use crate::netns::Namespace;
+use crate::pcap;
 
 use super::network::{Networks, SERVER};
 use super::scenario::Scenario;
@@ -30,11 +29,13 @@ const POLL: Duration = Duration::from_millis(50);
 /// A receiver that has been told to stop, or that has the whole core, needs no longer.
 const RECEIVER_ENDS: Duration = Duration::from_secs(60);
 
+/// What is kept of a frame that a dump sent, in bytes: a message's headers, and no guest memory. A whole capture is larger
+/// than the core.
+const HEADERS: u32 = 96;
+
 /// What is to be run.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// Runs at a time.
-    pub workers: usize,
     /// The program under test.
     pub vmm: PathBuf,
     /// The receiver.
@@ -72,20 +73,11 @@ pub struct Outcome {
 }
 
 impl Order {
-    /// Runs everything; `ended` hears of each run when its results are there.
-    pub fn perform(&self, ended: impl Fn(&str) + Sync) {
-        let waiting = Mutex::new(self.runs.iter().collect::<VecDeque<_>>());
-        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        thread::scope(|scope| {
-            for _ in 0..self.workers {
-                scope.spawn(|| {
-                    while let Some(run) = next() {
-                        self.perform_one(run);
-                        ended(&run.name);
-                    }
-                });
-            }
-        });
+    /// Makes the run of that name. What comes of it is in its folder.
+    pub fn perform(&self, name: &str) {
+        if let Some(run) = self.runs.iter().find(|run| run.name == name) {
+            self.perform_one(run);
+        }
     }
 
     fn perform_one(&self, run: &Run) {
@@ -117,6 +109,10 @@ impl Order {
             networks.move_files(folder.join("file"))?;
         }
         let mut vmm = self.vmm(run, networks.as_ref(), &cores, folder)?;
+        let capture = work.path().join("capture");
+        if run.scenario.pcap {
+            vmm.arg("--pcap").arg(&capture);
+        }
         let mut vmm = match &networks {
             Some(networks) => Program(networks.host.inside(move || vmm.spawn())?),
             None => Program(vmm.spawn()?),
@@ -126,6 +122,10 @@ impl Order {
             receiver.finish(folder, status.code() == Some(10))?;
         }
         bring(&cores, &folder.join("cores"))?;
+        if run.scenario.pcap {
+            let cut = pcap::cut(&fs::read(&capture).context("reading the capture")?, HEADERS)?;
+            fs::write(folder.join("dump.pcap"), cut)?;
+        }
         Ok(status)
     }
 

@@ -4,14 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::Value;
+
+use crate::pcap;
 
 use super::here::Outcome;
 use super::network;
 use super::output;
 use super::readers::{self, Specimen};
-use super::scenario::{Expect, Named};
+use super::scenario::{Expect, Named, Scenario};
+
+/// Where netdump servers take heralds.
+const HERALDS: u16 = 20023;
 
 /// A run that has been judged.
 #[derive(Debug)]
@@ -35,7 +40,7 @@ impl Verdict {
             seconds: 0.0,
             complaints: Vec::new(),
         };
-        if let Err(error) = verdict.judge(&run.scenario.expect, folder, lab, netdump) {
+        if let Err(error) = verdict.judge(&run.scenario, folder, lab, netdump) {
             verdict.complaints.push(format!("{error:#}"));
         }
         verdict
@@ -54,7 +59,8 @@ impl Verdict {
         complaints.fold(line, |text, complaint| text + &complaint)
     }
 
-    fn judge(&mut self, expect: &Expect, folder: &Path, lab: &Path, netdump: &Path) -> anyhow::Result<()> {
+    fn judge(&mut self, run: &Scenario, folder: &Path, lab: &Path, netdump: &Path) -> anyhow::Result<()> {
+        let expect = &run.expect;
         let outcome = fs::read(folder.join("outcome.json")).context("nothing came of it")?;
         let outcome: Outcome = serde_json::from_slice(&outcome)?;
         self.seconds = outcome.seconds;
@@ -73,6 +79,10 @@ impl Verdict {
         }
         if expect.file_moved && fs::read(folder.join("file")).ok() != Some(network::file()) {
             self.complaints.push("the file that the guest fetched did not come back as it was".to_owned());
+        }
+        if run.pcap {
+            let capture = fs::read(folder.join("dump.pcap")).context("no capture came back")?;
+            ensure!(pcap::shows_port(&capture, HERALDS)?, "the capture has no herald");
         }
         let report = read("report.json").ok().map(|text| serde_json::from_str(&text)).transpose()?;
         self.report(expect, report.as_ref());

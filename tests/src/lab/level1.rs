@@ -1,15 +1,19 @@
 //! The first level: a Debian kernel with KVM under QEMU's software CPU, up in a few seconds, off when its order is done.
 //!
 //! ```text
-//! /lab        a folder of the host: `order` is run there, `exit` gets its exit code, results go to `out`
+//! /lab        a folder of the host, which several first levels may share: results go to `out`
 //! /kernels    the unpacked kernels, read-only
 //! /bin        busybox, ip, tc, and the programs under test
 //! ```
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -31,6 +35,8 @@ const TOOLS: [&str; 2] = ["ip", "tc"];
 
 /// Printed when the order begins; before that the console has the firmware's and the kernel's own words.
 const UP: &str = "== the first level is up";
+/// Printed with the exit code of the order when it is done.
+const DONE: &str = "== the first level is done: ";
 
 /// 9p's `cache=none` is what makes files that one side wrote visible at once on the other.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -47,7 +53,8 @@ ip link set lo up
 cd /lab
 export ENV=/etc/shell
 echo "== the first level is up"
-if [ -e order ]; then sh -c '. /etc/shell; . ./order'; echo $? > exit; else setsid cttyhack sh; fi
+if [ -e /etc/order ]; then stty -echo; sh -c '. /etc/shell; . /etc/order'; echo "== the first level is done: $?"
+else setsid cttyhack sh; fi
 sync
 poweroff -f
 "#;
@@ -84,8 +91,17 @@ const SHELL: &str = "ip() { /bin/ip \"$@\"; }\ntc() { /bin/tc \"$@\"; }\n";
 pub enum Console {
     /// A person: the terminal is the first level's, Ctrl-C and all. Ctrl-A X ends it.
     Terminal,
-    /// This program reads it, and QEMU is ended after so many seconds.
+    /// This program reads and types, and QEMU is ended after so many seconds.
     Pipe(u64),
+}
+
+/// How long a first level is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// All in all, in seconds.
+    pub all: u64,
+    /// From one line of its console to the next.
+    pub silence: Duration,
 }
 
 /// A first level that is ready to boot.
@@ -101,8 +117,9 @@ pub struct Level1 {
 }
 
 impl Level1 {
-    /// Prepares one that shares a folder and has these programs.
-    pub fn new(lab: &Path, share: &Path, programs: &[PathBuf]) -> anyhow::Result<Self> {
+    /// Prepares one that shares a folder, has these programs, and runs a shell script; without one it gives a shell to a
+    /// person.
+    pub fn new(lab: &Path, share: &Path, programs: &[PathBuf], order: Option<&str>) -> anyhow::Result<Self> {
         let kernel = Kernel::fetch(lab, KERNEL)?;
         let mut root = Initramfs::with_busybox(INIT)?;
         root.modules(&Modules::below(&kernel.modules()?)?, &MODULES)?;
@@ -113,6 +130,9 @@ impl Level1 {
         }
         for program in programs {
             root.program(program)?;
+        }
+        if let Some(order) = order {
+            root.file("etc/order", order.as_bytes(), 0o644)?;
         }
         let initramfs = tempfile::NamedTempFile::new()?;
         fs::write(initramfs.path(), root.finish()?)?;
@@ -126,34 +146,52 @@ impl Level1 {
         })
     }
 
-    /// Runs a shell script in it for at most so many seconds; the script's exit code. Lines of the console go to `see` from
-    /// the script's first on.
-    pub fn run(&self, order: &str, seconds: u64, mut see: impl FnMut(&str)) -> anyhow::Result<i32> {
-        fs::write(self.share.join("order"), order)?;
-        let exit = self.share.join("exit");
-        let _ = fs::remove_file(&exit);
+    /// Runs its script to the end; the script's exit code. `hear` gets the lines of the console from the script's first on, and
+    /// answers with what is typed there, or ends it with a reason.
+    pub fn run(
+        &self,
+        patience: Patience,
+        mut hear: impl FnMut(&str) -> ControlFlow<String, String>,
+    ) -> anyhow::Result<i32> {
         let mut qemu =
-            Running(self.command(Console::Pipe(seconds)).spawn().context("starting qemu-system-x86_64")?);
-        let console = qemu.0.stdout.take().context("the console is piped")?;
-        let mut before = String::new();
-        let mut is_up = false;
-        for line in BufReader::new(console).split(b'\n') {
-            let line = String::from_utf8_lossy(&line?).trim_end_matches('\r').to_owned();
-            match is_up {
-                true => see(&line),
-                false => before = before + &line + "\n",
+            self.command(Console::Pipe(patience.all)).spawn().context("starting qemu-system-x86_64")?;
+        let console = qemu.stdout.take().context("the console is piped")?;
+        let mut keyboard = qemu.stdin.take().context("the keyboard is piped")?;
+        let mut qemu = Running(qemu);
+        let (heard, lines) = mpsc::channel();
+        // Ends with QEMU's output.
+        thread::spawn(move || {
+            BufReader::new(console).split(b'\n').map_while(Result::ok).all(|line| heard.send(line).is_ok())
+        });
+        let (mut before, mut is_up, mut code) = (String::new(), false, None);
+        loop {
+            let line = match lines.recv_timeout(patience.silence) {
+                Ok(line) => String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned(),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("the first level was silent for {} s\n{before}", patience.silence.as_secs())
+                }
+            };
+            if !is_up {
+                is_up = line.ends_with(UP);
+                before = before + &line + "\n";
+            } else if let Some(told) = line.strip_prefix(DONE) {
+                code = Some(told.parse()?);
+            } else {
+                match hear(&line) {
+                    // A first level that has just died is told of by the end of its console.
+                    ControlFlow::Continue(typed) => drop(keyboard.write_all(typed.as_bytes())),
+                    ControlFlow::Break(why) => bail!("the first level was ended: {why}"),
+                }
             }
-            is_up |= line.ends_with(UP);
         }
         let status = qemu.0.wait()?;
         ensure!(is_up, "the first level did not come up: QEMU {status}\n{before}");
-        let Ok(code) = fs::read_to_string(exit) else { bail!("the first level died: QEMU {status}") };
-        Ok(code.trim().parse()?)
+        code.with_context(|| format!("the first level died: QEMU {status}"))
     }
 
     /// Gives its shell to a person.
     pub fn shell(&self) -> anyhow::Result<()> {
-        let _ = fs::remove_file(self.share.join("order"));
         let status = self.command(Console::Terminal).status().context("starting qemu-system-x86_64")?;
         ensure!(status.success(), "QEMU: {status}");
         Ok(())
@@ -185,7 +223,7 @@ impl Level1 {
             Console::Terminal => qemu.args(["-serial", "mon:stdio"]),
             Console::Pipe(_) => {
                 qemu.args(["-serial", "stdio", "-monitor", "none"]);
-                qemu.stdin(Stdio::null()).stdout(Stdio::piped())
+                qemu.stdin(Stdio::piped()).stdout(Stdio::piped())
             }
         };
         qemu

@@ -16,6 +16,7 @@ pub mod level1;
 pub mod modules;
 pub mod network;
 pub mod probe;
+pub mod queue;
 pub mod readers;
 pub mod scenario;
 

@@ -12,13 +12,30 @@ def text(memory):
 
 
 if which == "libkdumpfile":
+    import addrxlat
     import kdumpfile
 
     dump = kdumpfile.kdumpfile(core)
     dump.attr["addrxlat.ostype"] = "linux"
+
+    # `conv` walks the page tables that libkdumpfile found. The context that the dump itself gives has a callback that its
+    # Python module (0.5.1) cannot call, so it reads by one of our own.
+    class Pages(addrxlat.Context):
+        def cb_read_caps(self):
+            return addrxlat.CAPS(addrxlat.MACHPHYSADDR)
+
+        def cb_get_page(self, place):
+            place.addr &= ~4095
+            virtual = place.addrspace == addrxlat.KVADDR
+            space = kdumpfile.KDUMP_KVADDR if virtual else kdumpfile.KDUMP_MACHPHYSADDR
+            return dump.read(space, place.addr, 4096), addrxlat.LITTLE_ENDIAN
+
+    place = addrxlat.FullAddress(addrxlat.KVADDR, address)
+    place.conv(addrxlat.KPHYSADDR, Pages(), dump.get_addrxlat_sys())
     cpus = [dump.attr[f"cpu.{n}.reg"] for n in range(dump.attr["cpu.number"])]
     found = {
         "banner": text(dump.read(kdumpfile.KDUMP_KVADDR, address, LONGEST)),
+        "by_physical": text(dump.read(kdumpfile.KDUMP_KPHYSADDR, place.addr, LONGEST)),
         "cpus": [{name: cpu[name] for name in ("rip", "rsp", "rflags")} for cpu in cpus],
     }
 else:

@@ -117,11 +117,13 @@ fn is_elf(specimen: &Specimen<'_>) -> bool {
 fn libkdumpfile(specimen: &Specimen<'_>, _: &Path) -> anyhow::Result<()> {
     let found = python(&[], "libkdumpfile", specimen)?;
     let banner = banner(specimen)?;
-    ensure!(
-        found["banner"].as_str().map(str::trim_end) == Some(banner),
-        "banner {} is not '{banner}'",
-        found["banner"]
-    );
+    for key in ["banner", "by_physical"] {
+        ensure!(
+            found[key].as_str().map(str::trim_end) == Some(banner),
+            "{key} {} is not '{banner}'",
+            found[key]
+        );
+    }
     let paused = specimen.report["cpus"].as_array().context("the report has no CPUs")?;
     let cpus = found["cpus"].as_array().context("no CPUs")?;
     ensure!(cpus.len() == paused.len(), "{} CPUs instead of {}", cpus.len(), paused.len());

@@ -64,6 +64,9 @@ pub struct Scenario {
     /// Percent of the packets lost, each way.
     #[serde(default)]
     pub loss: u8,
+    /// Bring back what the dump sent and received, as a capture file whose frames are cut after their headers.
+    #[serde(default)]
+    pub pcap: bool,
     /// Signals for `vmm`, by name.
     #[serde(default)]
     pub signal: Option<SignalAfter>,
@@ -167,6 +170,13 @@ pub struct Named {
     pub scenario: Scenario,
 }
 
+impl Named {
+    /// Its name without the number of the repetition.
+    pub fn scenario_name(&self) -> &str {
+        self.name.split('#').next().unwrap_or_default()
+    }
+}
+
 /// Where the scenarios are.
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/scenarios")
@@ -186,7 +196,11 @@ pub fn find(names: &[String]) -> anyhow::Result<Vec<Named>> {
     }
     let wanted = |run: &Named| match names {
         [] => !run.scenario.by_name_only,
-        names => names.iter().any(|name| run.name.starts_with(name.as_str())),
+        names => names.iter().any(|name| {
+            let whole = run.scenario_name().split('@').next().unwrap_or_default();
+            // `power-off` does not mean `power-off-long`.
+            run.name.starts_with(name.as_str()) && (!run.scenario.by_name_only || name.starts_with(whole))
+        }),
     };
     all.retain(wanted);
     Ok(all)
@@ -219,6 +233,16 @@ mod tests {
         assert!(all.iter().any(|run| run.kernel.as_deref() == Some("6.1-cloud")));
         let known = |name: &String| super::super::kernels::ALL.iter().any(|kernel| kernel.name == name);
         assert!(all.iter().filter_map(|run| run.kernel.as_ref()).all(known));
+    }
+
+    #[test]
+    fn a_long_scenario_runs_by_its_whole_name_alone() {
+        let named = |names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+            find(&names).expect("there are such").iter().filter(|run| run.scenario.by_name_only).count()
+        };
+        assert_eq!([named(&[]), named(&["power-off"]), named(&["power-off-long"])], [0, 0, 200]);
+        assert_eq!(named(&["power-off-long@6.1-cloud"]), 100);
     }
 
     #[test]

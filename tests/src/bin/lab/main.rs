@@ -1,8 +1,10 @@
 //! `cargo lab`: the lab by hand. Boots the first level with the programs of this workspace and files of one's own.
 
 use std::fs;
+use std::ops::ControlFlow::Continue;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -10,7 +12,7 @@ use harness::lab;
 use harness::lab::bench;
 use harness::lab::initramfs::Initramfs;
 use harness::lab::kernels::{self, Kernel};
-use harness::lab::level1::Level1;
+use harness::lab::level1::{Level1, Patience};
 use harness::lab::modules::Modules;
 use harness::lab::scenario;
 
@@ -100,9 +102,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Test { names } => {
-            let good = bench::run(&lab::folder()?, &scenario::find(&names)?, |verdict| {
-                println!("{}", verdict.text())
-            })?;
+            let good = bench::run(&lab::folder()?, &scenario::find(&names)?, |line| println!("{line}"))?;
             Ok(u8::from(!good))
         }
         Command::List => {
@@ -116,12 +116,17 @@ fn run(command: Command) -> anyhow::Result<u8> {
             Ok(0)
         }
         Command::Shell(place) => {
-            prepare(&place)?.shell()?;
+            prepare(&place, None)?.shell()?;
             Ok(0)
         }
         Command::Run { place, commands } => {
             let order = format!("cd /lab/out\n{}\n", commands.join(" "));
-            let code = prepare(&place)?.run(&order, place.seconds, |line| println!("{line}"))?;
+            let all = place.seconds;
+            let patience = Patience { all, silence: Duration::from_secs(all) };
+            let code = prepare(&place, Some(&order))?.run(patience, |line| {
+                println!("{line}");
+                Continue(String::new())
+            })?;
             eprintln!("lab: results are in {}", place.folder.join("out").display());
             Ok(u8::try_from(code).unwrap_or(u8::MAX))
         }
@@ -142,8 +147,8 @@ fn run(command: Command) -> anyhow::Result<u8> {
     }
 }
 
-/// A first level that has the user's files.
-fn prepare(place: &Place) -> anyhow::Result<Level1> {
+/// A first level that has the user's files, and runs an order or has a shell.
+fn prepare(place: &Place, order: Option<&str>) -> anyhow::Result<Level1> {
     let lab = lab::folder()?;
     let inside = place.folder.join("in");
     fs::create_dir_all(&inside).with_context(|| format!("making {}", inside.display()))?;
@@ -158,7 +163,7 @@ fn prepare(place: &Place) -> anyhow::Result<Level1> {
         true => ["vmm", "netdump"].map(lab::under_test).to_vec(),
         false => place.programs.clone(),
     };
-    Level1::new(&lab, &place.folder, &programs)
+    Level1::new(&lab, &place.folder, &programs, order)
 }
 
 fn take(from: &Path, to: &Path) -> anyhow::Result<()> {
