@@ -58,7 +58,8 @@ impl LoaderConf {
 
     /// Runs a command of the loader, as far as it is one that changes the environment.
     pub(super) fn command(&mut self, command: &str) {
-        let (word, argument) = command.trim().split_once(' ').unwrap_or((command.trim(), ""));
+        let command = command.trim();
+        let (word, argument) = command.split_once(' ').unwrap_or((command, ""));
         let argument = argument.trim();
         match (word, argument.split_once('=')) {
             ("set", Some((name, value))) => self.set(name, value.trim_matches('"')),
