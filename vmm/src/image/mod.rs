@@ -7,6 +7,7 @@ pub mod blocks;
 pub mod boot;
 mod container;
 pub mod fs;
+pub mod linux;
 pub mod partitions;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,2 @@
+//! Linux.
+pub mod grub;
