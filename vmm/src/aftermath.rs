@@ -78,7 +78,7 @@ impl Aftermath<'_> {
         let facts = &account.facts;
         let config = self.host.dump;
         let target = config.target(&Wishes {
-            environment: facts.environment.as_deref().unwrap_or(&self.host.vm.handover.environment),
+            environment: facts.environment.as_deref().unwrap_or(&self.host.handover().environment),
             seen: self.nic.and_then(Nic::last_ipv4),
             has_tap: self.nic.is_some(),
         });
@@ -148,7 +148,7 @@ impl Aftermath<'_> {
                 os: facts.os,
                 version: facts.version,
                 host_name: facts.host_name.unwrap_or_else(|| self.host.dump.name.clone()),
-                environment: facts.environment.unwrap_or_else(|| self.host.vm.handover.environment.clone()),
+                environment: facts.environment.unwrap_or_else(|| self.host.handover().environment.clone()),
             },
             card: account.card,
             memory: memory_of(guest.ranges()),

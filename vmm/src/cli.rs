@@ -18,8 +18,10 @@ use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
 use netdump::wire::message::MAX_PATH;
 use vmm::boot::{self, BootProtocol, Handover, Initrd, KernelImage, Module, ModuleSpec};
+use vmm::boot_disk::{self, BootDisk};
 use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, Virtio, VmConfig, parse_server};
-use vmm::devices::virtio::blk::DiskSpec;
+use vmm::devices::virtio::blk::{Access, DiskSpec};
+use vmm::image::boot::Wishes;
 use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
 use vmm::memory::MemorySize;
@@ -31,6 +33,7 @@ use vmm::vm::MAX_CPUS;
 use vmm::x86_64::cpu_mask::{CpuMask, MaskWord};
 
 use crate::bench::Bench;
+use crate::inspect_image::InspectImageOptions;
 use crate::show::{Json, Text};
 
 /// Runs guests on KVM and dumps their memory when their kernels panic.
@@ -47,6 +50,8 @@ pub(crate) enum Command {
     Run(Box<RunOptions>),
     /// Boot a built-in guest that panics, receive its dump in this process, verify it and show a report.
     Demo(DemoOptions),
+    /// Show what is on a disk image, and what `run` would boot from it.
+    InspectImage(InspectImageOptions),
     /// Measure what a start costs.
     #[command(subcommand)]
     Bench(Bench),
@@ -65,8 +70,15 @@ pub(crate) struct DemoOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunOptions {
-    /// Kernel to boot: a Linux bzImage, a FreeBSD/amd64 kernel, or another 64-bit x86 ELF file with a PVH entry.
+    /// What to boot: a disk image (raw or qcow2) with a FreeBSD or Linux system; or a kernel: a Linux bzImage, a
+    /// FreeBSD/amd64 kernel, or another 64-bit x86 ELF file with a PVH entry.
     image: PathBuf,
+    /// Leave the disk image as it is: what the guest writes goes to a temporary file and is gone in the end.
+    #[arg(long)]
+    overlay: bool,
+    /// Path in the disk image of the kernel to boot, for the one that its system would boot.
+    #[arg(long, value_name = "PATH")]
+    kernel: Option<String>,
 
     /// How to start it; auto takes the first that fits.
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = boot_protocol, long_help = boot_help())]
@@ -82,16 +94,20 @@ pub(crate) struct RunOptions {
     /// shows one that is hidden by default, which is la57 (five-level paging).
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     cpu_mask: Vec<MaskWord>,
-    /// Kernel command line. For FreeBSD: boot flags such as -v, and variables of the kernel environment.
-    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
-    cmdline: String,
+    /// Kernel command line, in place of a disk image's own. For FreeBSD: boot flags such as -v, and variables of the
+    /// kernel environment.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// More of the command line, behind --cmdline or a disk image's own.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    append: Option<String>,
     /// Variable of the kernel environment; may be given again.
     #[arg(long = "kernel-env", visible_alias = "kenv", value_name = "NAME=VALUE", value_parser = variable)]
     kernel_env: Vec<(String, String)>,
     /// Kernel module for a FreeBSD kernel, or any file with its type (such as root.img:md_image); may be given again.
     #[arg(long = "module", value_name = "FILE[:TYPE]")]
     modules: Vec<ModuleSpec>,
-    /// A Linux kernel's first root file system (initramfs).
+    /// A Linux kernel's first root file system (initramfs), in place of a disk image's own.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// Host tap behind the guest's network interface; created if absent.
@@ -104,8 +120,9 @@ pub(crate) struct RunOptions {
     /// mmio].
     #[arg(long, value_enum, value_name = "TRANSPORT")]
     virtio: Option<VirtioOption>,
-    /// Disk: a raw image or a block device; with `,ro` the guest may only read it; may be given again.
-    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    /// Disk: a raw or qcow2 image or a block device; with `,ro` the guest may only read it, with `,overlay` what it
+    /// writes goes to a temporary file (always so with qcow2); may be given again.
+    #[arg(long = "disk", value_name = "FILE[,ro|,overlay]")]
     disks: Vec<DiskSpec>,
     /// The kernel's symbols, when the image is stripped: its unstripped twin, or its .debug file.
     #[arg(long, value_name = "FILE")]
@@ -277,9 +294,9 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     let vm = vm_config(&options)?;
     let dump = dump_config(&options.netdump, &options.image)?;
     check_outputs(&options)?;
-    let image = kernel(&options)?;
+    let (image, disk) = kernel(&options, &vm.handover)?;
     warn_of_blind_watcher(&options.panic, &image);
-    let mut host = Host { vm: &vm, dump: &dump, image, report: options.output.report };
+    let mut host = Host { vm: &vm, dump: &dump, image, disk, report: options.output.report };
     let status = if options.output.json {
         let mut json = Json::new().context("starting the thread that prints events")?;
         let console = json.console();
@@ -292,23 +309,62 @@ pub(crate) fn run(options: RunOptions) -> anyhow::Result<u8> {
     Ok(status?.code())
 }
 
-/// The kernel, with its symbols from wherever the user has them.
-fn kernel(options: &RunOptions) -> anyhow::Result<KernelImage> {
+/// The kernel, with its symbols from wherever the user has them, and the disk that it is from.
+fn kernel(options: &RunOptions, given: &Handover) -> anyhow::Result<(KernelImage, Option<BootDisk>)> {
+    if !boot_disk::is_disk(&options.image) {
+        anyhow::ensure!(
+            options.kernel.is_none() && !options.overlay,
+            "--kernel and --overlay are for a disk image, which {} is not",
+            options.image.display()
+        );
+        return Ok((kernel_file(options)?, None));
+    }
+    let access = if options.overlay { Access::Overlay } else { Access::Full };
+    let wishes = Wishes {
+        kernel: options.kernel.clone(),
+        cmdline: options.cmdline.clone(),
+        append: options.append.clone(),
+        initrd_is_given: given.initrd.is_some(),
+        look_only: false,
+    };
+    let with = boot_disk::Options { wishes, given: given.clone(), symbols: options.symbols.clone() };
+    let (disk, image) = BootDisk::open(&DiskSpec { path: options.image.clone(), access }, with)?;
+    tell_of_symbols(&image, options.symbols.is_some());
+    Ok((image, Some(disk)))
+}
+
+/// The kernel that is a file of the host's.
+fn kernel_file(options: &RunOptions) -> anyhow::Result<KernelImage> {
     let mut image = KernelImage::read(&options.image)?;
+    if let Some(path) = &options.symbols {
+        image.take_symbols_from(path)?;
+    }
+    tell_of_symbols(&image, options.symbols.is_some());
+    Ok(image)
+}
+
+fn tell_of_symbols(image: &KernelImage, are_given: bool) {
     if let Some(problem) = image.payload_problem() {
         let problem = chain(problem);
         tracing::warn!(problem, "the kernel in this bzImage cannot be looked at: it has no symbols");
     }
-    if let Some(path) = &options.symbols {
-        image.take_symbols_from(path)?;
-    } else if image.is_stripped_freebsd() {
+    if !are_given && image.is_stripped_freebsd() {
         tracing::info!(
             "this FreeBSD kernel has no symbols: only its console tells of a panic, and its core is no minidump; give \
              its unstripped twin or its .debug file with --symbols"
         );
     }
     tracing::debug!(symbols = image.symbols().len(), "the kernel is read");
-    Ok(image)
+}
+
+/// `--cmdline` with `--append` behind it.
+fn command_line(options: &RunOptions) -> String {
+    [&options.cmdline, &options.append]
+        .into_iter()
+        .flatten()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Whoever asks for the watcher by name, or by an option of its own, relies on it.
@@ -332,7 +388,7 @@ fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
         cpu_mask: CpuMask::new(&options.cpu_mask),
         boot: options.boot.0,
         handover: Handover {
-            cmdline: options.cmdline.clone(),
+            cmdline: command_line(options),
             environment: options.kernel_env.clone(),
             modules,
             initrd: options.initrd.as_deref().map(Initrd::new).transpose()?,

@@ -29,7 +29,7 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<u8> {
     let guest = guest_images::find(GUEST).context("the guest of the demonstration is not built in")?;
     let image = KernelImage::from_bytes(Path::new("built-in guest 'smp-panic'"), guest.elf.to_vec())?;
     let (vm, dump) = configure(options);
-    let mut host = Host { vm: &vm, dump: &dump, image, report: None };
+    let mut host = Host { vm: &vm, dump: &dump, image, disk: None, report: None };
     let mut observer = Remember { shown: Text::default(), core: None, report: None };
     let status = machine::run(&mut host, &mut || Box::new(std::io::stdout()), &mut observer)?;
     if status != ExitStatus::Dumped {

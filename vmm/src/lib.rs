@@ -8,6 +8,7 @@
 mod account;
 mod aftermath;
 pub mod boot;
+pub mod boot_disk;
 pub mod bus;
 pub mod config;
 pub mod console;

@@ -12,7 +12,8 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use crate::aftermath::Aftermath;
-use crate::boot::{self, BootError, KernelImage, RestoreError};
+use crate::boot::{self, BootError, Handover, KernelImage, RestoreError};
+use crate::boot_disk::{BootDisk, BootDiskError};
 use crate::bus::BusError;
 use crate::config::{DumpConfig, OnPanic, OnReset, Virtio, VmConfig};
 use crate::console::{Console, ConsoleOutput};
@@ -50,6 +51,8 @@ pub enum MachineError {
     #[error(transparent)]
     Image(#[from] RestoreError),
     #[error(transparent)]
+    BootDisk(#[from] BootDiskError),
+    #[error(transparent)]
     Platform(#[from] PlatformError),
     #[error("arming the panic sources")]
     Source(#[from] BusError),
@@ -84,11 +87,46 @@ pub struct Host<'a> {
     pub dump: &'a DumpConfig,
     /// What is booted.
     pub image: KernelImage,
+    /// The disk that it is from; none for a kernel that is a file of the host's.
+    pub disk: Option<BootDisk>,
     /// Where `--report` goes.
     pub report: Option<PathBuf>,
 }
 
 impl Host<'_> {
+    /// What the kernel is handed: as the options say, or the disk with them.
+    pub(crate) fn handover(&self) -> &Handover {
+        self.disk.as_ref().map_or(&self.vm.handover, BootDisk::handover)
+    }
+
+    /// Opens the guest's disks; the one that it boots from is the first, and is open already.
+    fn disks(&self) -> Result<Vec<Arc<Disk>>, DiskError> {
+        let first = self.disk.as_ref().map(|disk| Ok(disk.disk().clone()));
+        let others = self.vm.disks.iter().map(|spec| Disk::open(spec).map(Arc::new));
+        first.into_iter().chain(others).collect()
+    }
+
+    /// Makes the kernel and what it is handed ready for a boot, the first or another.
+    fn restore(&mut self) -> Result<(), MachineError> {
+        match &mut self.disk {
+            Some(disk) => {
+                if let Some(image) = disk.restore()? {
+                    self.image = image;
+                }
+            }
+            None => self.image.restore()?,
+        }
+        Ok(())
+    }
+
+    /// Gives back memory that is not needed while the guest runs.
+    fn release(&mut self) {
+        self.image.release();
+        if let Some(disk) = &mut self.disk {
+            disk.release();
+        }
+    }
+
     /// Finds out before the guest starts, not after it panicked, whether the link that the options name can be used.
     fn check_link(&self, nic: Option<&Nic>) -> Result<Option<TapRoute>, MachineError> {
         if !self.dump.enabled {
@@ -112,15 +150,14 @@ pub fn run(
     // Blocked before any thread starts, so that every thread inherits it and only the event loop sees these signals.
     let signals = Signals::block().map_err(os("blocking signals"))?;
     let mut nic = host.vm.tap.as_ref().map(|tap| Nic::open(tap.clone(), host.vm.mac)).transpose()?;
-    let disks =
-        host.vm.disks.iter().map(|spec| Disk::open(spec).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    let disks = host.disks()?;
     let route = host.check_link(nic.as_ref())?;
     let mut input = Input::open();
     loop {
-        host.image.restore()?;
+        host.restore()?;
         let mut machine = Machine::build(host, console(), nic.as_mut(), &disks, observer)?;
         // Nothing of the file is needed while the guest runs, and it may be larger than all else here.
-        host.image.release();
+        host.release();
         let host = &*host;
         let end = machine.run(&signals, &mut input, observer)?;
         let verdict = match end {
@@ -239,7 +276,7 @@ impl Machine {
         let hardware = platform.finish(host.vm.cpus)?;
         firmware::write(&memory, &hardware).map_err(MachineError::Firmware)?;
         let protocol = boot::protocol_for(&host.image, host.vm.boot)?;
-        let entry = protocol.load(&host.image, &host.vm.handover, &hardware, &memory)?;
+        let entry = protocol.load(&host.image, host.handover(), &hardware, &memory)?;
         observer.event(&Event::Booting {
             image: &host.image.path().to_string_lossy(),
             memory: host.vm.memory.bytes(),

@@ -3,6 +3,7 @@
 mod bench;
 mod cli;
 mod demo;
+mod inspect_image;
 mod show;
 
 use std::io::IsTerminal;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         .init();
     let done = match arguments.command {
         cli::Command::Run(options) => cli::run(*options),
+        cli::Command::InspectImage(options) => inspect_image::run(&options),
         cli::Command::Bench(bench) => bench::run(&bench),
         cli::Command::Demo(options) => demo::run(&options),
     };

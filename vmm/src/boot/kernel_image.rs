@@ -30,7 +30,7 @@ pub struct KernelImage {
     bytes: Vec<u8>,
     packed: Option<Packed>,
     payload_problem: Option<PayloadError>,
-    /// Whether it can be read again from its path.
+    /// Whether it can be read again, from its path or by whoever made it.
     is_file: bool,
     symbols: KernelSymbols,
     /// The other file that they are from.
@@ -148,6 +148,16 @@ impl KernelImage {
     pub fn read(path: &Path) -> Result<Self, ImageError> {
         let bytes = read_bounded(path)?;
         Ok(Self { is_file: true, ..Self::from_bytes(path, bytes)? })
+    }
+
+    /// Says that whoever made it from bytes has those again for the next boot.
+    pub(crate) fn held_elsewhere(self) -> Self {
+        Self { is_file: true, ..self }
+    }
+
+    /// Whether a file begins like a kernel that is booted: a 64-bit x86 ELF file or a bzImage.
+    pub fn is_kernel(head: &[u8]) -> bool {
+        Setup::is_in(head) || not_bootable(head).is_none()
     }
 
     /// Gives back the memory that holds the file: a guest that has been loaded needs it no more.
@@ -364,11 +374,11 @@ fn not_bootable(bytes: &[u8]) -> Option<&'static str> {
         () if at(0, b"\x1f\x8b") => "a gzip file: unpack it first",
         () if at(0, b"\xfd7zXZ\0") => "an xz file: unpack it first",
         () if at(0, b"\x28\xb5\x2f\xfd") => "a zstd file: unpack it first",
-        () if at(0, b"QFI\xfb") => "a qcow2 disk image, which cannot be booted yet",
-        () if at(512, b"EFI PART") => "a GPT disk image, which cannot be booted yet",
+        () if at(0, b"QFI\xfb") => "a qcow2 disk image",
+        () if at(512, b"EFI PART") => "a GPT disk image",
         () if at(0x8001, b"CD001") => "an ISO 9660 image, which cannot be booted yet",
-        () if at(0x438, b"\x53\xef") => "an ext2/3/4 file system, which cannot be booted yet",
-        () if at(510, b"\x55\xaa") => "a disk image with a boot sector, which cannot be booted yet",
+        () if at(0x438, b"\x53\xef") => "an ext2/3/4 file system",
+        () if at(510, b"\x55\xaa") => "a disk image with a boot sector",
         () if at(0, b"MZ") => "a Windows or EFI program",
         () if at(0, b"070701") => "a cpio archive, such as an initramfs",
         () if is_text(bytes) => "a text file",

@@ -61,11 +61,20 @@ pub(super) fn kept_symbols(elf: &[u8], symbols: KernelSymbols) -> KernelSymbols 
     }
 }
 
-/// A file that the kernel unpacks into its first root file system. It is read into guest memory and nowhere else.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A file that the kernel unpacks into its first root file system. One of the host's is read into guest memory and nowhere
+/// else.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Initrd {
     path: PathBuf,
     len: u64,
+    /// Its content, where it is no file of the host's.
+    bytes: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Initrd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Initrd").field("path", &self.path).field("len", &self.len).finish_non_exhaustive()
+    }
 }
 
 /// Why a file cannot be handed over as the initrd.
@@ -130,7 +139,15 @@ impl Initrd {
         File::open(path).map_err(|source| InitrdError::Read { path: name(), source })?;
         match metadata.len() {
             0 => Err(InitrdError::Empty { path: name() }),
-            len => Ok(Self { path: path.to_owned(), len }),
+            len => Ok(Self { path: path.to_owned(), len, bytes: None }),
+        }
+    }
+
+    /// One that is in memory; `path` is its name.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, InitrdError> {
+        match bytes.len() as u64 {
+            0 => Err(InitrdError::Empty { path: path.display().to_string() }),
+            len => Ok(Self { path: path.to_owned(), len, bytes: Some(bytes) }),
         }
     }
 
@@ -143,6 +160,14 @@ impl Initrd {
         let Some(start) = start else {
             return Err(InitrdError::Large { path: path(), len, room: end.saturating_sub(floor) });
         };
+        if let Some(bytes) = &self.bytes {
+            memory.write_slice(bytes, GuestAddress(start)).map_err(|source| InitrdError::Load {
+                path: path(),
+                len,
+                source,
+            })?;
+            return Ok(Placed { start, len });
+        }
         let mut file = File::open(&self.path).map_err(|source| InitrdError::Read { path: path(), source })?;
         let count = usize::try_from(len).expect("it fits into guest memory");
         memory

@@ -5,14 +5,15 @@
 
 pub mod blocks;
 pub mod boot;
-mod container;
+pub(crate) mod container;
+mod freebsd;
 pub mod fs;
 pub mod linux;
 pub mod partitions;
 
 use std::path::{Path, PathBuf};
 
-pub use container::ContainerError;
+pub use container::{ContainerError, Qcow2, Qcow2Error};
 
 use self::blocks::{Blocks, ReadBlocksError};
 use self::fs::{FileSystem, FsError};
@@ -67,7 +68,7 @@ pub enum Content {
 impl DiskImage {
     /// Opens an image file or block device and looks at what it holds. It is only read.
     pub fn open(path: &Path) -> Result<Self, ContainerError> {
-        let (container, blocks) = container::open(path)?;
+        let (container, blocks) = container::open_path(path)?;
         Ok(Self::new(path, container, blocks))
     }
 
@@ -94,6 +95,11 @@ impl DiskImage {
         }
         let path = path.to_owned();
         Self { path, container, len, scheme: table.scheme, uuid: table.uuid, volumes, remarks }
+    }
+
+    /// Whether it has a partition table or anything else that is known here.
+    pub fn is_something(&self) -> bool {
+        self.scheme != "none" || self.volumes.iter().any(|volume| !matches!(volume.content, Content::Unknown))
     }
 
     /// Its volumes, in a sentence.

@@ -2,6 +2,10 @@
 //!
 //! Everything on a disk is hostile: a reader bounds what it reads, follows and remembers, and says where it gave up.
 
+#[cfg(test)]
+pub(in crate::image) mod test_fs;
+mod ufs;
+
 use std::fmt;
 
 use thiserror::Error;
@@ -14,7 +18,7 @@ pub const MOST_LINKS: usize = 32;
 pub const MOST_ENTRIES: usize = 65_536;
 
 /// Every type, in the order in which they are tried.
-pub static ALL: &[&dyn FileSystemType] = &[];
+pub static ALL: &[&dyn FileSystemType] = &[&ufs::Type];
 
 /// A type of file system.
 pub trait FileSystemType: Sync + fmt::Debug {

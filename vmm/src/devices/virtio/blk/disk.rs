@@ -1,64 +1,29 @@
-//! What is behind a guest's disk: a raw file or block device of the host. Offsets and lengths are in bytes.
+//! What is behind a guest's disk: a raw file or block device of the host, or a qcow2 image; and perhaps a temporary file
+//! that takes the writes. Offsets and lengths are in bytes.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
-use smallvec::SmallVec;
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 
-use crate::devices::virtio::chain::behind;
-use crate::sys::iovec::{Source, Target, preadv, pwritev};
+use super::file::HostFile;
+use super::overlay::Overlay;
+use super::spec::{Access, DiskSpec};
+use crate::devices::virtio::chain::part;
+use crate::image::blocks::{Blocks, Storage};
+use crate::image::{ContainerError, container};
 
 /// Bytes of a sector, the unit of every request.
 pub const SECTOR: u64 = 512;
 
-/// Bytes of zeros that are written at once where the host cannot make zeros by itself.
-const ZEROS: usize = 64 << 10;
-
-/// Pieces of a request for which no list is allocated.
-const PIECES: usize = 256;
-
-/// A disk as the user gives it: `FILE` or `FILE,ro`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskSpec {
-    /// The file or block device.
-    pub path: PathBuf,
-    /// Whether the guest may write.
-    pub access: Access,
-}
-
-/// What a guest may do with a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Read and write.
-    Full,
-    /// Only read.
-    ReadOnly,
-}
-
-/// The text names no disk.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("a disk is given as FILE or FILE,ro")]
-pub struct ParseDiskError;
-
-impl FromStr for DiskSpec {
-    type Err = ParseDiskError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (path, access) =
-            text.strip_suffix(",ro").map_or((text, Access::Full), |path| (path, Access::ReadOnly));
-        if path.is_empty() { Err(ParseDiskError) } else { Ok(Self { path: path.into(), access }) }
-    }
-}
+/// Bytes that are read at once of what cannot be read into guest memory directly.
+const PIECE: usize = 64 << 10;
 
 /// Why a disk cannot be used.
 #[derive(Debug, Error)]
@@ -92,42 +57,68 @@ pub enum DiskError {
         /// Its size in bytes.
         len: u64,
     },
+    /// There is no room for what the guest writes.
+    #[error("making the temporary file for writes to the disk {}", path.display())]
+    Overlay {
+        /// The disk.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is a disk image that cannot be read.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
 }
 
-/// An open disk. It is locked: nobody else writes to it, and nobody else reads it if this guest may write.
+/// An open disk. It is locked: nobody else writes to it, and nobody else reads it if this guest may write to it.
 pub struct Disk {
-    file: File,
+    base: Base,
+    overlay: Option<Overlay>,
+    container: &'static str,
     path: PathBuf,
     len: u64,
     access: Access,
 }
 
+/// What the disk held when it was opened; without an overlay also what takes the writes.
+enum Base {
+    /// The file is the disk.
+    File(HostFile),
+    /// The file is an image of a format of its own, which is only read. It holds the file open, and so its lock.
+    Image(Arc<dyn Storage>),
+}
+
 impl Disk {
-    /// Opens and locks a disk. Its size is what it is now.
+    /// Opens and locks a disk. Its size is what it is now. Writes to a qcow2 image go to a temporary file.
     pub fn open(spec: &DiskSpec) -> Result<Self, DiskError> {
         let path = spec.path.clone();
-        let may_write = spec.access == Access::Full;
-        let open = |source| DiskError::Open { path: path.clone(), source };
-        // Looked at before it is opened: opening a pipe would wait for its other end.
-        let kind = std::fs::metadata(&path).map_err(open)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::NotADisk { path });
-        }
-        let mut file = OpenOptions::new().read(true).write(may_write).open(&path).map_err(open)?;
-        let locked = if may_write { file.try_lock() } else { file.try_lock_shared() };
-        match locked {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DiskError::InUse { path }),
-            // Some network file systems have no locks.
-            Err(TryLockError::Error(error)) => {
-                tracing::debug!(path = %path.display(), %error, "the disk cannot be locked");
+        let file = open_locked(spec)?;
+        let opened = container::open(&file, &path)?;
+        let container = opened.kind();
+        let (base, len) = match opened {
+            container::Opened::Raw { len } => (Base::File(HostFile(file)), len),
+            container::Opened::Format { storage, .. } => {
+                let len = storage.length();
+                (Base::Image(storage), len)
             }
-        }
-        let len = file.seek(SeekFrom::End(0)).map_err(open)?;
+        };
         if len == 0 || !len.is_multiple_of(SECTOR) {
             return Err(DiskError::Length { path, len });
         }
-        Ok(Self { file, path, len, access: spec.access })
+        let access = match (&base, spec.access) {
+            (Base::Image(_), Access::Full) => {
+                tracing::warn!(
+                    disk = %path.display(), format = container,
+                    "the image itself is not written to: what the guest writes is gone when it ends"
+                );
+                Access::Overlay
+            }
+            (_, access) => access,
+        };
+        let overlay = (access == Access::Overlay).then(|| Overlay::new(len)).transpose();
+        let overlay = overlay.map_err(|source| DiskError::Overlay { path: path.clone(), source })?;
+        Ok(Self { base, overlay, container, path, len, access })
     }
 
     /// The file.
@@ -135,40 +126,70 @@ impl Disk {
         &self.path
     }
 
+    /// What kind of file it is, such as `raw`.
+    pub fn container(&self) -> &'static str {
+        self.container
+    }
+
     /// How long it is, a multiple of [`SECTOR`].
     pub fn length(&self) -> u64 {
         self.len
     }
 
-    /// Whether the guest may write.
+    /// Whether the guest may write, and whereto.
     pub fn access(&self) -> Access {
         self.access
     }
 
+    /// Its bytes as the guest left them, for a look at what they hold.
+    pub fn blocks(self: &Arc<Self>) -> Blocks {
+        Blocks::new(self.clone())
+    }
+
     /// Fills guest memory from `offset` on.
     pub(super) fn read(&self, offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()> {
-        whole(to, |done, left| {
-            let mut targets: SmallVec<[Target<'_>; PIECES]> = left.map(Target::from).collect();
-            preadv(self.file.as_fd(), &mut targets, offset + done)
-        })
+        let Some(overlay) = &self.overlay else { return self.base.read(offset, to) };
+        let len: usize = to.iter().map(VolatileSlice::len).sum();
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u64;
+            let run = overlay.run(at, (len - done) as u64);
+            let now = usize::try_from(run.len).unwrap_or(usize::MAX).min(len - done);
+            let room: Vec<_> = part(to, done, now).collect();
+            if run.written {
+                overlay.file.read(at, &room)?;
+            } else {
+                self.base.read(at, &room)?;
+            }
+            done += now;
+        }
+        Ok(())
     }
 
     /// Writes guest memory to `offset` and behind.
     pub(super) fn write(&self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<()> {
-        whole(from, |done, left| {
-            let sources: SmallVec<[Source<'_>; PIECES]> = left.map(Source::from).collect();
-            pwritev(self.file.as_fd(), &sources, offset + done)
-        })
+        match (&self.overlay, &self.base) {
+            (Some(overlay), _) => overlay.write(offset, from),
+            (None, Base::File(file)) => file.write(offset, from),
+            (None, Base::Image(_)) => Err(read_only()),
+        }
     }
 
-    /// Returns once everything written is on stable storage.
+    /// Returns once everything written is on stable storage. What is temporary needs none.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        match (&self.overlay, &self.base) {
+            (None, Base::File(file)) => file.flush(),
+            _ => Ok(()),
+        }
     }
 
     /// The guest does not need these bytes any more. Where the host cannot give their space back, they stay.
     pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, len).map(drop)
+        match (&self.overlay, &self.base) {
+            (Some(overlay), _) => overlay.file.discard(offset, len),
+            (None, Base::File(file)) => file.discard(offset, len),
+            (None, Base::Image(_)) => Err(read_only()),
+        }
     }
 
     /// Makes bytes zero, and gives their space back if it may and can. Ends early once `stopping`.
@@ -179,42 +200,71 @@ impl Disk {
         may_unmap: bool,
         stopping: &AtomicBool,
     ) -> io::Result<()> {
-        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE;
-        if may_unmap && self.allocate(hole, offset, len)?
-            || self.allocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, offset, len)?
-        {
-            return Ok(());
+        match (&self.overlay, &self.base) {
+            (Some(overlay), _) => overlay.zero(offset, len, stopping),
+            (None, Base::File(file)) => file.zero(offset, len, may_unmap, stopping),
+            (None, Base::Image(_)) => Err(read_only()),
         }
-        self.write_zeros(offset, len, stopping)
     }
+}
 
-    fn write_zeros(&self, mut offset: u64, mut len: u64, stopping: &AtomicBool) -> io::Result<()> {
-        let zeros = vec![0; ZEROS];
-        while len > 0 {
-            if stopping.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::Interrupted.into());
+impl Base {
+    fn read(&self, offset: u64, to: &[VolatileSlice<'_>]) -> io::Result<()> {
+        let storage = match self {
+            Self::File(file) => return file.read(offset, to),
+            Self::Image(storage) => storage,
+        };
+        let mut at = offset;
+        let mut piece = vec![0; PIECE];
+        for slice in to {
+            let mut done = 0;
+            while done < slice.len() {
+                let now = (slice.len() - done).min(PIECE);
+                let bytes = piece.get_mut(..now).unwrap_or_default();
+                storage.read_at(at, bytes)?;
+                slice.subslice(done, now).map_err(io::Error::other)?.copy_from(bytes);
+                (done, at) = (done + now, at + now as u64);
             }
-            let now = usize::try_from(len).unwrap_or(ZEROS).min(ZEROS);
-            let sources = [Source::from(zeros.get(..now).unwrap_or_default())];
-            let wrote = again(|| pwritev(self.file.as_fd(), &sources, offset))? as u64;
-            (offset, len) = (offset + wrote, len.saturating_sub(wrote));
         }
         Ok(())
     }
+}
 
-    /// Has the file system do it; whether it can.
-    fn allocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> io::Result<bool> {
-        let position = |value: u64| i64::try_from(value).map_err(|_| Errno::EOVERFLOW);
-        let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        loop {
-            return match fallocate(&self.file, mode, position(offset)?, position(len)?) {
-                Ok(()) => Ok(true),
-                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
-                Err(Errno::EINTR) => continue,
-                Err(error) => Err(error.into()),
-            };
+impl Storage for Disk {
+    fn length(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read(offset, &[VolatileSlice::from(buf)])
+    }
+}
+
+/// Opens a disk's file as the guest is to use it, and locks it.
+fn open_locked(spec: &DiskSpec) -> Result<File, DiskError> {
+    let path = &spec.path;
+    let writes = spec.access == Access::Full;
+    let open = |source| DiskError::Open { path: path.clone(), source };
+    // Looked at before it is opened: opening a pipe would wait for its other end.
+    let kind = std::fs::metadata(path).map_err(open)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(DiskError::NotADisk { path: path.clone() });
+    }
+    let file = OpenOptions::new().read(true).write(writes).open(path).map_err(open)?;
+    let locked = if writes { file.try_lock() } else { file.try_lock_shared() };
+    match locked {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DiskError::InUse { path: path.clone() }),
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(error)) => {
+            tracing::debug!(path = %path.display(), %error, "the disk cannot be locked");
+            Ok(file)
         }
     }
+}
+
+fn read_only() -> io::Error {
+    io::ErrorKind::ReadOnlyFilesystem.into()
 }
 
 impl fmt::Debug for Disk {
@@ -223,52 +273,15 @@ impl fmt::Debug for Disk {
     }
 }
 
-/// Repeats a transfer until all of `slices` has gone through. It is told how many bytes have, and what is left.
-fn whole<'m>(
-    slices: &[VolatileSlice<'m>],
-    mut transfer: impl FnMut(u64, &mut dyn Iterator<Item = VolatileSlice<'m>>) -> io::Result<usize>,
-) -> io::Result<()> {
-    let total: usize = slices.iter().map(|slice| slice.len()).sum();
-    let mut done = 0;
-    while done < total {
-        done += again(|| transfer(done as u64, &mut behind(done, slices)))?;
-    }
-    Ok(())
-}
-
-/// Repeats an interrupted transfer. One that moves nothing has come to the end of a file that was cut meanwhile.
-fn again(mut transfer: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match transfer() {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
-
-    fn spec(text: &str) -> DiskSpec {
-        text.parse().unwrap()
-    }
 
     fn disk(len: usize) -> (tempfile::NamedTempFile, Disk) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), vec![7; len]).unwrap();
         let disk = Disk::open(&DiskSpec { path: file.path().into(), access: Access::Full }).unwrap();
         (file, disk)
-    }
-
-    #[test]
-    fn disks_are_files_with_or_without_leave_to_write() {
-        assert_eq!(spec("a.img"), DiskSpec { path: "a.img".into(), access: Access::Full });
-        assert_eq!(spec("a,b.img,ro"), DiskSpec { path: "a,b.img".into(), access: Access::ReadOnly });
-        assert!("".parse::<DiskSpec>().is_err() && ",ro".parse::<DiskSpec>().is_err());
     }
 
     #[test]
@@ -304,41 +317,5 @@ mod tests {
         assert!(matches!(Disk::open(&full), Err(DiskError::InUse { .. })));
         drop(readers);
         Disk::open(&full).unwrap();
-    }
-
-    #[test]
-    fn zeros_are_made_and_space_is_given_back() {
-        let (file, disk) = disk(1 << 20);
-        let go_on = AtomicBool::new(false);
-        disk.zero(512, 1024, false, &go_on).unwrap();
-        disk.zero(4096, 4096, true, &go_on).unwrap();
-        disk.write_zeros(100 << 10, 200 << 10, &go_on).unwrap();
-        disk.discard(512 << 10, 256 << 10).unwrap();
-        let bytes = std::fs::read(file.path()).unwrap();
-        let mut expected = vec![7; 1 << 20];
-        for (at, len) in [(512, 1024), (4096, 4096), (100 << 10, 200 << 10), (512 << 10, 256 << 10)] {
-            expected[at..at + len].fill(0);
-        }
-        assert!(bytes == expected);
-        assert!(file.as_file().metadata().unwrap().blocks() <= (1 << 20 >> 9) - (256 << 10 >> 9));
-    }
-
-    #[test]
-    fn a_device_that_is_stopped_writes_no_more_zeros() {
-        let (_file, disk) = disk(1 << 20);
-        let error = disk.write_zeros(0, 1 << 20, &AtomicBool::new(true)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
-    }
-
-    #[test]
-    fn a_file_that_was_cut_meanwhile_is_an_error_and_no_endless_loop() {
-        let (file, disk) = disk(4096);
-        file.as_file().set_len(1024).unwrap();
-        let memory = vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(vm_memory::GuestAddress(0), 4096)]);
-        let memory = memory.unwrap();
-        let slice =
-            vm_memory::GuestMemoryBackend::get_slice(&memory, vm_memory::GuestAddress(0), 4096).unwrap();
-        let error = disk.read(0, &[slice]).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

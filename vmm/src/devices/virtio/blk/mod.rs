@@ -5,7 +5,10 @@
 //! on stable storage before it ends. Discarded ranges become holes of the file.
 
 mod disk;
+mod file;
+mod overlay;
 mod request;
+mod spec;
 
 use std::sync::Arc;
 
@@ -15,8 +18,9 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-pub use self::disk::{Access, Disk, DiskError, DiskSpec, ParseDiskError, SECTOR};
+pub use self::disk::{Disk, DiskError, SECTOR};
 use self::request::{Executor, ID_LEN, MOST_RANGES, MOST_SECTORS};
+pub use self::spec::{Access, DiskSpec, ParseDiskError};
 use super::server::{QueueServer, Served};
 use super::{ActivateError, Activation, VirtioDevice};
 
@@ -74,7 +78,7 @@ impl VirtioDevice for Blk {
     fn features(&self) -> u64 {
         let always = [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_FLUSH];
         let own: &[u32] = match self.disk.access() {
-            Access::Full => &[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES],
+            Access::Full | Access::Overlay => &[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES],
             Access::ReadOnly => &[VIRTIO_BLK_F_RO],
         };
         always.iter().chain(own).fold(0, |all, bit| all | 1 << bit)

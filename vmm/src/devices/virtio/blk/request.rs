@@ -18,7 +18,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_queue::DescriptorChain;
 use vm_memory::VolatileSlice;
 
-use super::disk::{Access, Disk, SECTOR};
+use super::disk::{Disk, SECTOR};
 use crate::devices::virtio::chain::{Slices, collect_both, copy_from, copy_to, part};
 use crate::devices::virtio::server::Serve;
 use crate::memory::GuestMemory;
@@ -179,10 +179,7 @@ impl Executor {
     }
 
     fn place_to_write(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
-        match self.disk.access() {
-            Access::Full => self.place(sector, len),
-            Access::ReadOnly => Err(Refusal::Impossible),
-        }
+        if self.disk.access().may_write() { self.place(sector, len) } else { Err(Refusal::Impossible) }
     }
 
     /// The ranges of a discard or write-zeroes request: sector (u64), count (u32) and flags (u32) of each. All are looked
