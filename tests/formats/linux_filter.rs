@@ -147,3 +147,32 @@ fn levels_are_names_or_numbers() {
         assert!(bad.parse::<DumpFilter>().is_err(), "{bad}");
     }
 }
+
+/// Numbers that no kernel says are refused or bounded, not computed with.
+#[test]
+fn numbers_of_a_lying_kernel_cost_nothing() {
+    let mut guest = guest();
+    let said = |key: &str, value: &str| {
+        Vmcoreinfo::parse(fake_linux::with_line(&fake_linux::text(), key, value).as_bytes()).unwrap()
+    };
+    let most = u64::MAX.to_string();
+    for key in ["OFFSET(mem_section.section_mem_map)", "OFFSET(page.flags)", "OFFSET(page._mapcount)"] {
+        let error = filtered(&guest, &said(key, &most), level("31")).unwrap_err();
+        assert!(matches!(error, FilterError::UnknownLayout(_)), "{key}: {error}");
+    }
+    // A free block of 2^63 pages, where the kernel says that there are such.
+    compound(&mut guest, 0x130, [0; 4], FREE, 63);
+    let counts = filtered(&guest, &said("LENGTH(zone.free_area)", &most), level("31")).unwrap().counts();
+    assert_eq!(counts.free, 8);
+}
+
+/// A core may claim more memory than there is.
+#[test]
+fn more_memory_than_any_machine_has_is_not_filtered() {
+    let guest = guest().untouched_ram(1 << 33, 1 << 50);
+    let error = filtered(&guest, &info(), level("31")).unwrap_err();
+    assert!(matches!(error, FilterError::TooMuchMemory(_) | FilterError::NoArray), "{error}");
+    let guest = self::guest().untouched_ram(1 << 33, 1 << 45);
+    let error = filtered(&guest, &info(), level("31")).unwrap_err();
+    assert!(matches!(error, FilterError::TooMuchMemory(pages) if pages > 1 << 33), "{error}");
+}

@@ -1,11 +1,11 @@
 //! Linux, told by what it keeps in its memory for the tools that read its dumps: no symbols are needed.
 
 use super::{GuestFacts, GuestOs, KernelState, StateRequest};
+use crate::linux::Kernel;
 use crate::linux::card::Crash;
-use crate::linux::{Kernel, Vmcoreinfo};
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 
-/// A Linux kernel that has come as far as to have VMCOREINFO.
+/// A Linux kernel: one that has VMCOREINFO, or one whose image the CPUs' page tables show.
 pub(super) struct Linux;
 
 impl GuestOs for Linux {
@@ -14,7 +14,7 @@ impl GuestOs for Linux {
     }
 
     fn recognise(&self, memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> bool {
-        Vmcoreinfo::locate(memory, kernel).is_some()
+        Kernel::is_in(memory, kernel)
     }
 
     fn facts(&self, memory: &dyn PhysicalMemory, kernel: Option<&KernelSymbols>) -> GuestFacts {

@@ -16,6 +16,9 @@ pub const ALIGNMENT: u64 = 2 << 20;
 /// page before (`PTI_USER_PGTABLE_BIT`).
 const USER_TABLES: u64 = 1 << 12;
 
+/// Most CPUs whose tables are looked at: the kernel's part is the same in all of them.
+const MAX_CPUS: usize = 32;
+
 /// The place of a kernel image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelImage {
@@ -51,10 +54,10 @@ impl KernelImage {
     }
 }
 
-/// The page tables of all CPUs that use some, each preceded by what would be its kernel's.
+/// The page tables of the CPUs that use some, each preceded by what would be its kernel's.
 pub(super) fn roots(memory: &dyn PhysicalMemory) -> impl Iterator<Item = Mapping> {
     let used = memory.cpus().iter().filter_map(|cpu| used_tables(cpu.registers.as_deref()?));
-    used.flat_map(|mapping| match mapping {
+    used.take(MAX_CPUS).flat_map(|mapping| match mapping {
         Mapping::FourLevel(root) => [Mapping::FourLevel(root & !USER_TABLES), mapping],
         Mapping::FiveLevel(root) => [Mapping::FiveLevel(root & !USER_TABLES), mapping],
         Mapping::Identity => [mapping; 2],

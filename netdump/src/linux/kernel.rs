@@ -1,10 +1,12 @@
 //! A stopped Linux kernel with what is needed to find things in it: VMCOREINFO, its memory, its symbols, its types.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::btf::Btf;
+use super::early::{self, EarlyKernel};
 use super::kallsyms::{Kallsyms, Place};
-use super::{LinuxMemory, Vmcoreinfo, early};
+use super::{LinuxMemory, Vmcoreinfo};
 use crate::vmcore::cpu::MSR_KERNEL_GS_BASE;
 use crate::vmcore::{KernelSymbols, PhysicalMemory, Registers};
 
@@ -51,7 +53,6 @@ pub struct Kernel<'m> {
     symbols: Option<Kallsyms>,
     variables: HashMap<&'static str, u64>,
     types: Option<Btf>,
-    has_vmcoreinfo: bool,
 }
 
 /// One of the texts that `uname` shows.
@@ -77,16 +78,20 @@ impl<'m> Kernel<'m> {
         }
     }
 
+    /// Whether there is one, for less than [`find`](Self::find) costs.
+    pub fn is_in(memory: &dyn PhysicalMemory, file: Option<&KernelSymbols>) -> bool {
+        Vmcoreinfo::locate(memory, file).is_some() || early::find(memory).is_some()
+    }
+
     /// A kernel that has no VMCOREINFO yet.
     pub fn early(memory: &'m dyn PhysicalMemory) -> Option<Self> {
-        let (info, symbols) = early::find(memory)?;
-        let memory = LinuxMemory::new(memory, &info)?;
-        Some(Self { has_vmcoreinfo: false, ..Self::new(memory, info, Some(symbols)) })
+        let EarlyKernel { info, symbols, .. } = Arc::unwrap_or_clone(early::find(memory)?);
+        Some(Self::new(LinuxMemory::new(memory, &info)?, info, Some(symbols)))
     }
 
     /// Whether it had come as far in its start as to have VMCOREINFO.
     pub fn has_vmcoreinfo(&self) -> bool {
-        self.has_vmcoreinfo
+        !self.info.is_put_together()
     }
 
     /// The kernel that `info` is of.
@@ -100,7 +105,7 @@ impl<'m> Kernel<'m> {
         let found = symbols.as_ref().map(|symbols| symbols.addresses(VARIABLES));
         let named = found.into_iter().flat_map(|found| VARIABLES.into_iter().zip(found));
         let variables = named.filter_map(|(name, address)| Some((name, address?))).collect();
-        let mut kernel = Self { info, memory, symbols, variables, types: None, has_vmcoreinfo: true };
+        let mut kernel = Self { info, memory, symbols, variables, types: None };
         kernel.types = kernel.types_between("__start_BTF", "__stop_BTF");
         kernel
     }

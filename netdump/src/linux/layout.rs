@@ -2,7 +2,7 @@
 //! of all memory begins.
 
 use super::image::{ALIGNMENT, WINDOW, WINDOW_LEN};
-use super::{LinuxMemory, Vmcoreinfo};
+use super::{LinuxMemory, Vmcoreinfo, early};
 use crate::freebsd;
 use crate::vmcore::{MemoryRange, StoppedGuest};
 
@@ -12,7 +12,7 @@ pub(super) const DIRECT_MAP_ALIGNMENT: u64 = 1 << 30;
 /// Where a Linux kernel has its memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinuxLayout {
-    /// What the kernel says of itself.
+    /// What the kernel says of itself, or would if it had come so far.
     pub info: Vmcoreinfo,
     /// The kernel's image.
     pub image: Option<MappedImage>,
@@ -30,17 +30,27 @@ pub struct MappedImage {
 }
 
 impl LinuxLayout {
-    /// Of a guest that runs Linux and has come far enough to say so.
+    /// Of a guest that runs Linux.
     pub fn of(guest: &StoppedGuest<'_, '_>) -> Option<Self> {
         if guest.symbols.is_some_and(freebsd::is_freebsd) {
             return None;
         }
-        let info = Vmcoreinfo::locate(guest.memory, guest.symbols)?;
+        let (info, early) = match Vmcoreinfo::locate(guest.memory, guest.symbols) {
+            Some(info) => (info, None),
+            None => early::find(guest.memory).map(|early| (early.info.clone(), early.direct_map))?,
+        };
         let Some(memory) = LinuxMemory::new(guest.memory, &info) else {
             return Some(Self { info, image: None, direct_map: None });
         };
-        let (image, direct_map) = (image(&memory, &info), direct_map(&memory, &info));
+        let (image, direct_map) = (image(&memory, &info), direct_map(&memory, &info).or(early));
         Some(Self { info, image, direct_map })
+    }
+
+    /// What a person should know of a core of such a guest.
+    pub fn remark(&self) -> Option<String> {
+        self.info.is_put_together().then(|| {
+            "the kernel panicked before it had VMCOREINFO: the core's was put together from the kernel's image".to_owned()
+        })
     }
 }
 

@@ -11,7 +11,7 @@
 mod backtrace;
 pub mod btf;
 pub mod card;
-mod early;
+pub mod early;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod filter;

@@ -132,7 +132,7 @@ impl Search {
     fn places(&mut self, memory: &dyn PhysicalMemory, landmarks: &Landmarks, most: u32) -> Option<Place> {
         for _ in 0..most {
             let start = self.next;
-            let banner = start + landmarks.banner;
+            let banner = start.saturating_add(landmarks.banner);
             let Some(range) = memory.ranges().iter().find(|range| range.end() > banner) else {
                 self.sweeps = (self.sweeps + 1).min(LONGEST_REST);
                 (self.next, self.rest) = (0, self.sweeps);

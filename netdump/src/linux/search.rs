@@ -1,5 +1,7 @@
 //! Finds a running kernel's VMCOREINFO in memory that may hold others': of earlier boots, in copies of dumps, planted.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
+
 use super::image::{self, ALIGNMENT, KernelImage};
 use super::layout::DIRECT_MAP_ALIGNMENT;
 use super::vmcoreinfo::{MAX_TEXT, MIN_TEXT, Vmcoreinfo};
@@ -14,6 +16,10 @@ const NAME: &[u8; 12] = b"VMCOREINFO\0\0";
 const MAX_CANDIDATES: usize = 4096;
 /// Most bytes of a kernel's image that are searched for its pointer to the note; images have 40 to 80 MiB.
 const MAX_IMAGE: u64 = 128 << 20;
+/// Most places that candidates say the kernel lies at whose images are searched, and most words of these that are looked up in
+/// page tables: a hostile guest may plant candidates, and fill an image with what could point at them.
+const MAX_STARTS: usize = 4;
+const MAX_LOOKUPS: u32 = 1 << 16;
 /// Most steps of a search that find nothing to read: a damaged core may claim memory that its file does not have.
 const MAX_UNREADABLE: u32 = 1024;
 const STEP: usize = 64 << 10;
@@ -44,7 +50,8 @@ fn by_page(memory: &dyn PhysicalMemory, image: Option<KernelImage>) -> Option<Vm
     if candidates.iter().all(|candidate| candidate.info == first) {
         return Some(first);
     }
-    candidates.retain(|candidate| is_named_by_kernel(memory, candidate));
+    let named = named_by_kernel(memory, &candidates);
+    candidates.retain(|candidate| named.contains(&candidate.note));
     match candidates.as_slice() {
         [only] => Some(only.info.clone()),
         // Nothing tells which kernel ran last.
@@ -69,9 +76,12 @@ fn by_symbol(
 
 /// All that lie at the start of a page and are of the kernel whose image is known.
 fn candidates(memory: &dyn PhysicalMemory, image: Option<KernelImage>) -> Vec<Candidate> {
-    let mut notes = Vec::new();
+    let (mut notes, mut unreadable) = (Vec::new(), 0);
     for range in memory.ranges() {
-        look_at_pages(memory, *range, &mut notes);
+        look_at_pages(memory, *range, &mut notes, &mut unreadable);
+        if notes.len() >= MAX_CANDIDATES || unreadable >= MAX_UNREADABLE {
+            break;
+        }
     }
     notes
         .into_iter()
@@ -81,19 +91,24 @@ fn candidates(memory: &dyn PhysicalMemory, image: Option<KernelImage>) -> Vec<Ca
 }
 
 /// Adds the pages of a range that begin with the head of a note. What the guest never touched is not read.
-fn look_at_pages(memory: &dyn PhysicalMemory, range: MemoryRange, notes: &mut Vec<u64>) {
+fn look_at_pages(
+    memory: &dyn PhysicalMemory,
+    range: MemoryRange,
+    notes: &mut Vec<u64>,
+    unreadable: &mut u32,
+) {
     let step = memory.search_step().next_multiple_of(PAGE_LEN);
     let mut buf = vec![0; step];
-    let (mut next, mut unreadable) = (range.start, 0);
+    let mut next = range.start;
     while let Some(run) = (next < range.end()).then(|| memory.next_touched(next)).flatten() {
         next = next.max(run.start - run.start % PAGE_SIZE);
         let end = run.end.min(range.end());
         let end = end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(end);
         while next < end {
             let len = usize::try_from(end - next).map_or(step, |left| left.min(step));
-            unreadable += u32::from(!look_at_some_pages(memory, next, &mut buf[..len], notes));
+            *unreadable += u32::from(!look_at_some_pages(memory, next, &mut buf[..len], notes));
             next += len as u64;
-            if notes.len() >= MAX_CANDIDATES || unreadable >= MAX_UNREADABLE {
+            if notes.len() >= MAX_CANDIDATES || *unreadable >= MAX_UNREADABLE {
                 return;
             }
         }
@@ -143,34 +158,62 @@ fn fits(memory: &dyn PhysicalMemory, info: &Vmcoreinfo, image: Option<KernelImag
     image.is_none_or(is_of) && info.names_release_of(memory)
 }
 
-/// Whether the kernel's image holds a pointer to the note, as its variable `vmcoreinfo_note` does. Who can only plant
-/// pages has no hand in the image.
-fn is_named_by_kernel(memory: &dyn PhysicalMemory, candidate: &Candidate) -> bool {
-    let Some(start) = candidate.info.symbol("_stext").and_then(|stext| candidate.info.image_address(stext))
-    else {
-        return false;
-    };
-    let Some(range) = memory.range_at(start) else { return false };
-    let spaces: Vec<_> = image::roots(memory).map(|root| AddressSpace::new(memory, root)).collect();
-    let is_pointer = |word: u64| {
-        let is_direct =
-            word >> 63 == 1 && word % DIRECT_MAP_ALIGNMENT == candidate.note % DIRECT_MAP_ALIGNMENT;
-        is_direct
-            && (spaces.is_empty() || spaces.iter().any(|space| space.translate(word) == Some(candidate.note)))
-    };
-    let end = range.end().min(start.saturating_add(MAX_IMAGE));
-    let mut buf = vec![0; STEP];
-    let mut at = start - start % 8;
-    while at < end {
-        let len = usize::try_from(end - at).map_or(STEP, |left| left.min(STEP));
-        if memory.read(at, &mut buf[..len]).is_ok() {
-            let mut words = buf[..len].chunks_exact(8);
-            let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &byte| (word << 8) | u64::from(byte));
-            if words.any(|bytes| is_pointer(word(bytes))) {
-                return true;
-            }
+/// The notes that a pointer in the kernel's image points at, as its variable `vmcoreinfo_note` does. Who can only plant pages
+/// has no hand in the image.
+fn named_by_kernel(memory: &dyn PhysicalMemory, candidates: &[Candidate]) -> HashSet<u64> {
+    let mut by_start: BTreeMap<u64, Notes> = BTreeMap::new();
+    for Candidate { note, info } in candidates {
+        if let Some(start) = info.symbol("_stext").and_then(|stext| info.image_address(stext)) {
+            by_start.entry(start).or_default().entry(note % DIRECT_MAP_ALIGNMENT).or_default().push(*note);
         }
-        at += len as u64;
     }
-    false
+    let mut pointers = Pointers::new(memory);
+    by_start.iter().take(MAX_STARTS).flat_map(|(start, notes)| pointers.into_notes(*start, notes)).collect()
+}
+
+/// Places of notes, by what is left of their addresses when the start of the direct map is not known.
+type Notes = HashMap<u64, Vec<u64>>;
+
+/// Looks for pointers in images.
+struct Pointers<'m> {
+    memory: &'m dyn PhysicalMemory,
+    spaces: Vec<AddressSpace<'m>>,
+    lookups: u32,
+}
+
+impl<'m> Pointers<'m> {
+    fn new(memory: &'m dyn PhysicalMemory) -> Self {
+        let spaces = image::roots(memory).map(|root| AddressSpace::new(memory, root)).collect();
+        Self { memory, spaces, lookups: MAX_LOOKUPS }
+    }
+
+    /// The notes that the image at `start` points at.
+    fn into_notes(&mut self, start: u64, notes: &Notes) -> HashSet<u64> {
+        let mut found = HashSet::new();
+        let Some(range) = self.memory.range_at(start) else { return found };
+        let end = range.end().min(start.saturating_add(MAX_IMAGE));
+        let mut buf = vec![0; STEP];
+        let mut at = start - start % 8;
+        while at < end && self.lookups > 0 {
+            let len = usize::try_from(end - at).map_or(STEP, |left| left.min(STEP));
+            if self.memory.read(at, &mut buf[..len]).is_ok() {
+                let words = buf[..len].chunks_exact(8).filter_map(|bytes| bytes.first_chunk());
+                words.for_each(|bytes| found.extend(self.notes_at(u64::from_le_bytes(*bytes), notes)));
+            }
+            at += len as u64;
+        }
+        found
+    }
+
+    /// The notes that a word of the image points at in the direct map: without page tables all that it may.
+    fn notes_at<'n>(&mut self, word: u64, notes: &'n Notes) -> impl Iterator<Item = u64> + use<'n> {
+        let notes = notes.get(&(word % DIRECT_MAP_ALIGNMENT)).filter(|_| word >> 63 == 1 && self.lookups > 0);
+        let mut places = Vec::new();
+        if notes.is_some() {
+            self.lookups -= 1;
+            places.extend(self.spaces.iter().filter_map(|space| space.translate(word)));
+        }
+        let is_flat = self.spaces.is_empty();
+        notes.into_iter().flatten().copied().filter(move |note| is_flat || places.contains(note))
+    }
 }

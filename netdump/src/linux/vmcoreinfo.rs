@@ -17,6 +17,10 @@ pub const MIN_TEXT: usize = 64;
 const UTS_FIELD: u64 = 65;
 const UTS_RELEASE: u64 = 2;
 
+/// The line that a text has which was put together from a kernel's image (see [`Vmcoreinfo::is_put_together`]). No kernel says
+/// it, and no reader minds it.
+pub(super) const PUT_TOGETHER: &str = "NETDUMP(PUT_TOGETHER)";
+
 /// The text of a kernel, with everything in it that is needed to find its way in its memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vmcoreinfo {
@@ -42,6 +46,12 @@ impl Vmcoreinfo {
         }
         let info = Self { text: String::from_utf8(text.to_vec()).ok()? };
         info.is_plausible().then_some(info)
+    }
+
+    /// Whether no kernel said this: it panicked before it had VMCOREINFO, and who made the core put together what it would
+    /// have said.
+    pub fn is_put_together(&self) -> bool {
+        self.value(PUT_TOGETHER).is_some()
     }
 
     /// The whole text, which ends with a newline.

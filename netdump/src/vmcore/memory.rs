@@ -1,11 +1,12 @@
 //! Guest-physical memory, read-only, wherever it comes from: a paused guest, a core file, a fake.
 
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use super::cpu::CpuState;
 use super::minidump::page_set::PageSet;
 use crate::linux::Vmcoreinfo;
+use crate::linux::early::EarlyKernel;
 
 /// One range of guest RAM. Ranges are page-aligned, ascending and do not overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub enum MemoryError {
 pub struct Findings {
     /// What a Linux kernel says of itself, when there is one.
     pub(crate) vmcoreinfo: OnceLock<Option<Vmcoreinfo>>,
+    /// A Linux kernel that has not come so far as to say it.
+    pub(crate) early: OnceLock<Option<Arc<EarlyKernel>>>,
 }
 
 /// What is kept of a memory.

@@ -104,8 +104,10 @@ pub enum PlanError {
         "the kernel's address space (kva_layout) is not the one with 4-level page tables that is known here"
     )]
     UnknownLayout,
-    /// A range that is empty, not on page boundaries, out of order, or wraps around.
-    #[error("RAM range {start:#x} + {len:#x} is empty, out of order or not on page boundaries")]
+    /// A range that is empty, not on page boundaries, out of order, or beyond 52-bit addresses.
+    #[error(
+        "RAM range {start:#x} + {len:#x} is empty, out of order, not on page boundaries or beyond 52-bit addresses"
+    )]
     Range {
         /// Guest-physical start.
         start: u64,
@@ -114,12 +116,16 @@ pub enum PlanError {
     },
 }
 
+/// Physical addresses have 52 bits at most (Intel SDM volume 3, 4.1.4).
+const MAX_ADDRESS: u64 = 1 << 52;
+
 /// RAM ranges must be what [`PhysicalMemory`] promises: a core made from others could not be read.
 fn check_ranges(ranges: &[MemoryRange]) -> Result<(), PlanError> {
     let mut end = 0;
     for range in ranges {
         let aligned = range.start.is_multiple_of(PAGE_SIZE) && range.len.is_multiple_of(PAGE_SIZE);
-        if !aligned || range.len == 0 || range.start < end || range.start.checked_add(range.len).is_none() {
+        let reach = range.start.checked_add(range.len).is_some_and(|end| end <= MAX_ADDRESS);
+        if !aligned || range.len == 0 || range.start < end || !reach {
             return Err(PlanError::Range { start: range.start, len: range.len });
         }
         end = range.end();

@@ -57,7 +57,9 @@ impl PhysicalMemory for FilteredMemory<'_> {
         let mut at = address;
         while at < end {
             let touched = self.memory.next_touched(at)?;
-            let kept = self.kept.run(self.kept.pages_below(touched.start), u64::MAX)?;
+            // No more of what is kept is counted than can be of use.
+            let most = (touched.end - touched.start).div_ceil(PAGE_SIZE) + 1;
+            let kept = self.kept.run(self.kept.pages_below(touched.start), most)?;
             let both =
                 touched.start.max(kept.address)..touched.end.min(kept.address + kept.pages * PAGE_SIZE);
             if !both.is_empty() {

@@ -21,6 +21,8 @@ use crate::vmcore::{KernelSymbols, PhysicalMemory};
 pub use memory::FilteredMemory;
 use pages::{Kind, PageArray};
 
+/// Most pages of RAM that are filtered: 16 TiB. A set of them has a bit for each.
+const MAX_PAGES: u64 = 1 << 32;
 /// Bytes at the start of the kernel's image that are surely code: the smallest kernels have as much.
 const CODE: u64 = 2 << 20;
 
@@ -145,6 +147,9 @@ pub enum FilterError {
         "the dump is not filtered: by the guest's array of pages the page at {0:#x}, which its kernel uses, would be left out"
     )]
     Untrusted(u64),
+    /// No machine.
+    #[error("the dump is not filtered: {0} pages are more than any machine has")]
+    TooMuchMemory(u64),
     /// The array is not there.
     #[error("the dump is not filtered: the guest's array of pages cannot be read")]
     NoArray,
@@ -177,6 +182,9 @@ pub fn filtered<'m>(
     let array = PageArray::new(kernel, info)?;
     let ranges: Vec<_> = memory.ranges().iter().map(|range| range.start..range.end()).collect();
     let numbers = PageNumbers::of_ranges(&ranges).map_err(|_| FilterError::NoArray)?;
+    if numbers.bits() > MAX_PAGES {
+        return Err(FilterError::TooMuchMemory(numbers.bits()));
+    }
     let mut counts = FilterCounts { level: filter.level, total: numbers.bits(), ..FilterCounts::default() };
     let mut kept = PageSetBuilder::new(numbers);
     ranges.into_iter().for_each(|range| kept.insert_range(range));
@@ -208,7 +216,7 @@ pub fn filtered<'m>(
 /// Pages that no true array calls free, cached or a process's.
 fn needed(kernel: &LinuxMemory<'_>, info: &Vmcoreinfo) -> impl Iterator<Item = u64> {
     let code = info.symbol("_stext").and_then(|stext| info.image_address(stext));
-    let code = code.into_iter().flat_map(|start| (start..start + CODE).step_by(4096));
+    let code = code.into_iter().flat_map(|start| (start..start.saturating_add(CODE)).step_by(4096));
     let named = ["swapper_pg_dir", "init_uts_ns", "mem_section", "prb"];
     let named: Vec<_> = named.iter().filter_map(|name| kernel.translate(info.symbol(name)?)).collect();
     code.chain(named)

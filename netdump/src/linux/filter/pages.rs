@@ -82,7 +82,8 @@ impl<'m> PageArray<'m> {
         let size = info.size("mem_section").filter(|size| (16..=256).contains(size));
         let section_size = size.ok_or(FilterError::UnknownLayout(sections))?;
         let root_count = info.length("mem_section").ok_or(FilterError::UnknownLayout(sections))?;
-        let section_map = info.offset("mem_section.section_mem_map").filter(|at| at + 8 <= section_size);
+        let section_map =
+            info.offset("mem_section.section_mem_map").filter(|at| at.saturating_add(8) <= section_size);
         Ok(Self {
             kernel,
             layout: Layout::new(info)?,
@@ -99,15 +100,16 @@ impl<'m> PageArray<'m> {
     pub(super) fn for_each(&self, tell: &mut dyn FnMut(u64, u64, Kind)) -> Result<(), FilterError> {
         let ranges = self.kernel.physical().ranges();
         let end = ranges.last().map_or(0, |range| range.end() / PAGE_SIZE);
-        let mut read_any = false;
-        for section in 0..end.div_ceil(self.pages_per_section) {
-            let first = section * self.pages_per_section;
-            let has_ram = ranges.iter().any(|range| {
-                range.start / PAGE_SIZE < first + self.pages_per_section && first < range.end() / PAGE_SIZE
-            });
-            if has_ram && let Some(array) = self.section(section) {
+        let (mut read_any, mut next) = (false, 0);
+        for range in ranges {
+            let first = range.start / PAGE_SIZE / self.pages_per_section;
+            let behind = (range.end() / PAGE_SIZE).div_ceil(self.pages_per_section);
+            for section in first.max(next)..behind {
+                let Some(array) = self.section(section) else { continue };
+                let first = section * self.pages_per_section;
                 read_any |= self.section_pages(array, first, (first + self.pages_per_section).min(end), tell);
             }
+            next = next.max(behind);
         }
         if read_any { Ok(()) } else { Err(FilterError::NoArray) }
     }
@@ -154,7 +156,7 @@ impl Layout {
         let size = info.size("page").filter(|size| (56..=MAX_STRUCT).contains(size));
         let size = size.ok_or(FilterError::UnknownLayout("what a struct page is"))?;
         let field = |name| {
-            let at = info.offset(name).filter(|at| at + 8 <= size);
+            let at = info.offset(name).filter(|at| at.saturating_add(8) <= size);
             at.ok_or(FilterError::UnknownLayout("where the fields of a struct page are"))
         };
         let bit = |name| info.number(name).and_then(|bit| u32::try_from(bit).ok()).filter(|bit| *bit < 64);
@@ -185,7 +187,7 @@ impl Layout {
             head: info.number("PG_head_mask").map_or(0, i64::cast_unsigned),
             poisoned: flag("PG_hwpoison").unwrap_or(0),
             slab: flag("PG_slab").unwrap_or(0),
-            free_orders: info.length("zone.free_area").unwrap_or(11),
+            free_orders: info.length("zone.free_area").unwrap_or(11).min(MAX_ORDER),
             free: free.ok_or(FilterError::UnknownLayout("how free pages are marked"))?,
             unaccepted: kind("PAGE_UNACCEPTED_MAPCOUNT_VALUE"),
             offline: kind("PAGE_OFFLINE_MAPCOUNT_VALUE"),

@@ -92,7 +92,8 @@ impl DumpFormat for Elf {
         for range in ranges {
             image.push_guest(*range);
         }
-        Ok(PlannedCore { image, format: self.name(), remarks: Vec::new() })
+        let remarks = linux.and_then(|layout| layout.remark()).into_iter().collect();
+        Ok(PlannedCore { image, format: self.name(), remarks })
     }
 
     fn recognise(&self, head: &[u8]) -> bool {

@@ -18,6 +18,9 @@ use super::{
 
 /// Most bytes of notes that are read. A CPU needs 1 to 12 KiB.
 const MAX_NOTES: usize = 64 << 20;
+/// How often the bytes of a file may be shown: the kernel's image is in its RAM too, and QEMU's cores with virtual addresses show
+/// RAM by each mapping of it.
+const MOST_SHOWN: u64 = 16;
 const STANDALONE_ABI: u8 = 0xff;
 
 /// Why an ELF file cannot be read as a machine's core.
@@ -52,6 +55,9 @@ pub enum ElfError {
     /// A segment with more bytes in the file than in memory.
     #[error("program header {0} has more bytes in the file than in memory")]
     FileLongerThanMemory(usize),
+    /// Many segments out of the same bytes: each of them would be searched.
+    #[error("the core's segments show the bytes of its file many times over")]
+    Repeated,
     /// A core without memory.
     #[error("the core has no memory segments")]
     NoMemory,
@@ -96,6 +102,9 @@ pub(super) fn open(file: CoreFile) -> Result<Core, ElfError> {
     }
     if is_process(&headers) {
         return Err(ElfError::Process);
+    }
+    if shown(&file, &pieces) > MOST_SHOWN.saturating_mul(file.length()) {
+        return Err(ElfError::Repeated);
     }
     let parsed = read_notes(&file, &pieces)?;
     let (format, kind) = if header[7] == STANDALONE_ABI {
@@ -150,6 +159,13 @@ fn piece(header: &ProgramHeader) -> Option<Piece> {
         _ => return None,
     };
     Some(Piece { content, offset: header.offset, len: header.file_len })
+}
+
+/// Bytes of the file that are shown as memory, those that several segments show several times.
+fn shown(file: &CoreFile, pieces: &[Piece]) -> u64 {
+    let memory = pieces.iter().filter(|piece| matches!(piece.content, PieceContent::Memory(_)));
+    let bytes = memory.map(|piece| piece.end().min(file.length()).saturating_sub(piece.offset));
+    bytes.fold(0, u64::saturating_add)
 }
 
 /// A process's core leaves all physical addresses 0.

@@ -33,6 +33,7 @@ pub(super) use method::Method;
 use pages::{Descriptors, Pack, PageData};
 pub use read::KdumpError;
 
+const NO_VMCOREINFO: &str = "the core has no VMCOREINFO, which crash, drgn and makedumpfile need to open it";
 const SIGNATURE: &[u8; 8] = b"KDUMP   ";
 const BLOCK: u64 = 4096;
 const SUB_HEADER_LEN: u64 = 104;
@@ -90,8 +91,10 @@ impl DumpFormat for Kdump {
         image.push_bytes(kept_bits);
         image.push_made(Box::new(Descriptors::new(pack.clone(), data_at)));
         image.push_made(Box::new(PageData::new(pack)));
-        let remark = "the core has no VMCOREINFO, which crash, drgn and makedumpfile need to open it";
-        let remarks = info.is_none().then(|| remark.to_owned()).into_iter().collect();
+        let remarks = match &linux {
+            Some(layout) => layout.remark().into_iter().collect(),
+            None => vec![NO_VMCOREINFO.to_owned()],
+        };
         Ok(PlannedCore { image, format: self.name(), remarks })
     }
 
