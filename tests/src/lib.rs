@@ -11,6 +11,7 @@ pub mod netns;
 pub mod pcap;
 pub mod programs;
 pub mod readers;
+pub mod ufs_disk;
 
 /// The network simulator and everyone on its wire.
 pub mod simnet {

@@ -46,6 +46,10 @@ pub enum Need {
     Makedumpfile,
     /// Another one, with its Python module.
     Libkdumpfile,
+    /// A maker of UFS file systems.
+    Makefs,
+    /// A maker of GUID partition tables.
+    Sgdisk,
 }
 
 /// Debian packages that the lab needs, with one program of each.
@@ -78,6 +82,8 @@ const NAMES: &[(&str, Need)] = &[
     ("lab", Need::Lab),
     ("makedumpfile", Need::Makedumpfile),
     ("libkdumpfile", Need::Libkdumpfile),
+    ("makefs", Need::Makefs),
+    ("sgdisk", Need::Sgdisk),
 ];
 
 impl Need {
@@ -112,6 +118,8 @@ impl Need {
             Self::Fixtures => fixtures().is_some(),
             Self::Lab => LAB_PROGRAMS.iter().all(|(_, program)| has_program(program)),
             Self::Makedumpfile => has_program("makedumpfile"),
+            Self::Makefs => has_program("makefs"),
+            Self::Sgdisk => has_program("sgdisk"),
             Self::Libkdumpfile => succeeds(Command::new("/usr/bin/python3").args(["-c", "import kdumpfile"])),
         }
     }

@@ -127,6 +127,7 @@ fn check_segment(image: &KernelImage, segment: &Segment) -> Result<(), BootError
 
 /// What was put behind the kernel, as the list has to tell it.
 struct HandedOver {
+    name: String,
     symbols: Option<Range<u64>>,
     modules: Modinfo,
     environment: u64,
@@ -143,7 +144,7 @@ fn place(
     let tables = tables.map_err(|source| BootError::Symbols { image: image.name(), source })?;
     let symbols = tables.map(|tables| put_symbols(space, tables)).transpose()?;
     let mut modules = Modinfo::default();
-    let mut names = vec![Kenv::kernel_name(image)];
+    let mut names = vec![kenv.kernel_name()];
     for module in &with.modules {
         if names.contains(&module.name()) {
             return Err(BootError::Module(ModuleError::Twice { name: module.name() }));
@@ -153,7 +154,7 @@ fn place(
     }
     space.align(PAGE)?;
     let environment = space.put("the kernel environment", &kenv.block()?)?;
-    Ok(HandedOver { symbols, modules, environment, howto: kenv.howto() })
+    Ok(HandedOver { name: kenv.kernel_name(), symbols, modules, environment, howto: kenv.howto() })
 }
 
 /// Writes the list; where it is, and the first page behind it.
@@ -179,7 +180,7 @@ fn list(handed_over: &HandedOver, image: &KernelImage, memory: &GuestMemory, end
     let kernel_end = image.segments().iter().map(|segment| segment.end).max().unwrap_or(0);
     let symbols = handed_over.symbols.as_ref();
     let loaded_end = symbols.map_or(kernel_end, |symbols| symbols.end);
-    list.thing(&Kenv::kernel_name(image), "elf kernel", start, loaded_end - start);
+    list.thing(&handed_over.name, "elf kernel", start, loaded_end - start);
     list.metadata(Metadata::ElfHeader, &image.bytes()[..64]);
     if let Some(symbols) = symbols {
         list.number(Metadata::SymbolsStart, symbols.start);

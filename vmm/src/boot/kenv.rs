@@ -44,15 +44,20 @@ impl Kenv {
         }
         kenv.0.extend(with.environment.iter().cloned());
         kenv.add_console();
-        kenv.add_default("kernelname", &Self::kernel_name(image));
+        kenv.add_default("kernelname", &Self::default_kernel_name(image));
         if !has_acpi(image, &kenv) {
             kenv.add_virtio_mmio(hardware);
         }
         Ok(kenv)
     }
 
-    /// What the kernel calls itself (`kern.bootfile`); modules are looked for beside it.
-    pub(super) fn kernel_name(image: &KernelImage) -> String {
+    /// What the kernel calls itself (`kern.bootfile`): what the variables say, which know a disk's own path.
+    pub(super) fn kernel_name(&self) -> String {
+        self.value("kernelname").unwrap_or("/boot/kernel/kernel").to_owned()
+    }
+
+    /// The name of a kernel of which nothing but its file is known.
+    fn default_kernel_name(image: &KernelImage) -> String {
         let name = image.path().file_name().map(|name| name.to_string_lossy().into_owned());
         format!("/boot/kernel/{}", name.as_deref().unwrap_or("kernel"))
     }

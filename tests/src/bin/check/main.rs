@@ -15,7 +15,7 @@ use anyhow::{Context, bail, ensure};
 use harness::needs::Need;
 
 /// Debian packages whose programs the tests use, with one program of each.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 11] = [
     ("iproute2", "ip"),
     ("tshark", "tshark"),
     ("gdb", "gdb"),
@@ -25,6 +25,8 @@ const PACKAGES: [(&str, &str); 9] = [
     ("zstd", "zstd"),
     ("openssl", "openssl"),
     ("makedumpfile", "makedumpfile"),
+    ("makefs", "makefs"),
+    ("gdisk", "sgdisk"),
 ];
 
 /// Debian's Python modules that the tests use, with the module of each.

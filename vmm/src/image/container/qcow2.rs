@@ -267,3 +267,122 @@ fn u64_at(header: &[u8; HEADER_3], at: usize) -> u64 {
     let field = header.get(at..).and_then(|behind| behind.first_chunk());
     u64::from_be_bytes(*field.expect("the field is in the header"))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Made by qemu-img 7.2 from [`expected`], with clusters of 4 KiB (`v2`, `v3`) and 64 KiB.
+    const V2: &[u8] = include_bytes!("fixtures/v2.qcow2.gz");
+    /// Its first 8 KiB were made zero by `qemu-io -c 'write -z 0 8k'`.
+    const V3: &[u8] = include_bytes!("fixtures/v3.qcow2.gz");
+    const DEFLATE: &[u8] = include_bytes!("fixtures/deflate.qcow2.gz");
+    const ZSTD: &[u8] = include_bytes!("fixtures/zstd.qcow2.gz");
+
+    fn file(packed: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn open(bytes: Vec<u8>) -> Result<Qcow2, Qcow2Error> {
+        Qcow2::open(Arc::new(bytes))
+    }
+
+    /// A disk of 1 MiB: some sectors begin with their number, and go on with a pattern.
+    fn expected() -> Vec<u8> {
+        let mut disk = vec![0; 1 << 20];
+        for number in (0..300).chain([1500, 2047]) {
+            let sector = &mut disk[number * 512..][..512];
+            sector[..8].copy_from_slice(&(number as u64).to_le_bytes());
+            for (i, byte) in sector[8..].iter_mut().enumerate() {
+                *byte = ((number + i) % 256).try_into().unwrap();
+            }
+        }
+        disk
+    }
+
+    #[test]
+    fn what_qemu_wrote_is_read_whole_and_in_pieces() {
+        for (packed, zeros) in [(V2, 0), (V3, 8192), (DEFLATE, 0), (ZSTD, 0)] {
+            let mut expected = expected();
+            expected[..zeros].fill(0);
+            assert!(Qcow2::is_in(&file(packed)));
+            let image = open(file(packed)).unwrap();
+            assert_eq!(image.length(), 1 << 20);
+            let mut whole = vec![1; 1 << 20];
+            image.read_at(0, &mut whole).unwrap();
+            assert!(whole == expected);
+            for (at, len) in [(0, 512), (4095, 2), (65_530, 9000), (1500 * 512, 512), ((1 << 20) - 1, 1)] {
+                let mut part = vec![1; len];
+                image.read_at(at as u64, &mut part).unwrap();
+                assert!(part == expected[at..at + len], "{at} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn images_that_need_other_files_or_unknown_features_are_refused_in_a_sentence() {
+        for (packed, told) in [
+            (&include_bytes!("fixtures/backing.qcow2.gz")[..], "it needs the backing file '/etc/passwd'"),
+            (include_bytes!("fixtures/data.qcow2.gz"), "its data is in another file"),
+            (include_bytes!("fixtures/ext.qcow2.gz"), "it has extended tables"),
+        ] {
+            let error = open(file(packed)).unwrap_err().to_string();
+            assert!(error.starts_with(told), "{error}");
+        }
+        for (at, bytes, told) in [
+            (4, 9_u32, "it is of version 9"),
+            (32, 2, "it is encrypted"),
+            (76, 2, "it is marked as corrupt"),
+            (72, 1, "it uses features"),
+            (20, 30, "its header is damaged: its clusters"),
+            (20, 8, "its header is damaged: its clusters"),
+            (36, u32::MAX, "its header is damaged: its first table leaves"),
+            (24, 1, "its header is damaged: its first table is too short"),
+            (40, 1, "its header is damaged: its first table leaves"),
+        ] {
+            let mut image = file(V3);
+            image[at..at + 4].copy_from_slice(&bytes.to_be_bytes());
+            let error = open(image).unwrap_err().to_string();
+            assert!(error.starts_with(told), "{at}: {error}");
+        }
+    }
+
+    #[test]
+    fn tables_and_clusters_behind_the_end_of_the_file_are_errors() {
+        let image = file(V2);
+        let l1 = usize::try_from(u64_at(image.first_chunk().unwrap(), 40)).unwrap();
+        let l2 = usize::try_from(u64::from_be_bytes(*image[l1..].first_chunk().unwrap()) & OFFSET).unwrap();
+        for (at, entry) in
+            [(l1, OFFSET), (l2, OFFSET), (l2, COMPRESSED | 0x00ff_0000_0000_0000 | 0xffff_ffff)]
+        {
+            let mut image = image.clone();
+            image[at..at + 8].copy_from_slice(&entry.to_be_bytes());
+            let error = open(image).unwrap().read_at(0, &mut [0; 512]).unwrap_err();
+            assert!(error.to_string().starts_with("the qcow2 image is damaged"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_images_are_refused_or_read(
+            damage in prop::collection::vec((0..1_usize << 16, any::<u8>()), 1..6), which in 0..4_usize
+        ) {
+            let mut image = file([V2, V3, DEFLATE, ZSTD][which]);
+            for (at, byte) in damage {
+                // Most damage where it is felt.
+                let at = if at % 2 == 0 { at % 112 } else { at } % image.len();
+                image[at] = byte;
+            }
+            if let Ok(image) = open(image) {
+                let mut buf = vec![0; 70_000];
+                for at in [0, 1 << 17, image.length().saturating_sub(70_000)] {
+                    let _ = image.read_at(at, &mut buf);
+                }
+            }
+        }
+    }
+}

@@ -2,10 +2,12 @@
 //! `stand/common/module.c`): along `module_path`, by `linker.hints` or by name, each also as `.gz`.
 
 use std::io::Read;
+use std::path::Path;
 
 use super::loader_conf::LoaderConf;
 use super::metadata::{self, Needed};
 use super::{Setting, linker_hints};
+use crate::boot::Module;
 use crate::image::boot::{BootFile, BootModule, MOST_FILE};
 use crate::image::fs::{FileSystem, FsError};
 
@@ -159,6 +161,9 @@ impl<'a> Files<'a> {
         if loaded.modules.iter().any(|module| module.path == path) {
             return Ok(());
         }
+        if !is_module(&bytes) {
+            return Err(format!("{path} is no kernel module"));
+        }
         let metadata = metadata::read(&bytes);
         loaded.provided.extend(metadata.has);
         loaded.modules.push(BootModule { path, kind: None, bytes });
@@ -216,6 +221,12 @@ impl Loaded {
 
 fn kernel(path: &str, bytes: Vec<u8>, module_path: String) -> Kernel {
     Kernel { file: BootFile { path: path.to_owned(), bytes }, module_path }
+}
+
+/// Whether a file's header is a kernel module's.
+fn is_module(bytes: &[u8]) -> bool {
+    let header = bytes.get(..64).unwrap_or(bytes).to_vec();
+    Module::from_bytes(Path::new(""), None, header).is_ok()
 }
 
 /// The parts of a list with semicolons.

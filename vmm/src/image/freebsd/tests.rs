@@ -169,7 +169,7 @@ fn modules_come_with_what_they_need() {
         ];
         TestFs::of_bytes(all.iter().chain(extra).map(|(path, bytes)| (*path, bytes.to_vec())))
     };
-    let plan = find_with(files(&[("/boot/modules/bus_test.ko", b"bus")]), &Wishes::default()).unwrap();
+    let plan = find_with(files(&[("/boot/modules/bus_test.ko", MODULE)]), &Wishes::default()).unwrap();
     let modules: Vec<_> = plan.modules.iter().map(|m| (&*m.path, m.kind.as_deref())).collect();
     let expected = [
         ("/boot/kernel/if_test.ko", None),
@@ -179,6 +179,8 @@ fn modules_come_with_what_they_need() {
     assert_eq!(modules, expected);
     assert_eq!(plan.remarks, ["lost_load=\"YES\" is left out: there is no module lost"]);
     assert_eq!((value(&plan, "after"), value(&plan, "lost")), (Some("1"), Some("1")));
+    let plan = find_with(files(&[("/boot/kernel/bus_test.ko", b"text")]), &Wishes::default()).unwrap();
+    assert!(plan.remarks[0].ends_with("/boot/kernel/bus_test.ko is no kernel module"), "{:?}", plan.remarks);
     let plan = find_with(files(&[]), &Wishes::default()).unwrap();
     assert_eq!(plan.modules.len(), 1, "a module without what it needs is of no use");
     assert_eq!(plan.remarks[0], "if_test_load=\"YES\" is left out: there is no module bus_test");

@@ -318,4 +318,39 @@ mod tests {
         drop(readers);
         Disk::open(&full).unwrap();
     }
+
+    #[test]
+    fn an_overlay_shares_the_disk_with_readers_and_shows_what_was_written() {
+        let (file, writer) = disk(4096);
+        drop(writer);
+        let spec = |access| DiskSpec { path: file.path().into(), access };
+        let overlays = [0; 2].map(|_| Arc::new(Disk::open(&spec(Access::Overlay)).unwrap()));
+        Disk::open(&spec(Access::ReadOnly)).unwrap();
+        assert!(matches!(Disk::open(&spec(Access::Full)), Err(DiskError::InUse { .. })));
+        let mut bytes = [1; 512];
+        overlays[0].write(1024, &[VolatileSlice::from(&mut bytes[..])]).unwrap();
+        let [one, other] = overlays.each_ref().map(|disk| disk.blocks().bytes(0, 4096).unwrap());
+        assert!(one[..1024] == [7; 1024] && one[1024..1536] == [1; 512] && one[1536..] == [7; 2560]);
+        assert!(other == [7; 4096] && std::fs::read(file.path()).unwrap() == [7; 4096]);
+    }
+
+    #[test]
+    fn a_qcow2_image_is_a_disk_whose_writes_go_elsewhere() {
+        let mut image = Vec::new();
+        let packed = include_bytes!("../../../image/container/fixtures/zstd.qcow2.gz");
+        io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&packed[..]), &mut image).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &image).unwrap();
+        let spec = |access| DiskSpec { path: file.path().into(), access };
+        let disk = Arc::new(Disk::open(&spec(Access::Full)).unwrap());
+        assert_eq!((disk.container(), disk.length(), disk.access()), ("qcow2", 1 << 20, Access::Overlay));
+        assert_eq!(disk.blocks().array(1500 * 512).unwrap(), 1500_u64.to_le_bytes());
+        let mut bytes = [1; 512];
+        disk.write(1500 * 512, &[VolatileSlice::from(&mut bytes[..])]).unwrap();
+        assert_eq!(disk.blocks().array(1500 * 512).unwrap(), [1; 8]);
+        assert_eq!(disk.blocks().array(2047 * 512).unwrap(), 2047_u64.to_le_bytes());
+        assert!(std::fs::read(file.path()).unwrap() == image);
+        drop(disk);
+        assert_eq!(Disk::open(&spec(Access::ReadOnly)).unwrap().access(), Access::ReadOnly);
+    }
 }

@@ -214,3 +214,26 @@ fn a_request_under_way_ends_before_the_device_is_stopped() {
         guest.driver.start(offered);
     }
 }
+
+#[test]
+fn writes_to_an_overlay_are_read_back_and_the_file_stays_as_it_is() {
+    let mut guest = Guest::new(Access::Overlay);
+    let mut expected = contents();
+    guest.driver.write(BUFFER, &[9; 1536]);
+    assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 7, &[Buffer::Read(BUFFER, 1536)]).0, VIRTIO_BLK_S_OK);
+    expected[7 * 512..10 * 512].fill(9);
+    assert_eq!(guest.ranges(VIRTIO_BLK_T_WRITE_ZEROES, &[(20, 3, 1), (9, 1, 0)]), VIRTIO_BLK_S_OK);
+    expected[20 * 512..23 * 512].fill(0);
+    expected[9 * 512..10 * 512].fill(0);
+    assert_eq!(guest.request(VIRTIO_BLK_T_FLUSH, 0, &[]), (VIRTIO_BLK_S_OK, 1));
+    // Across what was written, from and to what was not, in odd pieces.
+    let room = [Buffer::Write(BUFFER, 1000), Buffer::Write(BUFFER + 2000, 40 * 512 - 1000)];
+    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, &room).0, VIRTIO_BLK_S_OK);
+    let got = [guest.driver.read(BUFFER, 1000), guest.driver.read(BUFFER + 2000, 40 * 512 - 1000)].concat();
+    assert!(got == expected[..40 * 512]);
+    // What is discarded may be anything; sectors that were never written stay the file's.
+    assert_eq!(guest.ranges(VIRTIO_BLK_T_DISCARD, &[(0, 100, 0)]), VIRTIO_BLK_S_OK);
+    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 30, &[Buffer::Write(BUFFER, 512)]).0, VIRTIO_BLK_S_OK);
+    assert!(guest.driver.read(BUFFER, 512) == contents()[30 * 512..31 * 512]);
+    assert!(guest.file() == contents());
+}
