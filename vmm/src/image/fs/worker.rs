@@ -14,8 +14,8 @@ use std::time::Duration;
 use super::FsError;
 use crate::image::blocks::{Blocks, ReadBlocksError};
 
-/// Longest time that opening, or a look at one file, takes: a second's work on a slow disk.
-const DEADLINE: Duration = Duration::from_secs(20);
+/// Longest time that opening, or a look at one file, takes: what a slow disk needs for a large initrd.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 type Job<T> = Box<dyn FnOnce(&T) + Send>;
 
