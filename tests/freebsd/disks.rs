@@ -1,9 +1,13 @@
 //! Disks with FreeBSD's file system, as makefs makes it: what the VMM's own reader finds there.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 
+use harness::guests::{assert_code, verify};
+use harness::programs::{Running, arg, program, run, start};
 use harness::ufs_disk::UfsDisk;
+use tempfile::TempDir;
 use vmm::image::DiskImage;
 use vmm::image::boot::{self, Wishes};
 use vmm::image::fs::FileSystem;
@@ -84,4 +88,53 @@ fn a_disk_with_freebsd_boots_what_its_loader_would() {
     }
     assert_eq!(plan.remarks, ["/boot/loader.conf, line 2 is dropped for its form: bad line"]);
     fs::remove_file(path).unwrap();
+}
+
+/// A receiver on this machine: its folder, itself, and its address.
+fn receiver() -> (TempDir, Running, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = ["serve", "--once", "--dir", arg(folder.path()), "--listen", "127.0.0.1:0"];
+    let running = start(program("netdump"), &serve);
+    running.wait_for_stderr(" directory=");
+    let log = running.stderr();
+    let address = log.split_once("address=").unwrap().1.split_whitespace().next().unwrap().to_owned();
+    (folder, running, address)
+}
+
+#[test]
+fn a_guest_booted_from_its_disk_dumps_to_where_its_loader_conf_says() {
+    needs!(Kvm, Makefs, Sgdisk);
+    for (options, compressed) in [("version=2", false), ("version=1", true)] {
+        let (folder, receiver, address) = receiver();
+        fs::create_dir(folder.path().join("blue")).unwrap();
+        let mut kernel = guest_images::find("freebsd-abi").unwrap().elf.to_vec();
+        let mut path = "boot/lab/kernel";
+        if compressed {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(&kernel).unwrap();
+            (kernel, path) = (encoder.finish().unwrap(), "boot/lab/kernel.gz");
+        }
+        let conf =
+            format!("kernel=lab\ntenant=blue\nnet.dump.server=\"{address}\"\nnet.dump.path=\"$tenant\"\n");
+        let disk = UfsDisk::default().with(path, kernel).with("boot/loader.conf", conf);
+        let image = disk.disk(options, 64 << 20);
+        let before = fs::read(&image).unwrap();
+        let report = folder.path().join("report.json");
+        let allowed = ["run", "--memory=64M", "--overlay", "--allow-server", "127.0.0.1"];
+        let crash = folder.path().join("crash");
+        let files = ["--crash-dir", arg(&crash), "--report", arg(&report), arg(&image)];
+        assert_code(&run(program("vmm"), &[&allowed[..], &files].concat()), 10);
+        assert_code(&receiver.wait(), 0);
+        let mut cores = fs::read_dir(folder.path().join("blue")).unwrap().map(|entry| entry.unwrap().path());
+        let core = cores.find(|path| path.to_str().unwrap().contains("/vmcore.")).unwrap();
+        verify(&core, &report);
+        let told: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+        let environment = told["guest"]["environment"].as_array().unwrap();
+        for (name, value) in [("kernelname", "/boot/lab/kernel"), ("currdev", "disk0p2:"), ("tenant", "blue")]
+        {
+            let pair = serde_json::json!([name, value]);
+            assert!(environment.contains(&pair), "{name}: {environment:?}");
+        }
+        assert!(fs::read(&image).unwrap() == before, "the disk was changed");
+    }
 }

@@ -46,3 +46,28 @@ fn what_is_no_disk_is_refused_before_the_guest_starts() {
     assert_code(&ended, 1);
     assert!(ended.stderr.contains("is in use"), "{}", ended.stderr);
 }
+
+#[test]
+fn an_overlay_leaves_its_disk_to_others_and_as_it_is() {
+    if !Need::Kvm.or_skip() {
+        return;
+    }
+    let bench = Bench::new("panic");
+    let path = bench.folder().join("disk");
+    std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+    let overlay = format!("{},overlay", path.display());
+    // Twice the same: neither may write to the file, so both may have it.
+    let ended = bench.run(&["--disk", &overlay, "--disk", &overlay]);
+    assert_code(&ended, 10);
+    assert!(std::fs::read(&path).unwrap() == vec![7; 1 << 20]);
+}
+
+#[test]
+fn options_of_disk_images_are_refused_with_a_kernel() {
+    let bench = Bench::new("panic");
+    for options in [&["--overlay"][..], &["--kernel", "/boot/kernel/kernel"]] {
+        let ended = bench.run(options);
+        assert_code(&ended, 1);
+        assert!(ended.stderr.contains("are for a disk image, which "), "{}", ended.stderr);
+    }
+}

@@ -1,7 +1,7 @@
 //! The programs that are measured, as processes.
 
 use std::fs;
-use std::io::{Read, pipe};
+use std::io::{ErrorKind, Read, pipe};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -186,6 +186,26 @@ impl Folder {
         let path = self.path(name);
         fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
+    }
+
+    /// A sparse disk of `len` bytes with FreeBSD's file system, in which `kernel` is; `None` without the program for it.
+    pub(super) fn disk(&self, kernel: &[u8], len: u64) -> anyhow::Result<Option<PathBuf>> {
+        let (root, disk) = (self.path("root"), self.path("disk.img"));
+        fs::create_dir_all(root.join("boot/kernel")).context("making a folder")?;
+        fs::write(root.join("boot/kernel/kernel"), kernel).context("writing the kernel")?;
+        // Without a least size it makes some file systems too small for what it puts in.
+        let options = ["-t", "ffs", "-o", "version=2", "-M", "4m"];
+        let made = Command::new("makefs").args(options).arg(&disk).arg(&root).output();
+        let made = match made {
+            Ok(made) => made,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context("starting makefs"),
+        };
+        let told = [made.stdout, made.stderr].concat();
+        ensure!(made.status.success(), "makefs failed: {}", String::from_utf8_lossy(&told));
+        let file = fs::File::options().write(true).open(&disk).context("opening the disk")?;
+        file.set_len(len).context("making the disk as long as it is to be")?;
+        Ok(Some(disk))
     }
 }
 

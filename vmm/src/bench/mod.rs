@@ -63,6 +63,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<u8> {
     programs.extend(Program::qemu());
     header(options, &programs);
     first_instruction(options, &programs, &folder)?;
+    disk(options, &folder)?;
     for cpus in &options.pause_cpus {
         pause(options, *cpus, &folder)?;
     }
@@ -103,6 +104,29 @@ fn first_instruction(options: &BootBench, programs: &[Program], folder: &Folder)
     row("exec to the guest's first instructions", &times);
     let memory: Vec<_> = memory.into_iter().map(mebibytes).collect();
     row("memory beyond the guest's, while it runs", &memory);
+    Ok(())
+}
+
+/// Bytes of the disk that is booted from. It is sparse.
+const DISK_LEN: u64 = 10 << 30;
+
+/// The same guest from a disk, with its kernel in a file system that has room for it and little more.
+fn disk(options: &BootBench, folder: &Folder) -> anyhow::Result<()> {
+    let Some(image) = folder.disk(&guest::first(), DISK_LEN)? else {
+        println!("SKIPPED disk: makefs is not installed");
+        return Ok(());
+    };
+    let program = Program::this()?;
+    let (mut started, mut memory) = (Vec::new(), Vec::new());
+    for _ in 0..options.runs {
+        let mut with = arguments(program, options.memory, &image);
+        with.insert(1, "--overlay".into());
+        let mut child = program.start(&with)?;
+        started.push(child.until(guest::FIRST, FIRST_LIMIT)?);
+        memory.push(child.own_memory()?);
+    }
+    row("the same from a disk of 10 GiB (sparse, UFS)", &[milliseconds(started)]);
+    row("memory beyond the guest's, while it runs", &[mebibytes(memory)]);
     Ok(())
 }
 

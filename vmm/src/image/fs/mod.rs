@@ -7,6 +7,7 @@ mod fat;
 #[cfg(test)]
 pub(in crate::image) mod test_fs;
 mod ufs;
+mod unreadable;
 mod worker;
 
 use std::fmt;
@@ -164,5 +165,5 @@ pub enum FsError {
 
 /// The type of what is in `blocks`; `None` when nothing is known of it.
 pub fn recognise(blocks: &Blocks) -> Option<&'static dyn FileSystemType> {
-    ALL.iter().copied().find(|kind| kind.recognises(blocks))
+    ALL.iter().chain(unreadable::ALL).copied().find(|kind| kind.recognises(blocks))
 }
