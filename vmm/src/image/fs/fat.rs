@@ -130,7 +130,7 @@ fn list(fs: &fatfs::FileSystem<Disk>, path: &str) -> Result<Vec<(String, Metadat
 }
 
 fn metadata(fs: &fatfs::FileSystem<Disk>, path: &str) -> Result<Metadata, FsError> {
-    let (parent, name) = relative(path).rsplit_once('/').unwrap_or(("", relative(path)));
+    let (parent, name) = relative(path).rsplit_once('/').unwrap_or_else(|| ("", relative(path)));
     if name.is_empty() {
         return Ok(Metadata { kind: FileKind::Directory, len: 0, modified: None });
     }

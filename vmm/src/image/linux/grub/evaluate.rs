@@ -56,7 +56,7 @@ pub struct MenuEntry {
     /// `--id`, if it has one.
     pub id: Option<String>,
     /// The entries of a submenu; `None` for an entry that boots.
-    pub submenu: Option<Vec<MenuEntry>>,
+    pub submenu: Option<Vec<Self>>,
     /// What it does, with its arguments, which its commands see as `$1`, ...
     block: Block,
     arguments: Vec<String>,

@@ -401,7 +401,7 @@ impl Parser {
     }
 
     fn line(&self) -> usize {
-        self.tokens.get(self.at).or(self.tokens.last()).map_or(1, |(_, line)| *line)
+        self.tokens.get(self.at).or_else(|| self.tokens.last()).map_or(1, |(_, line)| *line)
     }
 
     fn unexpected(&self, wanted: &'static str) -> SyntaxError {
