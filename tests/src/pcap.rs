@@ -255,12 +255,12 @@ mod tests {
         (frame[12], frame[23]) = (8, 17);
         frame[36..38].copy_from_slice(&20023u16.to_be_bytes());
         file.extend([[0; 8].as_slice(), &60u32.to_le_bytes(), &60u32.to_le_bytes(), &frame].concat());
-        let cut = super::cut(&file, 40).expect("a capture file");
+        let cut = cut(&file, 40).expect("a capture file");
         assert_eq!(cut.len(), 24 + 16 + 40);
-        assert!(super::shows_port(&cut, 20023).expect("still a capture file"));
-        assert!(!super::shows_port(&cut, 20024).expect("still a capture file"));
-        assert!(super::frames(&file).is_ok_and(|frames| frames == [frame]));
-        let error = super::frames(&cut).expect_err("it was cut");
+        assert!(shows_port(&cut, 20023).expect("still a capture file"));
+        assert!(!shows_port(&cut, 20024).expect("still a capture file"));
+        assert!(frames(&file).is_ok_and(|frames| frames == [frame]));
+        let error = frames(&cut).expect_err("it was cut");
         assert_eq!(error.to_string(), "a frame of 60 bytes was cut to 40");
     }
 

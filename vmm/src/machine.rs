@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use thiserror::Error;
 
 use crate::aftermath::Aftermath;
-use crate::boot::{self, BootError, RestoreError};
+use crate::boot::{self, BootError, KernelImage, RestoreError};
 use crate::boot_disk::BootDiskError;
 use crate::bus::BusError;
 use crate::config::{OnPanic, OnReset, Virtio};

@@ -85,14 +85,7 @@ impl Pci {
             let offset = unsafe { ((common + common::NOTIFY_OFFSET) as *const u16).read_volatile() };
             notify + step * u64::from(offset)
         });
-        Some(Self {
-            function,
-            bar,
-            common,
-            notify,
-            isr: block(ISR_CFG)?.0,
-            device: block(DEVICE_CFG)?.0,
-        })
+        Some(Self { function, bar, common, notify, isr: block(ISR_CFG)?.0, device: block(DEVICE_CFG)?.0 })
     }
 
     pub(crate) fn place(self) -> u64 {

@@ -193,14 +193,16 @@ impl Folder {
         let (root, disk) = (self.path("root"), self.path("disk.img"));
         fs::create_dir_all(root.join("boot/kernel")).context("making a folder")?;
         fs::write(root.join("boot/kernel/kernel"), kernel).context("writing the kernel")?;
-        let made =
-            Command::new("makefs").args(["-t", "ffs", "-o", "version=2"]).arg(&disk).arg(&root).output();
+        // Without a least size it makes some file systems too small for what it puts in.
+        let options = ["-t", "ffs", "-o", "version=2", "-M", "4m"];
+        let made = Command::new("makefs").args(options).arg(&disk).arg(&root).output();
         let made = match made {
             Ok(made) => made,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).context("starting makefs"),
         };
-        ensure!(made.status.success(), "makefs failed: {}", String::from_utf8_lossy(&made.stderr));
+        let told = [made.stdout, made.stderr].concat();
+        ensure!(made.status.success(), "makefs failed: {}", String::from_utf8_lossy(&told));
         let file = fs::File::options().write(true).open(&disk).context("opening the disk")?;
         file.set_len(len).context("making the disk as long as it is to be")?;
         Ok(Some(disk))

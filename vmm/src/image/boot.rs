@@ -14,7 +14,7 @@ pub const MOST_FILE: u64 = 1 << 30;
 pub const MOST_CONFIG: u64 = 4 << 20;
 
 /// Every loader, in the order in which they are asked.
-pub static ALL: &[&dyn BootLoader] = &[&super::freebsd::FreeBsd];
+pub static ALL: &[&dyn BootLoader] = &[&super::freebsd::FreeBsd, &super::linux::Linux];
 
 /// A system's way to boot from a disk.
 pub trait BootLoader: Sync + fmt::Debug {

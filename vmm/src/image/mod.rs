@@ -8,6 +8,7 @@ pub mod boot;
 pub(crate) mod container;
 mod freebsd;
 pub mod fs;
+pub mod linux;
 pub mod partitions;
 
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::MessageKind;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -2,10 +2,13 @@
 //!
 //! Everything on a disk is hostile: a reader bounds what it reads, follows and remembers, and says where it gave up.
 
+mod ext4;
+mod fat;
 #[cfg(test)]
 pub(in crate::image) mod test_fs;
 mod ufs;
 mod unreadable;
+mod worker;
 
 use std::fmt;
 
@@ -19,7 +22,7 @@ pub const MOST_LINKS: usize = 32;
 pub const MOST_ENTRIES: usize = 65_536;
 
 /// Every type, in the order in which they are tried.
-pub static ALL: &[&dyn FileSystemType] = &[&ufs::Type];
+pub static ALL: &[&dyn FileSystemType] = &[&ufs::Type, &ext4::Ext, &fat::Fat];
 
 /// A type of file system.
 pub trait FileSystemType: Sync + fmt::Debug {
