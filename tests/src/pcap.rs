@@ -247,7 +247,6 @@ fn sum(parts: &[&[u8]]) -> u16 {
 mod tests {
     use super::*;
 
-    /// The example of RFC 1071.
     #[test]
     fn a_cut_capture_keeps_its_headers_and_tells_what_was_cut() {
         let mut file = [[0xd4, 0xc3, 0xb2, 0xa1].as_slice(), &[0; 16], &[1, 0, 0, 0]].concat();
