@@ -24,7 +24,8 @@ END
 # The lab's unit panics the kernel, unless the command line has lab=off.
 cat > root/usr/local/sbin/lab-unit <<'END'
 #!/bin/sh
-say() { echo "guest: $*" > /dev/kmsg; }
+# Loud enough for `quiet`.
+say() { echo "<1>guest: $*" > /dev/kmsg; }
 say "the unit is up on $(findmnt -n -o SOURCE,FSTYPE /)"
 say "banner is $(cat /proc/version)"
 say "linux_banner is at $(grep -m1 ' linux_banner$' /proc/kallsyms | cut -d' ' -f1)"
