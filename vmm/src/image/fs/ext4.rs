@@ -128,11 +128,13 @@ fn check(blocks: &Blocks) -> Result<(), FsError> {
 
 /// What the crate would not read, by the incompatible features of a file system.
 fn unread(features: u32) -> Option<&'static str> {
-    let known = UNREAD.iter().find(|(bit, _)| features & bit != 0).map(|(_, what)| *what);
-    known
-        .or((features & FILETYPE == 0)
-            .then_some("an ext2 file system without file types in directories (^filetype)"))
-        .or((features & !KNOWN != 0).then_some("an ext4 file system with features that are not known here"))
+    if let Some((_, what)) = UNREAD.iter().find(|(bit, _)| features & bit != 0) {
+        Some(what)
+    } else if features & FILETYPE == 0 {
+        Some("an ext2 file system without file types in directories (^filetype)")
+    } else {
+        (features & !KNOWN != 0).then_some("an ext4 file system with features that are not known here")
+    }
 }
 
 struct OpenExt {
