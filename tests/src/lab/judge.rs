@@ -9,12 +9,14 @@ use serde_json::Value;
 
 use crate::pcap;
 
+use super::debuginfo::{self, Debugged};
 use super::disk_image::{self, DiskImage};
 use super::here::Outcome;
+use super::kernels::Kernel;
 use super::network;
 use super::output;
 use super::readers::{self, Specimen};
-use super::scenario::{Expect, Named, Scenario};
+use super::scenario::{Expect, Named};
 
 /// Where netdump servers take heralds.
 const HERALDS: u16 = 20023;
@@ -41,7 +43,7 @@ impl Verdict {
             seconds: 0.0,
             complaints: Vec::new(),
         };
-        if let Err(error) = verdict.judge(&run.scenario, folder, lab, netdump) {
+        if let Err(error) = verdict.judge(run, folder, lab, netdump) {
             verdict.complaints.push(format!("{error:#}"));
         }
         verdict
@@ -60,7 +62,8 @@ impl Verdict {
         complaints.fold(line, |text, complaint| text + &complaint)
     }
 
-    fn judge(&mut self, run: &Scenario, folder: &Path, lab: &Path, netdump: &Path) -> anyhow::Result<()> {
+    fn judge(&mut self, named: &Named, folder: &Path, lab: &Path, netdump: &Path) -> anyhow::Result<()> {
+        let run = &named.scenario;
         let expect = &run.expect;
         let outcome = fs::read(folder.join("outcome.json")).context("nothing came of it")?;
         let outcome: Outcome = serde_json::from_slice(&outcome)?;
@@ -104,6 +107,11 @@ impl Verdict {
             if let Some(panic) = &expect.readers {
                 let specimen = Specimen { core: &core, panic, console: &console, report: &report };
                 self.complaints.extend(readers::complaints(&specimen, lab));
+                if let (true, Some(kernel)) = (run.with_debuginfo, &named.kernel) {
+                    let vmlinux = Kernel::debug_file(lab, kernel)?;
+                    let debugged = Debugged { vmlinux: &vmlinux, stack: &expect.stack };
+                    self.complaints.extend(debuginfo::complaints(&specimen, &debugged, lab));
+                }
             }
         }
         Ok(())
@@ -164,7 +172,7 @@ impl Verdict {
 }
 
 /// Whether the words come in this order, with others between.
-fn in_order(words: &[String], among: &[&str]) -> bool {
+pub(super) fn in_order(words: &[String], among: &[&str]) -> bool {
     let mut among = among.iter();
     words.iter().all(|word| among.any(|other| other == word))
 }

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -46,16 +46,28 @@ const LISTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 impl Kernel {
     /// The kernel of that name, fetched and unpacked below `lab` unless it is there already.
     pub fn fetch(lab: &Path, name: &str) -> anyhow::Result<Self> {
-        let known = ALL.iter().find(|kernel| kernel.name == name);
-        let names = || ALL.map(|kernel| kernel.name).join(", ");
-        let known = known.with_context(|| format!("no kernel '{name}'; the lab knows {}", names()))?;
+        let known = known(name)?;
         let apt = Apt::new(lab, known.suite)?;
         let package = apt.newest(known.package)?;
         let folder = lab.join("kernels").join(apt.file_stem(&package)?);
         if !folder.exists() {
-            apt.unpack(&package, &folder).with_context(|| format!("fetching {package}"))?;
+            apt.unpack(&package, &folder, &[])?;
         }
         Ok(Self { name: known.name, folder })
+    }
+
+    /// The ELF file of that kernel with debug information, from a package of its own: hundreds of MB, and twice that unpacked.
+    pub fn debug_file(lab: &Path, name: &str) -> anyhow::Result<PathBuf> {
+        let kernel = Self::fetch(lab, name)?;
+        let release = kernel.release()?;
+        let folder = lab.join("debug").join(kernel.folder.file_name().context("a folder has a name")?);
+        if !folder.exists() {
+            let apt = Apt::new(lab, known(name)?.suite)?;
+            // The package has every module's debug information too.
+            let only = ["--wildcards", "./usr/lib/debug/boot/*"];
+            apt.unpack(&format!("linux-image-{release}-dbg"), &folder, &only)?;
+        }
+        Ok(folder.join("usr/lib/debug/boot").join(format!("vmlinux-{release}")))
     }
 
     /// The bzImage.
@@ -80,6 +92,12 @@ impl Kernel {
         let places = ["lib/modules", "usr/lib/modules"].map(|place| self.folder.join(place).join(&release));
         places.into_iter().find(|place| place.is_dir()).with_context(|| format!("{release} has no modules"))
     }
+}
+
+fn known(name: &str) -> anyhow::Result<&'static KernelName> {
+    let names = || ALL.map(|kernel| kernel.name).join(", ");
+    let known = ALL.iter().find(|kernel| kernel.name == name);
+    known.with_context(|| format!("no kernel '{name}'; the lab knows {}", names()))
 }
 
 /// What a folder holds.
@@ -149,16 +167,22 @@ impl Apt {
         Ok(file.to_owned())
     }
 
-    /// Downloads and unpacks a package; the folder appears when it is complete.
-    fn unpack(&self, package: &str, folder: &Path) -> anyhow::Result<()> {
+    /// Downloads a package and unpacks it, or `only` what tar is told to; the folder appears when it is complete.
+    fn unpack(&self, package: &str, folder: &Path, only: &[&str]) -> anyhow::Result<()> {
         let kernels = folder.parent().context("kernels lie in a folder")?;
         fs::create_dir_all(kernels)?;
         let aside = tempfile::tempdir_in(kernels)?;
-        succeed(self.command("apt-get", &["download", "-qq", package]).current_dir(aside.path()))?;
+        succeed(self.command("apt-get", &["download", "-qq", package]).current_dir(aside.path()))
+            .with_context(|| format!("fetching {package}"))?;
         let files = entries(aside.path())?;
         let [file] = files.as_slice() else { bail!("apt-get left {files:?} for {package}") };
         let unpacked = aside.path().join("unpacked");
-        succeed(Command::new("dpkg").arg("-x").arg(file).arg(&unpacked))?;
+        fs::create_dir(&unpacked)?;
+        let mut archive =
+            Command::new("dpkg").arg("--fsys-tarfile").arg(file).stdout(Stdio::piped()).spawn()?;
+        let content = archive.stdout.take().context("dpkg's output is piped")?;
+        succeed(Command::new("tar").arg("-xC").arg(&unpacked).args(only).stdin(content))?;
+        ensure!(archive.wait()?.success(), "dpkg could not read {}", file.display());
         match fs::rename(&unpacked, folder) {
             // Another run of the lab was faster.
             Err(_) if folder.is_dir() => Ok(()),

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::output;
 
 /// The Python that Debian's packages are for.
-const PYTHON: &str = "/usr/bin/python3";
+pub(super) const PYTHON: &str = "/usr/bin/python3";
 const SCRIPT: &str = include_str!("readers.py");
 
 /// A core with what is known of it.
@@ -167,7 +167,7 @@ fn notes(specimen: &Specimen<'_>, _: &Path) -> anyhow::Result<()> {
 }
 
 /// What the kernel says it is, as the guest read it in /proc/version.
-fn banner<'a>(specimen: &'a Specimen<'_>) -> anyhow::Result<&'a str> {
+pub(super) fn banner<'a>(specimen: &'a Specimen<'_>) -> anyhow::Result<&'a str> {
     said(specimen.console, "guest: banner is ").context("the guest did not tell its banner")
 }
 

@@ -73,6 +73,10 @@ pub struct Scenario {
     /// Signals for `vmm`, by name.
     #[serde(default)]
     pub signal: Option<SignalAfter>,
+    /// Cores that third-party readers open are also opened by those that want the kernel's debug information, some hundreds of
+    /// MB to fetch; `cargo lab test --with-debuginfo` sets it.
+    #[serde(default)]
+    pub with_debuginfo: bool,
     /// Runs of each kernel.
     #[serde(default = "once")]
     pub repeat: u32,

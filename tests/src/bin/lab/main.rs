@@ -29,6 +29,9 @@ enum Command {
     Test {
         /// How their names begin.
         names: Vec<String>,
+        /// Lets crash and drgn open the cores with the kernels' debug packages, hundreds of MB each, fetched once.
+        #[arg(long)]
+        with_debuginfo: bool,
     },
     /// Names the scenarios.
     List,
@@ -101,8 +104,10 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<u8> {
     match command {
-        Command::Test { names } => {
-            let good = bench::run(&lab::folder()?, &scenario::find(&names)?, |line| println!("{line}"))?;
+        Command::Test { names, with_debuginfo } => {
+            let mut runs = scenario::find(&names)?;
+            runs.iter_mut().for_each(|run| run.scenario.with_debuginfo |= with_debuginfo);
+            let good = bench::run(&lab::folder()?, &runs, |line| println!("{line}"))?;
             Ok(u8::from(!good))
         }
         Command::List => {
