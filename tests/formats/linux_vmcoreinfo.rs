@@ -5,6 +5,7 @@ use harness::fake_kernel::FakeKernel;
 use harness::fake_linux::{self, DIRECT_MAP, IMAGE, NOTE, TEXT_START, put_note, text, with_line};
 use netdump::linux::image::KernelImage;
 use netdump::linux::{LinuxMemory, Vmcoreinfo};
+use netdump::vmcore::VirtualMemory;
 use netdump::vmcore::{KernelSymbols, Registers};
 
 fn located(guest: &FakeGuest) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use harness::fake_guest::FakeGuest;
 use netdump::vmcore::Registers;
+use netdump::vmcore::VirtualMemory;
 use netdump::vmcore::paging::{AddressSpace, Mapping};
 use proptest::prelude::*;
 

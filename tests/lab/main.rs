@@ -29,7 +29,11 @@ fn main() -> ExitCode {
 
 fn run(names: &[String]) -> anyhow::Result<()> {
     let started = Instant::now();
-    let runs = scenario::find(names)?;
+    let mut runs = scenario::find(names)?;
+    if runs.iter().any(|run| run.scenario.disk_image.is_some()) && !Need::Root.or_skip() {
+        // The files of a system belong to root.
+        runs.retain(|run| run.scenario.disk_image.is_none());
+    }
     let lab = lab::folder()?;
     readers::drgn_folder(&lab)?;
     let good = bench::run(&lab, &runs, |line| println!("{line}"))?;

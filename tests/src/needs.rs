@@ -53,13 +53,19 @@ pub enum Need {
 }
 
 /// Debian packages that the lab needs, with one program of each.
-pub const LAB_PROGRAMS: [(&str, &str); 6] = [
+pub const LAB_PROGRAMS: [(&str, &str); 11] = [
     ("qemu-system-x86", "qemu-system-x86_64"),
     ("busybox-static", "busybox"),
     ("kmod", "modinfo"),
     ("dpkg", "dpkg"),
     ("apt", "apt-get"),
     ("libc-bin", "ldd"),
+    // Disk images.
+    ("mmdebstrap", "mmdebstrap"),
+    ("e2fsprogs", "mkfs.ext4"),
+    ("dosfstools", "mkfs.vfat"),
+    ("mtools", "mcopy"),
+    ("gdisk", "sgdisk"),
 ];
 
 /// Every need with its name in `SKIPPED` lines.

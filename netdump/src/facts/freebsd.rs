@@ -3,6 +3,7 @@
 
 use super::{GuestFacts, GuestOs, KernelState, StateRequest};
 use crate::freebsd::{is_freebsd, kernel_memory, msgbuf, threads};
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::kernel_memory::{KernelMemory, text};
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 

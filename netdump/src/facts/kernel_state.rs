@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::vmcore::Registers;
+
 /// Threads whose call chains are wanted. The crashed thread's always is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backtraces {
@@ -128,6 +130,22 @@ pub struct ThreadRegisters {
     pub r13: u64,
     pub r14: u64,
     pub r15: u64,
+}
+
+/// Of a thread that a CPU is executing.
+impl From<&Registers> for ThreadRegisters {
+    fn from(r: &Registers) -> Self {
+        Self {
+            rip: r.rip,
+            rsp: r.rsp,
+            rbp: r.rbp,
+            rbx: r.rbx,
+            r12: r.r12,
+            r13: r.r13,
+            r14: r.r14,
+            r15: r.r15,
+        }
+    }
 }
 
 /// One place in a call chain.

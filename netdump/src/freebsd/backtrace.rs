@@ -8,6 +8,7 @@
 //! where the thread's stack is.
 
 use crate::facts::{Frame, ThreadRegisters};
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::kernel_memory::KernelMemory;
 
 /// Deeper chains are cut. A kernel stack of four pages has no room for more frames that do anything.

@@ -23,8 +23,9 @@
 use super::layout::KERNBASE;
 use super::pcb;
 use super::pcpu::{Pcpu, Pcpus, is_user};
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::kernel_memory::KernelMemory;
-use crate::vmcore::paging::left_in_page;
+use crate::vmcore::virtual_memory::left_in_page;
 use crate::vmcore::{Activity, Registers};
 
 /// A pcb has 0x140 bytes, or a few words more or less; any other size is damage.

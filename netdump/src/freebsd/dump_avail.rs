@@ -8,6 +8,7 @@ use std::ops::Range;
 use thiserror::Error;
 
 use crate::vmcore::MemoryRange;
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::kernel_memory::KernelMemory;
 use crate::vmcore::minidump::page_set::{NumberingError, PageNumbers};
 use crate::vmcore::paging::PAGE_SIZE;

@@ -16,6 +16,7 @@ pub mod pcpu;
 pub mod tables;
 pub mod threads;
 
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::kernel_memory::KernelMemory;
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 

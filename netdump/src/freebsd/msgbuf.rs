@@ -6,6 +6,7 @@
 //! structure usually comes along and tells where the text begins.
 
 use crate::facts::GuestFacts;
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::kernel_memory::KernelMemory;
 
 /// `MSG_MAGIC`.

@@ -1,6 +1,7 @@
 //! `struct pcpu`: a CPU's own data, which the kernel reaches through GS (`sys/sys/pcpu.h`, `sys/amd64/include/pcpu.h`).
 
 use crate::vmcore::Registers;
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::cpu::MSR_KERNEL_GS_BASE;
 use crate::vmcore::kernel_memory::KernelMemory;
 

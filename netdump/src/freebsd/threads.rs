@@ -14,6 +14,7 @@ use super::pcb::CORE_LEN;
 use super::pcpu::{Pcpu, Pcpus};
 use crate::facts::{Backtraces, KernelState, RegisterSource, StateRequest, ThreadFacts, ThreadRegisters};
 use crate::vmcore::CpuState;
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::kernel_memory::KernelMemory;
 
 /// Most processes and most threads that are followed. FreeBSD itself ends at 99,999 processes, far beyond what fits
@@ -325,18 +326,9 @@ fn seen_cpus(kernel: &KernelMemory<'_>) -> Vec<SeenCpu> {
     }
     let pcpus = Pcpus::read(kernel);
     let seen = |cpu: &CpuState| {
-        let r = cpu.registers.as_ref()?;
+        let r = cpu.registers.as_deref()?;
         let own = pcpus.of(kernel, r);
-        let registers = ThreadRegisters {
-            rip: r.rip,
-            rsp: r.rsp,
-            rbp: r.rbp,
-            rbx: r.rbx,
-            r12: r.r12,
-            r13: r.r13,
-            r14: r.r14,
-            r15: r.r15,
-        };
+        let registers = ThreadRegisters::from(r);
         let number = own.and_then(|own| u32::try_from(own.cpu).ok()).unwrap_or(cpu.index);
         let thread = own.and_then(|own: Pcpu| own.current_thread(kernel));
         let registers = (own.is_some() || pcpus.max_cpus().is_none()).then_some(registers);

@@ -9,6 +9,7 @@ use super::modules::{Module, Modules};
 use super::orc::{Base, Entry, Form, Kind, Tables};
 use crate::facts::Frame;
 use crate::vmcore::Registers;
+use crate::vmcore::VirtualMemory;
 
 /// Deeper chains are cut. Real ones have some 20 frames, overflowing stacks a few hundred.
 const MAX_FRAMES: usize = 96;

@@ -13,6 +13,7 @@
 use std::ops::Range;
 
 use super::LinuxMemory;
+use crate::vmcore::VirtualMemory;
 
 const MAGIC: u16 = 0xeb9f;
 const TYPE_LEN: usize = 12;

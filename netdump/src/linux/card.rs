@@ -275,16 +275,7 @@ fn add_running(kernel: &Kernel<'_>, cpus: &[CpuCard], task: &mut ThreadFacts) {
     let Some(cpu) = cpus.iter().find(|cpu| task.cpu.is_some() && cpu.number == task.cpu) else { return };
     let Some(r) = registers(kernel, cpu.index) else { return };
     task.registers_from = Some(RegisterSource::VirtualCpu(cpu.index));
-    task.registers = Some(ThreadRegisters {
-        rip: r.rip,
-        rsp: r.rsp,
-        rbp: r.rbp,
-        rbx: r.rbx,
-        r12: r.r12,
-        r13: r.r13,
-        r14: r.r14,
-        r15: r.r15,
-    });
+    task.registers = Some(ThreadRegisters::from(r));
 }
 
 fn registers<'m>(kernel: &Kernel<'m>, index: u32) -> Option<&'m Registers> {

@@ -11,6 +11,7 @@ use super::layout::DIRECT_MAP_ALIGNMENT;
 use super::vmcoreinfo::PUT_TOGETHER;
 use super::{LinuxMemory, Vmcoreinfo};
 use crate::vmcore::PhysicalMemory;
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::paging::Mapping;
 
 /// Where kernels are linked to begin (`__START_KERNEL` with the usual `CONFIG_PHYSICAL_START`).

@@ -7,6 +7,7 @@ use super::btf::Btf;
 use super::early::{self, EarlyKernel};
 use super::kallsyms::{Kallsyms, Place};
 use super::{LinuxMemory, Vmcoreinfo};
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::cpu::MSR_KERNEL_GS_BASE;
 use crate::vmcore::{KernelSymbols, PhysicalMemory, Registers};
 

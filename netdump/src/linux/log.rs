@@ -11,6 +11,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{LinuxMemory, Vmcoreinfo};
+use crate::vmcore::VirtualMemory;
 
 /// Most records that are read, the newest: a log of the usual size has some thousand.
 const MAX_RECORDS: u64 = 1 << 16;

@@ -6,7 +6,8 @@
 use super::image::{WINDOW, WINDOW_LEN};
 use super::vmcoreinfo::Vmcoreinfo;
 use crate::vmcore::PhysicalMemory;
-use crate::vmcore::paging::{AddressSpace, Mapping, left_in_page};
+use crate::vmcore::paging::{AddressSpace, Mapping};
+use crate::vmcore::virtual_memory::{VirtualMemory, split_at_pages};
 
 /// The kernel's memory by virtual address.
 #[derive(Clone, Copy)]
@@ -57,49 +58,6 @@ impl<'m> LinuxMemory<'m> {
         self.tables.translate(address)
     }
 
-    /// Fills `buf` from virtual `address`; `None` when any byte of it is not mapped or cannot be read.
-    pub fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
-        let mut address = address;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let (piece, behind) = rest.split_at_mut(rest.len().min(left_in_page(address)));
-            self.memory.read(self.translate(address)?, piece).ok()?;
-            address = address.wrapping_add(piece.len() as u64);
-            rest = behind;
-        }
-        Some(())
-    }
-
-    /// Reads a little-endian u64.
-    pub fn read_u64(&self, address: u64) -> Option<u64> {
-        let mut bytes = [0; 8];
-        self.read(address, &mut bytes)?;
-        Some(u64::from_le_bytes(bytes))
-    }
-
-    /// Reads a little-endian u32.
-    pub fn read_u32(&self, address: u64) -> Option<u32> {
-        let mut bytes = [0; 4];
-        self.read(address, &mut bytes)?;
-        Some(u32::from_le_bytes(bytes))
-    }
-
-    /// The bytes before the NUL of a string, at most `max`; `None` when it is not readable.
-    pub fn read_cut_string(&self, address: u64, max: usize) -> Option<Vec<u8>> {
-        let mut text = Vec::new();
-        while text.len() < max {
-            let at = address.checked_add(text.len() as u64)?;
-            let mut piece = vec![0; left_in_page(at).min(max - text.len())];
-            self.read(at, &mut piece)?;
-            if let Some(end) = piece.iter().position(|&byte| byte == 0) {
-                text.extend_from_slice(&piece[..end]);
-                break;
-            }
-            text.append(&mut piece);
-        }
-        Some(text)
-    }
-
     /// The guest's physical memory.
     pub fn physical(&self) -> &'m dyn PhysicalMemory {
         self.memory
@@ -110,5 +68,12 @@ impl<'m> LinuxMemory<'m> {
         let inside = address.checked_sub(WINDOW).filter(|&inside| inside < WINDOW_LEN)?;
         let physical = inside.wrapping_add(self.phys_base);
         self.memory.range_at(physical).map(|_| physical)
+    }
+}
+
+impl VirtualMemory for LinuxMemory<'_> {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
+        split_at_pages(address, buf)
+            .try_for_each(|(at, piece)| self.memory.read(self.translate(at)?, piece).ok())
     }
 }

@@ -6,6 +6,7 @@ use std::cell::{Cell, OnceCell};
 use super::btf::Structure;
 use super::kernel::Kernel;
 use super::orc::Tables;
+use crate::vmcore::VirtualMemory;
 
 /// Most modules that are followed; machines have some 50 to 200.
 const MAX_MODULES: usize = 1024;

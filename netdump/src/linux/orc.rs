@@ -15,6 +15,7 @@
 
 use super::LinuxMemory;
 use super::kernel::Kernel;
+use crate::vmcore::VirtualMemory;
 
 const ENTRY_LEN: u64 = 6;
 /// Entries of the whole kernel; 6.12's has 434,000.

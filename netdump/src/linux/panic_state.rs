@@ -20,6 +20,7 @@ use super::place::{self, Landmarks, Place, Search};
 use super::recent_log::RecentLog;
 use super::{LinuxMemory, Vmcoreinfo};
 use crate::panicked::{OwnDump, Panicked};
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::{KernelSymbols, PhysicalMemory};
 
 /// How long a kernel may take for all of the above: it prints some forty lines, which took 3 s on the console of a nested

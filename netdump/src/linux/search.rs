@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::image::{self, ALIGNMENT, KernelImage};
 use super::layout::DIRECT_MAP_ALIGNMENT;
 use super::vmcoreinfo::{MAX_TEXT, MIN_TEXT, Vmcoreinfo};
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::paging::{AddressSpace, PAGE_SIZE};
 use crate::vmcore::{KernelSymbols, MemoryRange, PhysicalMemory};
 

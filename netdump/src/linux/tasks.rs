@@ -7,6 +7,7 @@ use super::backtrace::Unwinder;
 use super::btf::Structure;
 use super::kernel::Kernel;
 use crate::facts::{Backtraces, RegisterSource, ThreadFacts, ThreadRegisters};
+use crate::vmcore::VirtualMemory;
 
 /// Most tasks that are followed; what a list has beyond is not told.
 const MAX_TASKS: usize = 4096;

@@ -106,6 +106,30 @@ pub struct Msr {
 pub const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 impl Registers {
+    /// Where the CPU is and its general registers, by name, in the order in which debuggers show them.
+    pub fn named(&self) -> [(&'static str, u64); 18] {
+        [
+            ("rip", self.rip),
+            ("rsp", self.rsp),
+            ("rbp", self.rbp),
+            ("rflags", self.rflags),
+            ("rax", self.rax),
+            ("rbx", self.rbx),
+            ("rcx", self.rcx),
+            ("rdx", self.rdx),
+            ("rsi", self.rsi),
+            ("rdi", self.rdi),
+            ("r8", self.r8),
+            ("r9", self.r9),
+            ("r10", self.r10),
+            ("r11", self.r11),
+            ("r12", self.r12),
+            ("r13", self.r13),
+            ("r14", self.r14),
+            ("r15", self.r15),
+        ]
+    }
+
     /// The value of an MSR, where it was read.
     pub fn msr(&self, index: u32) -> Option<u64> {
         self.msrs.iter().find(|msr| msr.index == index).map(|msr| msr.value)

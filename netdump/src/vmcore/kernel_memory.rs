@@ -3,14 +3,14 @@
 //! No single root can be trusted to do. A CPU may have stopped in user mode on tables that lack most of the kernel, or
 //! been reset by a triple fault; a table named by a symbol may not be filled yet.
 
-use super::paging::{AddressSpace, Mapping, left_in_page};
+use super::paging::{AddressSpace, Mapping};
+use super::virtual_memory::{VirtualMemory, split_at_pages};
 use super::{KernelMap, KernelSymbols, PhysicalMemory};
 
 /// Most address spaces that are tried for an address.
 const MAX_SPACES: usize = 16;
 /// Longest array that is read for a string variable.
 const MAX_ARRAY: usize = 1024;
-const PAGE_LEN: usize = 4096;
 
 /// The kernel's memory by virtual address and by symbol.
 #[derive(Clone)]
@@ -49,27 +49,11 @@ impl<'m> KernelMemory<'m> {
         Self { moved, ..self }
     }
 
-    /// Fills `buf` from virtual `address`.
-    pub fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
-        if let Some(map) = self.memory.kernel_map() {
-            return self.read_by_file(map, address, buf);
-        }
-        if self.spaces.iter().any(|space| space.read(address, buf).is_some()) {
-            return Some(());
-        }
-        // Tables out of reach: the kernel's own variables still lie where its image was loaded.
-        self.memory.read(self.in_image(address)?, buf).ok()
-    }
-
     /// Through the translation that a core file brings. What that does not map is not in the file: to look elsewhere
     /// would find something else.
     fn read_by_file(&self, map: &dyn KernelMap, address: u64, buf: &mut [u8]) -> Option<()> {
-        let mut address = address;
-        for piece in split_at_pages(address, buf) {
-            self.memory.read(map.translate(address)?, piece).ok()?;
-            address = address.wrapping_add(piece.len() as u64);
-        }
-        Some(())
+        split_at_pages(address, buf)
+            .try_for_each(|(at, piece)| self.memory.read(map.translate(at)?, piece).ok())
     }
 
     /// Guest-physical address of the byte at virtual `address`.
@@ -99,41 +83,6 @@ impl<'m> KernelMemory<'m> {
         self.symbols
     }
 
-    /// Reads a little-endian u64.
-    pub fn read_u64(&self, address: u64) -> Option<u64> {
-        let mut bytes = [0; 8];
-        self.read(address, &mut bytes)?;
-        Some(u64::from_le_bytes(bytes))
-    }
-
-    /// Reads a little-endian u32.
-    pub fn read_u32(&self, address: u64) -> Option<u32> {
-        let mut bytes = [0; 4];
-        self.read(address, &mut bytes)?;
-        Some(u32::from_le_bytes(bytes))
-    }
-
-    /// The bytes before the NUL of a string; `None` when it has none among its first `max` bytes or is not readable.
-    pub fn read_string(&self, address: u64, max: usize) -> Option<Vec<u8>> {
-        self.read_cut_string(address, max).filter(|text| text.len() < max)
-    }
-
-    /// The bytes before the NUL of a string, at most `max`; `None` when it is not readable.
-    pub fn read_cut_string(&self, address: u64, max: usize) -> Option<Vec<u8>> {
-        let mut text = Vec::new();
-        while text.len() < max {
-            let at = address.checked_add(text.len() as u64)?;
-            let mut piece = vec![0; left_in_page(at).min(max - text.len())];
-            self.read(at, &mut piece)?;
-            if let Some(end) = piece.iter().position(|&byte| byte == 0) {
-                text.extend_from_slice(&piece[..end]);
-                break;
-            }
-            text.append(&mut piece);
-        }
-        Some(text)
-    }
-
     /// The value of a pointer or any other 8-byte variable.
     pub fn pointer(&self, symbol: &str) -> Option<u64> {
         self.read_u64(self.symbols.address(symbol)?)
@@ -160,10 +109,17 @@ impl<'m> KernelMemory<'m> {
     }
 }
 
-/// `buf` in pieces that do not cross a page when the first byte lies at `address`.
-fn split_at_pages(address: u64, buf: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
-    let (first, rest) = buf.split_at_mut(buf.len().min(left_in_page(address)));
-    std::iter::once(first).chain(rest.chunks_mut(PAGE_LEN))
+impl VirtualMemory for KernelMemory<'_> {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
+        if let Some(map) = self.memory.kernel_map() {
+            return self.read_by_file(map, address, buf);
+        }
+        if self.spaces.iter().any(|space| space.read(address, buf).is_some()) {
+            return Some(());
+        }
+        // Tables out of reach: the kernel's own variables still lie where its image was loaded.
+        self.memory.read(self.in_image(address)?, buf).ok()
+    }
 }
 
 /// What a guest's string says; `None` when it is empty.

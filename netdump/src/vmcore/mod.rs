@@ -25,6 +25,7 @@ mod storage;
 pub mod symbols;
 pub mod unpack;
 pub mod verify;
+pub mod virtual_memory;
 
 pub use core_file::CoreFile;
 pub use cpu::{Activity, CpuState, Registers};
@@ -39,6 +40,7 @@ pub use open::{Core, OpenError, Piece, PieceContent, open, open_with};
 pub use stopped::{AUTO, FormatChoice, PlannedCore, StoppedGuest};
 pub use symbols::{CodePlace, KernelSymbols, SymbolsError};
 pub use verify::{Verdict, verify, verify_with};
+pub use virtual_memory::VirtualMemory;
 
 use paging::PAGE_SIZE;
 

@@ -6,6 +6,7 @@
 
 use super::cpu::Registers;
 use super::memory::PhysicalMemory;
+use super::virtual_memory::{VirtualMemory, split_at_pages};
 
 /// Bytes in the smallest page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -99,19 +100,6 @@ impl<'m> AddressSpace<'m> {
         None
     }
 
-    /// Fills `buf` from virtual `address`; `None` when any byte of it is not mapped or cannot be read.
-    pub fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
-        let mut address = address;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let (piece, behind) = rest.split_at_mut(rest.len().min(left_in_page(address)));
-            self.memory.read(self.translate(address)?, piece).ok()?;
-            address = address.wrapping_add(piece.len() as u64);
-            rest = behind;
-        }
-        Some(())
-    }
-
     fn entry(&self, table: u64, index: u64) -> Option<u64> {
         let mut bytes = [0; 8];
         self.memory.read(table + 8 * index, &mut bytes).ok()?;
@@ -119,9 +107,11 @@ impl<'m> AddressSpace<'m> {
     }
 }
 
-/// Bytes from `address` to the end of its page.
-pub(crate) fn left_in_page(address: u64) -> usize {
-    usize::try_from(PAGE_SIZE - address % PAGE_SIZE).expect("a page fits into usize")
+impl VirtualMemory for AddressSpace<'_> {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Option<()> {
+        split_at_pages(address, buf)
+            .try_for_each(|(at, piece)| self.memory.read(self.translate(at)?, piece).ok())
+    }
 }
 
 /// Whether the bits above those that the tables translate all equal the highest one that they do.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 
+use super::disk_image::{self, DiskImage};
 use super::guest;
 use super::here::{Order, Run};
 use super::initramfs::Initramfs;
@@ -256,6 +257,11 @@ fn prepare(
     run: &Named,
     kernels: &mut HashMap<String, Kernel>,
 ) -> anyhow::Result<(String, Option<String>)> {
+    if let Some(name) = &run.scenario.disk_image {
+        let copy = disk_image::working_copy(guests, &run.name);
+        DiskImage::fetch(lab, name)?.copy(&copy)?;
+        return Ok((copy.file_name().unwrap_or_default().to_string_lossy().into_owned(), None));
+    }
     let Some(name) = &run.kernel else {
         let name = run.scenario.guest.as_deref().unwrap_or_default();
         let guest = guest_images::find(name).with_context(|| format!("there is no guest '{name}'"))?;

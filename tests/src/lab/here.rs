@@ -153,8 +153,12 @@ impl Order {
         vmm.arg("--report").arg(folder.join("report.json"));
         match networks {
             Some(networks) => {
-                vmm.args(["--tap", "tap0", "--netdump-server", &SERVER.to_string()]);
-                vmm.args(["--netdump-client", &networks.client().to_string()]);
+                vmm.args(["--tap", "tap0"]);
+                // A disk's own command line has them.
+                if scenario.disk_image.is_none() {
+                    vmm.args(["--netdump-server", &SERVER.to_string()]);
+                    vmm.args(["--netdump-client", &networks.client().to_string()]);
+                }
                 if let Some(gateway) = networks.gateway() {
                     vmm.args(["--netdump-gateway", &gateway.to_string()]);
                 }

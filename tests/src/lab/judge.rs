@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::pcap;
 
+use super::disk_image::{self, DiskImage};
 use super::here::Outcome;
 use super::network;
 use super::output;
@@ -79,6 +80,11 @@ impl Verdict {
         }
         if expect.file_moved && fs::read(folder.join("file")).ok() != Some(network::file()) {
             self.complaints.push("the file that the guest fetched did not come back as it was".to_owned());
+        }
+        if let (Some(state), Some(name)) = (expect.disk, &run.disk_image) {
+            let copy = disk_image::working_copy(&lab.join("runs/guests"), &self.name);
+            let judged = DiskImage::fetch(lab, name)?.judge(&copy, state);
+            self.complaints.extend(judged.err().map(|error| format!("the disk: {error:#}")));
         }
         if run.pcap {
             let capture = fs::read(folder.join("dump.pcap")).context("no capture came back")?;

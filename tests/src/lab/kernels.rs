@@ -89,12 +89,12 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// apt with a configuration of its own for one release of Debian.
-struct Apt {
+pub(super) struct Apt {
     folder: PathBuf,
 }
 
 impl Apt {
-    fn new(lab: &Path, suite: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(lab: &Path, suite: &str) -> anyhow::Result<Self> {
         let folder = lab.join("apt").join(suite);
         let apt = Self { folder };
         for name in ["lists/partial", "archives/partial"] {
@@ -104,9 +104,14 @@ impl Apt {
             "deb [signed-by=/usr/share/keyrings/debian-archive-{suite}-automatic.gpg] http://deb.debian.org/debian {suite} main\n\
              deb [signed-by=/usr/share/keyrings/debian-archive-{suite}-security-automatic.gpg] http://deb.debian.org/debian-security {suite}-security main\n"
         );
-        fs::write(apt.folder.join("sources.list"), sources)?;
+        fs::write(apt.sources(), sources)?;
         apt.update()?;
         Ok(apt)
+    }
+
+    /// Its `sources.list`.
+    pub(super) fn sources(&self) -> PathBuf {
+        self.folder.join("sources.list")
     }
 
     /// Fetches the lists of packages when they have become old. Old ones serve when the network does not.
@@ -127,7 +132,7 @@ impl Apt {
     }
 
     /// The package that another one depends on: kernels have their version in their name.
-    fn newest(&self, package: &str) -> anyhow::Result<String> {
+    pub(super) fn newest(&self, package: &str) -> anyhow::Result<String> {
         let depends = output(&mut self.command("apt-cache", &["depends", package]))?;
         let mut named = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         let kernel = named.find(|name| name.starts_with("linux-image-"));
@@ -135,7 +140,7 @@ impl Apt {
     }
 
     /// The name of the package's file without `.deb`, which tells its version.
-    fn file_stem(&self, package: &str) -> anyhow::Result<String> {
+    pub(super) fn file_stem(&self, package: &str) -> anyhow::Result<String> {
         // 'http://HOST/PATH/FILE.deb' FILE.deb SIZE SHA256:SUM
         let uris = output(&mut self.command("apt-get", &["download", "--print-uris", "-qq", package]))?;
         let file = uris.split_whitespace().nth(1).and_then(|name| name.strip_suffix(".deb"));
@@ -164,7 +169,7 @@ impl Apt {
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let option = |name: &str, path: &Path| format!("{name}={}", path.display());
         let mut command = Command::new(program);
-        command.args(["-o", &option("Dir::Etc::sourcelist", &self.folder.join("sources.list"))]);
+        command.args(["-o", &option("Dir::Etc::sourcelist", &self.sources())]);
         command.args(["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0"]);
         command.args(["-o", &option("Dir::State::lists", &self.folder.join("lists"))]);
         command.args(["-o", &option("Dir::Cache", &self.folder)]);

@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod broken;
 pub mod crash_kernel;
+pub mod disk_image;
 pub mod guest;
 pub mod here;
 pub mod initramfs;

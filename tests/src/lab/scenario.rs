@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! about = "what this shows"
-//! kernels = ["6.1-cloud"]       # a run for each; or guest = "smp-panic" for a micro guest
+//! kernels = ["6.1-cloud"]       # a run for each; or guest = "smp-panic" for a micro guest, or disk_image = "debian-12"
 //! cmdline = "console=ttyS0"
 //! modules = ["virtio_net"]      # loaded in this order, with what they need
 //! init = "echo c > /proc/sysrq-trigger"
@@ -33,6 +33,9 @@ pub struct Scenario {
     pub kernels: Vec<String>,
     /// A micro guest of `guest-images`, instead of kernels.
     pub guest: Option<String>,
+    /// A disk with a system of its own, instead of kernels: `vmm` is told nothing of kernel, command line and netdump, and
+    /// works on a copy of the file.
+    pub disk_image: Option<String>,
     /// Guest RAM, for `--memory`.
     #[serde(default = "memory")]
     pub memory: String,
@@ -130,9 +133,21 @@ pub struct Expect {
     pub stack: Vec<String>,
     /// A panic line that third-party readers must find in the core; they are run if it is there.
     pub readers: Option<String>,
+    /// What must be true of the disk image afterwards.
+    pub disk: Option<DiskState>,
     /// The file that the guest fetched must have come back as it was.
     #[serde(default)]
     pub file_moved: bool,
+}
+
+/// What became of a disk image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskState {
+    /// The very bytes that it had.
+    Same,
+    /// Written to, and a file system in which e2fsck finds nothing to repair.
+    Clean,
 }
 
 impl Expect {
@@ -208,7 +223,8 @@ pub fn find(names: &[String]) -> anyhow::Result<Vec<Named>> {
 
 fn read(file: &Path) -> anyhow::Result<Vec<Named>> {
     let scenario: Scenario = toml::from_str(&fs::read_to_string(file)?)?;
-    ensure!(scenario.guest.is_some() == scenario.kernels.is_empty(), "either a guest or kernels");
+    let kinds = [scenario.guest.is_some(), scenario.disk_image.is_some(), !scenario.kernels.is_empty()];
+    ensure!(kinds.iter().filter(|is| **is).count() == 1, "either a guest or a disk image or kernels");
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     let kernels = scenario.kernels.iter().cloned().map(Some).collect::<Vec<_>>();
     let kernels = if kernels.is_empty() { vec![None] } else { kernels };
@@ -233,6 +249,8 @@ mod tests {
         assert!(all.iter().any(|run| run.kernel.as_deref() == Some("6.1-cloud")));
         let known = |name: &String| super::super::kernels::ALL.iter().any(|kernel| kernel.name == name);
         assert!(all.iter().filter_map(|run| run.kernel.as_ref()).all(known));
+        let known = |name: &String| super::super::disk_image::ALL.iter().any(|disk| disk.name == name);
+        assert!(all.iter().filter_map(|run| run.scenario.disk_image.as_ref()).all(known));
     }
 
     #[test]

@@ -63,11 +63,11 @@ fn trains_of_datagrams_that_have_become_too_long_for_the_path_go_one_by_one() {
 fn a_socket_that_is_full_is_waited_for_and_loses_nothing() {
     in_namespace(|| {
         let (_elsewhere, socket) = elsewhere();
-        // The shaper holds more than the socket, and the server's socket more than is sent. So does the queue of the CPU
-        // that takes packets from a veth (net.core.netdev_max_backlog, 1000 by default), which a busy machine lets fill:
-        // what overflows there is lost on the way, whatever the link does. And the shaper is slower than any machine.
-        const TRAINS: usize = 20;
-        let shaper = "qdisc add dev veth0 root tbf rate 8mbit burst 64kb limit 100mb";
+        // More than the socket holds, less than the shaper does. It lets whole trains pass (its burst is longer than one):
+        // cut up they could overflow the queue of the CPU that takes packets from a veth (net.core.netdev_max_backlog,
+        // 1000 by default) on a busy machine, and what is lost there the link is not to blame for.
+        const TRAINS: usize = 250;
+        let shaper = "qdisc add dev veth0 root tbf rate 100mbit burst 128kb limit 100mb";
         let made = Command::new("tc").args(shaper.split_whitespace()).status();
         if !made.is_ok_and(|status| status.success()) {
             println!("SKIPPED: no `tc`, or no tbf");

@@ -50,7 +50,7 @@ impl CrashCard {
 
     fn registers(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(registers) = &self.registers else { return Ok(()) };
-        named(registers).chunks(4).try_for_each(|row| {
+        shown(registers).chunks(4).try_for_each(|row| {
             let cells: Vec<String> =
                 row.iter().map(|(name, value)| format!("{name:>6} {value:016x}")).collect();
             line(f, "", cells.join(" "))
@@ -111,27 +111,6 @@ fn call(frame: &Frame) -> String {
     plain(&frame.to_string())
 }
 
-fn named(r: &Registers) -> [(&'static str, u64); 20] {
-    [
-        ("rip", r.rip),
-        ("rsp", r.rsp),
-        ("rbp", r.rbp),
-        ("rflags", r.rflags),
-        ("rax", r.rax),
-        ("rbx", r.rbx),
-        ("rcx", r.rcx),
-        ("rdx", r.rdx),
-        ("rsi", r.rsi),
-        ("rdi", r.rdi),
-        ("r8", r.r8),
-        ("r9", r.r9),
-        ("r10", r.r10),
-        ("r11", r.r11),
-        ("r12", r.r12),
-        ("r13", r.r13),
-        ("r14", r.r14),
-        ("r15", r.r15),
-        ("cr2", r.cr2),
-        ("cr3", r.cr3),
-    ]
+fn shown(r: &Registers) -> Vec<(&'static str, u64)> {
+    [&r.named()[..], &[("cr2", r.cr2), ("cr3", r.cr3)]].concat()
 }

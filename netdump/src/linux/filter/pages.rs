@@ -5,6 +5,7 @@
 
 use super::FilterError;
 use crate::linux::{LinuxMemory, Vmcoreinfo};
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::paging::PAGE_SIZE;
 
 /// Bits below a section's address of its array (`SECTION_MAP_MASK`); the array lies on 64 bytes.

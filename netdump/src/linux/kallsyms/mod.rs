@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::{LinuxMemory, Vmcoreinfo};
 use crate::vmcore::KernelSymbols;
+use crate::vmcore::VirtualMemory;
 use crate::vmcore::symbols::ListedSymbol;
 use tables::{Base, LongNames, MARKER_STEP, MAX_SYMBOLS, NameWalk, TOKENS, Tokens, u64_at};
 

@@ -18,7 +18,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::memory::{MemoryRange, PhysicalMemory};
 use super::minidump::page_set::PageSet;
-use super::paging::{PAGE_SIZE, left_in_page};
+use super::paging::PAGE_SIZE;
+use super::virtual_memory::split_at_pages;
 use crate::{ReadAt, ReadError};
 use bad_pages::BadPages;
 use data::Presence;
@@ -134,16 +135,11 @@ impl<'m> DumpImage<'m> {
         if self.memory.read(address, buf).is_ok() {
             return;
         }
-        let mut address = address;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let (piece, behind) = rest.split_at_mut(rest.len().min(left_in_page(address)));
-            if self.memory.read(address, piece).is_err() {
+        for (at, piece) in split_at_pages(address, buf) {
+            if self.memory.read(at, piece).is_err() {
                 piece.fill(0);
-                self.bad_list().add(address & !(PAGE_SIZE - 1));
+                self.bad_list().add(at & !(PAGE_SIZE - 1));
             }
-            address += piece.len() as u64;
-            rest = behind;
         }
     }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::super::paging::{PAGE_SIZE, left_in_page};
+use super::super::paging::PAGE_SIZE;
+use super::super::virtual_memory::left_in_page;
 
 /// Patches by the page that they change. There are few: a planner makes them, not the guest.
 #[derive(Debug, Default)]

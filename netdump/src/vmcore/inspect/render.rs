@@ -176,25 +176,8 @@ fn main(r: &Registers) -> Vec<(&'static str, u64)> {
 }
 
 fn all(r: &Registers) -> Vec<(&'static str, u64)> {
-    let mut shown = vec![
-        ("rip", r.rip),
-        ("rsp", r.rsp),
-        ("rbp", r.rbp),
-        ("rflags", r.rflags),
-        ("rax", r.rax),
-        ("rbx", r.rbx),
-        ("rcx", r.rcx),
-        ("rdx", r.rdx),
-        ("rsi", r.rsi),
-        ("rdi", r.rdi),
-        ("r8", r.r8),
-        ("r9", r.r9),
-        ("r10", r.r10),
-        ("r11", r.r11),
-        ("r12", r.r12),
-        ("r13", r.r13),
-        ("r14", r.r14),
-        ("r15", r.r15),
+    let mut shown = r.named().to_vec();
+    shown.extend([
         ("cs", r.cs.selector.into()),
         ("ss", r.ss.selector.into()),
         ("cr0", r.cr0),
@@ -204,7 +187,7 @@ fn all(r: &Registers) -> Vec<(&'static str, u64)> {
         ("efer", r.efer),
         ("fsbase", r.fs.base),
         ("gsbase", r.gs.base),
-    ];
+    ]);
     shown.extend(r.msr(crate::vmcore::cpu::MSR_KERNEL_GS_BASE).map(|base| ("kgs", base)));
     shown
 }

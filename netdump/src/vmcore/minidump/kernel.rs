@@ -9,6 +9,7 @@ use super::super::paging::{AddressSpace, Mapping, PAGE_SIZE};
 use super::page_set::PageNumbers;
 use crate::freebsd::dump_avail::in_ram;
 use crate::freebsd::layout::{DMAP_MAX, DMAP_MIN, KERNBASE, VM_MIN_KERNEL_ADDRESS};
+use crate::vmcore::VirtualMemory;
 
 /// `msg_magic` (`sys/sys/msgbuf.h`).
 const MESSAGE_BUFFER_MAGIC: u32 = 0x06_3062;

@@ -15,8 +15,9 @@ use crate::vmcore::core_file::CoreFile;
 use crate::vmcore::memory::{MemoryError, MemoryRange};
 use crate::vmcore::notes::ParsedNotes;
 use crate::vmcore::open::{Core, Piece, PieceContent};
-use crate::vmcore::paging::{PAGE_SIZE, left_in_page};
+use crate::vmcore::paging::PAGE_SIZE;
 use crate::vmcore::storage::{FilePart, Storage};
+use crate::vmcore::virtual_memory::split_at_pages;
 
 /// Most bytes of a bitmap: those of 4 TiB, all that FreeBSD's direct map holds.
 const MAX_BITMAP: u64 = 128 << 20;
@@ -242,17 +243,12 @@ impl Storage for Minidump {
         if self.range_of(address).is_none_or(|range| len as u64 > range.end() - address) {
             return Err(MemoryError::NotInRam { address, len });
         }
-        let (mut address, mut rest) = (address, buf);
-        while !rest.is_empty() {
-            let (piece, behind) = rest.split_at_mut(rest.len().min(left_in_page(address)));
+        split_at_pages(address, buf).try_for_each(|(address, piece)| {
             let rank = self.pages.rank(address).ok_or(MemoryError::NotInDump { address })?;
             let offset = self.sections.pages + rank * PAGE_SIZE + (address & INSIDE);
             let len = piece.len();
-            file.read(offset, piece).map_err(|source| MemoryError::Unreadable { address, len, source })?;
-            address += len as u64;
-            rest = behind;
-        }
-        Ok(())
+            file.read(offset, piece).map_err(|source| MemoryError::Unreadable { address, len, source })
+        })
     }
 
     /// Pages that are in the dump. What is not cannot be read either.

@@ -14,9 +14,9 @@ use harness::needs::{Need, has_program};
 
 use super::{cargo, succeed};
 
-const CRATES: [&str; 2] = ["netdump/fuzz", "vmm/fuzz"];
-/// How long each target runs, unless `FUZZ_SECONDS` says otherwise; with 0 none is run.
-const SECONDS: u64 = 120;
+/// The crates of the targets, and for how many seconds each of their targets runs unless `FUZZ_SECONDS` says otherwise;
+/// with 0 none is run. What the network reaches gets more than what a host chooses to boot.
+const CRATES: [(&str, u64); 2] = [("netdump/fuzz", 120), ("vmm/fuzz", 30)];
 /// Where what is built and found lies between runs.
 const FOLDER: &str = "target/fuzz";
 /// Where cargo-fuzz is installed when the machine has none.
@@ -33,26 +33,25 @@ pub(super) fn install(root: &Path) -> anyhow::Result<()> {
 
 /// Builds all targets, and runs them where that is possible.
 pub(super) fn fuzz(root: &Path) -> anyhow::Result<()> {
-    for folder in CRATES {
+    for (folder, _) in CRATES {
         let manifest = format!("{folder}/Cargo.toml");
         cargo(root, &["fmt", "--check", "--manifest-path", &manifest])?;
     }
     if !Need::Nightly.or_skip() {
         return check(root);
     }
-    for folder in CRATES {
+    for (folder, _) in CRATES {
         succeed(&mut cargo_fuzz(root, "build", folder)?)?;
     }
-    let seconds = match std::env::var("FUZZ_SECONDS") {
-        Ok(seconds) => seconds.parse().context("FUZZ_SECONDS is no number")?,
-        Err(_) => SECONDS,
-    };
-    if seconds == 0 { Ok(()) } else { run_all(root, seconds) }
+    let wanted = std::env::var("FUZZ_SECONDS").ok();
+    let wanted =
+        wanted.map(|seconds| seconds.parse::<u64>().context("FUZZ_SECONDS is no number")).transpose()?;
+    if wanted == Some(0) { Ok(()) } else { run_all(root, wanted) }
 }
 
 /// Without nightly they can be neither run nor linked, but checked.
 fn check(root: &Path) -> anyhow::Result<()> {
-    for folder in CRATES {
+    for (folder, _) in CRATES {
         let manifest = format!("{folder}/Cargo.toml");
         let check = ["check", "--quiet", "--release", "--locked", "--target-dir", "target"];
         cargo(root, &[&check[..], &["--manifest-path", &manifest]].concat())?;
@@ -61,12 +60,12 @@ fn check(root: &Path) -> anyhow::Result<()> {
 }
 
 /// Runs every target, as many at a time as there are CPUs, and tells of all that fail.
-fn run_all(root: &Path, seconds: u64) -> anyhow::Result<()> {
-    let waiting = Mutex::new(targets(root)?);
+fn run_all(root: &Path, seconds: Option<u64>) -> anyhow::Result<()> {
+    let waiting = Mutex::new(targets(root, seconds)?);
     let failures = Mutex::new(BTreeMap::new());
     let work = || {
         while let Some(target) = waiting.lock().expect("nobody panics").pop() {
-            match run(root, &target, seconds) {
+            match run(root, &target) {
                 Ok(told) => eprintln!("{}: {told}", target.name),
                 Err(error) => drop(failures.lock().expect("nobody panics").insert(target.name, error)),
             }
@@ -90,24 +89,25 @@ fn run_all(root: &Path, seconds: u64) -> anyhow::Result<()> {
 struct Target {
     folder: &'static str,
     name: String,
+    seconds: u64,
 }
 
 /// All targets: each is a file.
-fn targets(root: &Path) -> anyhow::Result<Vec<Target>> {
+fn targets(root: &Path, seconds: Option<u64>) -> anyhow::Result<Vec<Target>> {
     let mut targets = Vec::new();
-    for folder in CRATES {
+    for (folder, of_crate) in CRATES {
         for entry in std::fs::read_dir(root.join(folder).join("fuzz_targets"))? {
             let path = entry?.path();
             let name = path.file_stem().context("a file has a name")?.to_string_lossy().into_owned();
-            targets.push(Target { folder, name });
+            targets.push(Target { folder, name, seconds: seconds.unwrap_or(of_crate) });
         }
     }
     Ok(targets)
 }
 
 /// Runs one, from its seeds and what was found earlier on this machine. What is found now is not put among the seeds.
-fn run(root: &Path, target: &Target, seconds: u64) -> anyhow::Result<String> {
-    let Target { folder, name } = target;
+fn run(root: &Path, target: &Target) -> anyhow::Result<String> {
+    let Target { folder, name, seconds } = target;
     let found = root.join(FOLDER).join("corpus").join(name);
     std::fs::create_dir_all(&found)?;
     let seeds = root.join(folder).join("corpus").join(name);

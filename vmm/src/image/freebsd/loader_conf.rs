@@ -62,7 +62,7 @@ impl LoaderConf {
         let (word, argument) = command.split_once(' ').unwrap_or((command, ""));
         let argument = argument.trim();
         match (word, argument.split_once('=')) {
-            ("set", Some((name, value))) => self.set(name, value.trim_matches('"')),
+            ("set", Some((name, value))) if !name.is_empty() => self.set(name, value.trim_matches('"')),
             ("set", None) if !argument.is_empty() => self.set(argument, ""),
             ("unset", _) => {
                 self.environment.remove(argument);
@@ -293,6 +293,16 @@ mod tests {
         assert_eq!(
             (conf.value("a"), conf.value("b"), conf.value("c")),
             (None, Some("2".into()), Some("3".into()))
+        );
+    }
+
+    #[test]
+    fn a_variable_without_a_name_is_none() {
+        let conf = read(&[("/boot/loader.conf", "a=1\nexec=\"set =cd\"\nexec=\"set \"\n")]);
+        assert_eq!(conf.value(""), None);
+        assert_eq!(
+            conf.remarks,
+            ["the loader command 'set =cd' is not run", "the loader command 'set' is not run"]
         );
     }
 

@@ -10,8 +10,8 @@ const VARIABLE: &str = "vfs.root.mountfrom";
 /// The kernel's name for the first virtio disk, and the loader's for the first disk.
 const DISK: &str = "vtbd0";
 const LOADER_DISK: &str = "disk0";
-/// Disks by their drivers, behind `/dev/`: names that depend on the machine.
-const DISKS: [&str; 8] = ["ada", "da", "nda", "nvd", "vtbd", "ad", "mfid", "xbd"];
+/// Disks of other drivers, behind `/dev/`.
+const DISKS: [&str; 7] = ["ada", "da", "nda", "nvd", "ad", "mfid", "xbd"];
 
 /// Sets the variables about root that the settings leave open; which root it is.
 pub(super) fn set(conf: &mut LoaderConf, fs: &dyn FileSystem, volume: &Volume) -> String {
@@ -29,12 +29,20 @@ pub(super) fn set(conf: &mut LoaderConf, fs: &dyn FileSystem, volume: &Volume) -
     let fstab = fs.read("/etc/fstab", MOST_CONFIG).unwrap_or_default();
     let root = match root_of(&String::from_utf8_lossy(&fstab)) {
         Some((device, kind, options)) => {
-            if names_another(&device, &here) {
-                let advice = format!("if the kernel does not find it, set {VARIABLE}=ufs:/dev/{here}");
-                conf.remark(format!("/etc/fstab has the root on {device}, which is {here} here: {advice}"));
-            }
             conf.environment.insert(format!("{VARIABLE}.options"), options);
-            format!("{kind}:{device}")
+            let root = format!("{kind}:{device}");
+            match partition_elsewhere(&device) {
+                Some(partition) => {
+                    let second = format!("{kind}:/dev/{DISK}{partition}");
+                    conf.remark(format!(
+                        "/etc/fstab has the root on {device}, a disk that is not here: the kernel tries {second} next, and \
+                         what fstab mounts at boot fails until labels (/dev/gpt/..., /dev/ufs/...) name it there"
+                    ));
+                    // The kernel tries one after the other, with the same options (`vfs_mountroot_conf0`).
+                    format!("{root} {second}")
+                }
+                None => root,
+            }
         }
         None => format!("ufs:/dev/{here}"),
     };
@@ -51,13 +59,14 @@ fn root_of(fstab: &str) -> Option<(String, String, String)> {
     })
 }
 
-/// Whether a device is a disk by its driver, and not this one.
-fn names_another(device: &str, here: &str) -> bool {
-    let Some(name) = device.strip_prefix("/dev/") else { return false };
-    let by_driver = |disk: &str| {
-        name.strip_prefix(disk).is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()))
-    };
-    name != here && DISKS.iter().any(|disk| by_driver(disk))
+/// Which partition (`p2`, `s1a`, nothing for a whole disk) of a disk a device is, if its driver is one for disks that this
+/// machine does not have.
+fn partition_elsewhere(device: &str) -> Option<&str> {
+    let name = device.strip_prefix("/dev/")?;
+    let unit = DISKS.iter().find_map(|disk| {
+        name.strip_prefix(disk).filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    })?;
+    Some(unit.trim_start_matches(|c: char| c.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -74,16 +83,17 @@ mod tests {
     }
 
     #[test]
-    fn disks_by_their_drivers_are_noticed() {
+    fn disks_by_other_drivers_are_noticed() {
         for (device, expected) in [
-            ("/dev/ada0p2", true),
-            ("/dev/vtbd0p3", true),
-            ("/dev/vtbd0p2", false),
-            ("/dev/gpt/rootfs", false),
-            ("/dev/data", false),
-            ("zroot/ROOT", false),
+            ("/dev/ada0p2", Some("p2")),
+            ("/dev/da11s1a", Some("s1a")),
+            ("/dev/nvd0", Some("")),
+            ("/dev/vtbd0p3", None),
+            ("/dev/gpt/rootfs", None),
+            ("/dev/data", None),
+            ("zroot/ROOT", None),
         ] {
-            assert_eq!(names_another(device, "vtbd0p2"), expected, "{device}");
+            assert_eq!(partition_elsewhere(device), expected, "{device}");
         }
     }
 }

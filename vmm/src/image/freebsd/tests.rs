@@ -132,9 +132,12 @@ fn packed_kernels_are_unpacked_within_bounds() {
 fn roots_come_from_the_settings_or_the_fstab() {
     let fstab = ("/etc/fstab", "/dev/ada0p2 / ufs rw,noatime 1 1\n");
     let plan = find(&[(KERNEL, ""), fstab]).unwrap();
-    assert_eq!(value(&plan, "vfs.root.mountfrom"), Some("ufs:/dev/ada0p2"));
+    assert_eq!(value(&plan, "vfs.root.mountfrom"), Some("ufs:/dev/ada0p2 ufs:/dev/vtbd0p2"));
     assert_eq!(value(&plan, "vfs.root.mountfrom.options"), Some("rw,noatime"));
-    assert!(plan.remarks[0].contains("which is vtbd0p2 here"), "{:?}", plan.remarks);
+    assert!(plan.remarks[0].contains("the kernel tries ufs:/dev/vtbd0p2 next"), "{:?}", plan.remarks);
+    let plan = find(&[(KERNEL, ""), ("/etc/fstab", "/dev/gpt/rootfs / ufs rw 1 1\n")]).unwrap();
+    assert_eq!(value(&plan, "vfs.root.mountfrom"), Some("ufs:/dev/gpt/rootfs"));
+    assert_eq!(plan.remarks, [""; 0]);
     let set = (CONF, "vfs.root.mountfrom=\"ufs:/dev/gpt/rootfs\"\n");
     let plan = find(&[(KERNEL, ""), fstab, set]).unwrap();
     assert_eq!(plan.root.as_deref(), Some("ufs:/dev/gpt/rootfs"));

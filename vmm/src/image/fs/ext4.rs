@@ -2,7 +2,7 @@
 //! read as if it had been.
 //!
 //! The crate believes the superblock's counts before it takes memory for them, so those are looked at here first; that its
-//! walks end is up to [`Worker`]. It reads no file system with inline data, large directories or a journal elsewhere.
+//! walks end is up to [`Worker`]. What it does not read is in [`UNREAD`].
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read, FileType};
 
@@ -25,6 +25,24 @@ const JOURNAL_INODE: u32 = 8;
 /// `EXT4_FEATURE_INCOMPAT_RECOVER` and `_64BIT`.
 const RECOVER: u32 = 0x4;
 const IS_64BIT: u32 = 0x80;
+/// `EXT4_FEATURE_INCOMPAT_FILETYPE`, without which the crate reads nothing.
+const FILETYPE: u32 = 0x2;
+/// Incompatible features that the crate reads nothing of (Linux `fs/ext4/ext4.h`), by the names that mke2fs has for them, and
+/// those that it knows: what is not among them is newer than this program.
+const UNREAD: [(u32, &str); 9] = [
+    (0x1, "a compressed ext4 file system"),
+    (0x8, "an ext4 file system with its journal on another device (journal_dev)"),
+    (0x10, "an ext4 file system with meta block groups (meta_bg)"),
+    (0x100, "an ext4 file system with multiple mount protection (mmp)"),
+    (0x400, "an ext4 file system with extended attributes in inodes (ea_inode)"),
+    (0x1000, "an ext4 file system with data in directory entries (dirdata)"),
+    (0x4000, "an ext4 file system with large directories (large_dir)"),
+    (0x8000, "an ext4 file system with data in inodes (inline_data)"),
+    (0x2_0000, "an ext4 file system with names in any case (casefold)"),
+];
+const KNOWN: u32 = 0x3_d7df;
+/// What to do in place of reading.
+const FROM_FILES: &str = "give kernel and initrd as files, the image with --disk";
 
 /// ext2, ext3 and ext4.
 #[derive(Debug)]
@@ -42,7 +60,14 @@ impl FileSystemType for Ext {
     fn open(&self, blocks: Blocks) -> Result<Box<dyn FileSystem>, FsError> {
         check(&blocks)?;
         let worker = Worker::start(KIND, blocks, |source| {
-            Ext4::load(Box::new(source)).map_err(|error| failed("the superblock", error))
+            Ext4::load(Box::new(source)).map_err(|error| match error {
+                // Its features have been looked at.
+                Ext4Error::Incompatible(_) => FsError::Unsupported {
+                    what: "an ext4 file system with such a journal that was not played back",
+                    advice: "let Linux do that: mount it once, or e2fsck -fp",
+                },
+                other => failed("the superblock", other),
+            })
         })?;
         let (uuid, label) = worker.ask("the superblock", |fs| {
             Ok((fs.uuid().to_string(), fs.label().to_str().unwrap_or_default().to_owned()))
@@ -75,6 +100,9 @@ fn check(blocks: &Blocks) -> Result<(), FsError> {
     if groups > MOST_GROUPS {
         return refuse("the superblock", format!("{groups} block groups"));
     }
+    if let Some(what) = unread(word(0x60)) {
+        return Err(FsError::Unsupported { what, advice: FROM_FILES });
+    }
     if word(0x60) & RECOVER == 0 {
         return Ok(());
     }
@@ -96,6 +124,17 @@ fn check(blocks: &Blocks) -> Result<(), FsError> {
         return refuse("inode 8", format!("a journal of {journal} bytes that has to be played back"));
     }
     Ok(())
+}
+
+/// What the crate would not read, by the incompatible features of a file system.
+fn unread(features: u32) -> Option<&'static str> {
+    if let Some((_, what)) = UNREAD.iter().find(|(bit, _)| features & bit != 0) {
+        Some(what)
+    } else if features & FILETYPE == 0 {
+        Some("an ext2 file system without file types in directories (^filetype)")
+    } else {
+        (features & !KNOWN != 0).then_some("an ext4 file system with features that are not known here")
+    }
 }
 
 struct OpenExt {
@@ -191,6 +230,11 @@ fn failed(place: &str, error: Ext4Error) -> FsError {
         }
         Ext4Error::IsADirectory | Ext4Error::IsASpecialFile => FsError::Kind { path, wanted: "regular file" },
         Ext4Error::TooManySymlinks => FsError::Links { path },
+        Ext4Error::Encrypted => FsError::Unsupported { what: "an encrypted file", advice: FROM_FILES },
+        // The one thing that may turn up in a directory.
+        Ext4Error::Incompatible(_) => {
+            FsError::Unsupported { what: "a directory with names hashed the old way", advice: FROM_FILES }
+        }
         other => FsError::Damaged { kind: KIND, place: path, problem: other.to_string() },
     }
 }
@@ -198,5 +242,77 @@ fn failed(place: &str, error: Ext4Error) -> FsError {
 impl Ext4Read for Source {
     fn read(&mut self, start: u64, buf: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(Self::read(self, start, buf)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::image::DiskImage;
+    use crate::image::boot::{Wishes, plan};
+
+    fn run(program: &str, arguments: &[&str], folder: &Path) -> bool {
+        let mut command = Command::new(program);
+        command.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").current_dir(folder).args(arguments);
+        let done = command.output().is_ok_and(|done| done.status.success());
+        if !done {
+            println!("SKIPPED mkfs: {program} {arguments:?} does not work here");
+        }
+        done
+    }
+
+    /// What is said of the file system `image` in a folder.
+    fn told(folder: &Path) -> String {
+        let bytes = std::fs::read(folder.join("image")).unwrap();
+        let disk = DiskImage::new(Path::new("disk"), "raw", Blocks::new(Arc::new(bytes)));
+        plan(&disk, &Wishes::default()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn features_that_are_not_read_are_told_by_name() {
+        for (features, expected) in [
+            (
+                "inline_data",
+                "data in inodes (inline_data) cannot be read here: give kernel and initrd as files",
+            ),
+            ("meta_bg,^resize_inode", "meta block groups (meta_bg) cannot"),
+            ("mmp", "multiple mount protection (mmp) cannot"),
+            ("ea_inode", "extended attributes in inodes (ea_inode) cannot"),
+            ("large_dir", "large directories (large_dir) cannot"),
+            ("casefold", "names in any case (casefold) cannot"),
+            ("^filetype", "without file types in directories (^filetype) cannot"),
+            ("encrypt,bigalloc", "has ext4 without a kernel"),
+            ("^64bit,^extent,^metadata_csum,^has_journal", "has ext4 without a kernel"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            if run("mkfs.ext4", &["-q", "-F", "-O", features, "image", "8M"], folder.path()) {
+                let told = told(folder.path());
+                assert!(told.contains(expected), "{features}: {told}");
+            }
+        }
+        assert!(unread(0x8_0002).is_some_and(|what| what.contains("not known")));
+        assert_eq!((unread(0x2), unread(0x1_02c6)), (None, None));
+    }
+
+    #[test]
+    fn a_journal_that_is_not_read_is_told_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        // A block that begins as the journal's own do is written there in disguise.
+        std::fs::write(folder.path().join("block"), [&[0xc0, 0x3b, 0x39, 0x98][..], &[0; 1020]].concat())
+            .unwrap();
+        std::fs::write(folder.path().join("commands"), "jo -c\njw -b 5000 block\njc\n").unwrap();
+        if run("mkfs.ext4", &["-q", "-F", "-b", "1024", "image", "8M"], folder.path())
+            && run("debugfs", &["-w", "-f", "commands", "image"], folder.path())
+        {
+            let told = told(folder.path());
+            assert!(
+                told.contains("not played back cannot be read here: let Linux do that: mount it once"),
+                "{told}"
+            );
+        }
     }
 }

@@ -1,22 +1,22 @@
-//! Runs a configuration: GRUB's commands as far as they decide what is loaded.
+//! Runs a configuration: statements, variables, functions and menus.
 
 use std::collections::{HashMap, VecDeque};
 
 use thiserror::Error;
 
 use super::syntax::{Block, Joint, Part, Statement, SyntaxError, Word, parse};
-use super::{Devices, MOST_VARIABLES, SearchBy, environment_block};
+use super::{Devices, MOST_VARIABLES};
 
 /// Most commands that are run.
 const MOST_STEPS: usize = 100_000;
 /// Longest value of a variable and longest word, in bytes.
-const MOST_VALUE: usize = 16 << 10;
+pub(super) const MOST_VALUE: usize = 16 << 10;
 /// Most arguments of a command.
 const MOST_ARGUMENTS: usize = 4096;
 /// Deepest nesting of functions, files and menus.
 const MOST_DEPTH: usize = 8;
 /// Most entries of all menus together.
-const MOST_ENTRIES: usize = 512;
+pub(super) const MOST_ENTRIES: usize = 512;
 
 /// Why a configuration leads nowhere.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -58,8 +58,8 @@ pub struct MenuEntry {
     /// The entries of a submenu; `None` for an entry that boots.
     pub submenu: Option<Vec<Self>>,
     /// What it does, with its arguments, which its commands see as `$1`, ...
-    block: Block,
-    arguments: Vec<String>,
+    pub(super) block: Block,
+    pub(super) arguments: Vec<String>,
 }
 
 /// What an entry loads. Files are named by device and path.
@@ -76,18 +76,18 @@ pub struct Loaded {
 /// A configuration while it runs.
 #[derive(Debug)]
 pub struct Run<'a> {
-    devices: &'a dyn Devices,
+    pub(super) devices: &'a dyn Devices,
     /// The variables.
     pub variables: Environment,
     functions: HashMap<String, Block>,
-    menu: Vec<MenuEntry>,
-    loaded: Loaded,
+    pub(super) menu: Vec<MenuEntry>,
+    pub(super) loaded: Loaded,
     /// `blscfg` was run: the entries of `loader/entries` belong to the menu.
     pub wants_entries: bool,
     arguments: Vec<String>,
-    steps: usize,
-    entries: usize,
-    depth: usize,
+    pub(super) steps: usize,
+    pub(super) entries: usize,
+    pub(super) depth: usize,
 }
 
 impl<'a> Run<'a> {
@@ -181,7 +181,7 @@ impl<'a> Run<'a> {
         Ok(opened)
     }
 
-    fn enter(&mut self) -> Result<(), GrubError> {
+    pub(super) fn enter(&mut self) -> Result<(), GrubError> {
         self.depth += 1;
         if self.depth > MOST_DEPTH { Err(GrubError::Deep) } else { Ok(()) }
     }
@@ -196,7 +196,7 @@ impl<'a> Run<'a> {
     }
 
     /// Whether its last command succeeded.
-    fn block(&mut self, block: &Block) -> Result<bool, GrubError> {
+    pub(super) fn block(&mut self, block: &Block) -> Result<bool, GrubError> {
         let mut good = true;
         let mut skipped = false;
         for statement in block.iter() {
@@ -239,7 +239,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn bounded(&self, count: usize, what: &'static str) -> Result<(), GrubError> {
+    pub(super) fn bounded(&self, count: usize, what: &'static str) -> Result<(), GrubError> {
         if count < MOST_VARIABLES { Ok(()) } else { Err(GrubError::Many { what, most: MOST_VARIABLES }) }
     }
 
@@ -257,165 +257,6 @@ impl<'a> Run<'a> {
             "!" => Ok(!self.named(arguments, block)?),
             _ => self.named(&words, block),
         }
-    }
-
-    fn named(&mut self, words: &[String], block: Option<&Block>) -> Result<bool, GrubError> {
-        let Some((name, arguments)) = words.split_first() else { return Ok(true) };
-        match name.as_str() {
-            "set" => arguments.first().map_or(Ok(true), |pair| self.assign(pair)),
-            "unset" => {
-                arguments.iter().for_each(|name| drop(self.variables.remove(name)));
-                Ok(true)
-            }
-            "[" | "test" => {
-                let end = arguments.len() - usize::from(arguments.last().is_some_and(|last| last == "]"));
-                Ok(Test { run: self, words: &arguments[..end], at: 0 }.any())
-            }
-            "menuentry" | "submenu" => self.entry(name == "submenu", arguments, block),
-            "linux" | "linuxefi" | "linux16" => Ok(self.linux(arguments)),
-            "initrd" | "initrdefi" | "initrd16" => {
-                let files = arguments.iter().filter(|word| !word.starts_with("--"));
-                self.loaded.initrds = files.map(|path| self.place(path)).collect();
-                Ok(true)
-            }
-            "search" | "search.fs_uuid" | "search.fs_label" | "search.file" => {
-                Ok(self.search(name, arguments))
-            }
-            "load_env" => self.load_env(arguments),
-            "source" | "configfile" | "." => self.source(arguments),
-            "blscfg" => {
-                self.wants_entries = true;
-                Ok(true)
-            }
-            // What changes nothing of what is loaded.
-            "true" | ":" | "export" | "insmod" | "echo" | "save_env" | "terminal_output"
-            | "terminal_input" | "serial" | "play" | "clear" | "cpuid" => Ok(true),
-            _ if name.contains('=') => self.assign(name),
-            // `false`, and what is unknown here: fonts, pictures, hypervisors.
-            _ => Ok(false),
-        }
-    }
-
-    fn assign(&mut self, pair: &str) -> Result<bool, GrubError> {
-        let Some((name, value)) = pair.split_once('=') else { return Ok(true) };
-        self.bounded(self.variables.len(), "variables")?;
-        self.variables.insert(name.to_owned(), value.to_owned());
-        Ok(true)
-    }
-
-    fn entry(
-        &mut self,
-        is_menu: bool,
-        arguments: &[String],
-        block: Option<&Block>,
-    ) -> Result<bool, GrubError> {
-        let Some(block) = block else { return Ok(false) };
-        self.entries += 1;
-        if self.entries > MOST_ENTRIES {
-            return Err(GrubError::Many { what: "menu entries", most: MOST_ENTRIES });
-        }
-        let mut id = None;
-        let mut rest = Vec::new();
-        let mut words = arguments.iter();
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "--id" => id = words.next().cloned(),
-                "--class" | "--users" | "--hotkey" => drop(words.next()),
-                "--unrestricted" => {}
-                option if option.starts_with("--id=") => id = option.strip_prefix("--id=").map(str::to_owned),
-                option if option.starts_with("--") => {}
-                _ => rest.push(word.clone()),
-            }
-        }
-        let title = rest.first().cloned().unwrap_or_default();
-        let submenu = is_menu.then(Vec::new);
-        self.menu.push(MenuEntry { title, id, submenu, block: block.clone(), arguments: rest });
-        Ok(true)
-    }
-
-    fn linux(&mut self, arguments: &[String]) -> bool {
-        let Some((path, words)) = arguments.split_first() else { return false };
-        self.loaded.linux = Some(self.place(path));
-        self.loaded.cmdline = words.join(" ");
-        true
-    }
-
-    /// Device and path of `(device)/path` or `/path`.
-    fn place(&self, path: &str) -> (String, String) {
-        let named = path.strip_prefix('(').and_then(|rest| rest.split_once(')'));
-        let root = || self.variables.get("root").cloned().unwrap_or_default();
-        named.map_or_else(|| (root(), path.to_owned()), |(device, path)| (device.to_owned(), path.to_owned()))
-    }
-
-    fn search(&mut self, name: &str, arguments: &[String]) -> bool {
-        let mut by = name.strip_prefix("search.").unwrap_or_default();
-        let mut variable = (!by.is_empty()).then_some("root");
-        let mut value = None;
-        let mut words = arguments.iter().map(String::as_str);
-        while let Some(word) = words.next() {
-            match word {
-                "--fs-uuid" | "-u" => by = "fs_uuid",
-                "--label" | "-l" | "--fs-label" => by = "fs_label",
-                "--file" | "-f" => by = "file",
-                "--set" | "-s" => variable = Some("root"),
-                "--hint" => drop(words.next()),
-                _ if word.starts_with("--set=") => variable = word.strip_prefix("--set="),
-                _ if word.starts_with("--") => {}
-                // `search.fs_uuid UUID VARIABLE HINT ...`
-                _ if value.is_none() => value = Some(word),
-                _ if name != "search" => {
-                    variable = Some(word);
-                    break;
-                }
-                // `--set NAME UUID` is written, too.
-                _ => value = Some(word),
-            }
-        }
-        let Some(value) = value else { return false };
-        let by = match by {
-            "fs_label" => SearchBy::Label(value),
-            "file" => SearchBy::File(value),
-            _ => SearchBy::Uuid(value),
-        };
-        let Some(device) = self.devices.search(by) else { return false };
-        if let Some(variable) = variable {
-            self.variables.insert(variable.to_owned(), device);
-        }
-        true
-    }
-
-    fn load_env(&mut self, arguments: &[String]) -> Result<bool, GrubError> {
-        let mut words = arguments.iter().filter(|word| !word.starts_with("--skip"));
-        let (mut file, mut names) = (None, Vec::new());
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "-f" | "--file" => file = words.next().cloned(),
-                _ => names.push(word.clone()),
-            }
-        }
-        let prefix = self.variables.get("prefix").cloned().unwrap_or_default();
-        let (device, path) = self.place(&file.unwrap_or_else(|| format!("{prefix}/grubenv")));
-        let Some(text) = self.devices.read(&device, &path) else { return Ok(false) };
-        for (name, value) in environment_block(&String::from_utf8_lossy(&text)) {
-            if value.len() <= MOST_VALUE && (names.is_empty() || names.contains(&name)) {
-                self.bounded(self.variables.len(), "variables")?;
-                self.variables.insert(name, value);
-            }
-        }
-        Ok(true)
-    }
-
-    fn source(&mut self, arguments: &[String]) -> Result<bool, GrubError> {
-        let Some(path) = arguments.first() else { return Ok(false) };
-        let (device, path) = self.place(path);
-        let Some(text) = self.devices.read(&device, &path) else { return Ok(false) };
-        // Reading a file again and again is work, too.
-        self.steps += text.len() / 64;
-        let block = parsed(&String::from_utf8_lossy(&text), &path)?;
-        self.enter()?;
-        let good = self.block(&block)?;
-        self.depth -= 1;
-        Ok(good)
     }
 
     /// Words with their variables replaced; what was not in quotes is split at blanks.
@@ -464,7 +305,7 @@ impl<'a> Run<'a> {
     }
 }
 
-fn parsed(text: &str, path: &str) -> Result<Block, GrubError> {
+pub(super) fn parsed(text: &str, path: &str) -> Result<Block, GrubError> {
     parse(text).map_err(|source| GrubError::Syntax { path: path.to_owned(), source })
 }
 
@@ -479,91 +320,5 @@ fn first(entry: &MenuEntry) -> Option<&MenuEntry> {
     match &entry.submenu {
         Some(below) => below.iter().find_map(first),
         None => Some(entry),
-    }
-}
-
-/// The arguments of `[`: `-o` binds weaker than `-a`, and that weaker than `!`.
-struct Test<'a, 'b> {
-    run: &'a Run<'b>,
-    words: &'a [String],
-    at: usize,
-}
-
-impl Test<'_, '_> {
-    fn any(&mut self) -> bool {
-        let mut good = self.all();
-        while self.take("-o") {
-            good |= self.all();
-        }
-        good
-    }
-
-    fn all(&mut self) -> bool {
-        let mut good = self.one();
-        while self.take("-a") {
-            good &= self.one();
-        }
-        good
-    }
-
-    fn take(&mut self, word: &str) -> bool {
-        let is_next = self.words.get(self.at).is_some_and(|next| next == word);
-        self.at += usize::from(is_next);
-        is_next
-    }
-
-    fn one(&mut self) -> bool {
-        let mut negated = false;
-        while self.words.len() > self.at + 1 && self.take("!") {
-            negated = !negated;
-        }
-        self.plain() != negated
-    }
-
-    fn plain(&mut self) -> bool {
-        let rest = self.words.get(self.at..).unwrap_or_default();
-        if let [left, operator, right, ..] = rest
-            && let Some(holds) = compared(left, operator, right)
-        {
-            self.at += 3;
-            return holds;
-        }
-        if let [operator, what, ..] = rest
-            && let Some(holds) = self.about(operator, what)
-        {
-            self.at += 2;
-            return holds;
-        }
-        self.at += 1;
-        rest.first().is_some_and(|word| !word.is_empty())
-    }
-
-    fn about(&self, operator: &str, what: &str) -> Option<bool> {
-        let (device, path) = self.run.place(what);
-        match operator {
-            "-z" => Some(what.is_empty()),
-            "-n" => Some(!what.is_empty()),
-            "-e" | "-f" => Some(self.run.devices.has(&device, &path)),
-            "-s" => Some(self.run.devices.read(&device, &path).is_some_and(|file| !file.is_empty())),
-            "-d" => Some(false),
-            _ => None,
-        }
-    }
-}
-
-fn compared(left: &str, operator: &str, right: &str) -> Option<bool> {
-    let number = |text: &str| text.parse::<i64>().unwrap_or_default();
-    match operator {
-        "=" | "==" => Some(left == right),
-        "!=" => Some(left != right),
-        "<" => Some(left < right),
-        ">" => Some(left > right),
-        "-eq" => Some(number(left) == number(right)),
-        "-ne" => Some(number(left) != number(right)),
-        "-lt" => Some(number(left) < number(right)),
-        "-le" => Some(number(left) <= number(right)),
-        "-gt" => Some(number(left) > number(right)),
-        "-ge" => Some(number(left) >= number(right)),
-        _ => None,
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! Everything has a bound: commands run, nesting, the length of values, files read.
 
+mod commands;
+mod condition;
 mod evaluate;
 mod syntax;
 

@@ -1,37 +1,40 @@
-//! `vmm run`: options into configuration. What clap can refuse by itself (exit code 2) it does, by the types' parsers.
+//! The command line: its options, and what they start. What clap can refuse by itself (exit code 2) it does, by the types'
+//! parsers.
+
+mod configure;
+mod values;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::error::ErrorKind;
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use netdump::client::{ConfigError, WindowChoice, check_path, parse_rate};
-use netdump::drive::Zeros;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use netdump::client::{WindowChoice, parse_rate};
 use netdump::ekcd::Cipher;
 use netdump::linux::filter::DumpFilter;
-use netdump::stream::{CompressOption, Packing, PackingError};
+use netdump::stream::CompressOption;
 use netdump::vmcore::{AUTO, FormatChoice};
 use netdump::wire::MacAddr;
-use netdump::wire::message::MAX_PATH;
-use vmm::boot::{self, BootProtocol, Handover, Initrd, KernelImage, Module, ModuleSpec};
+use vmm::boot::{Handover, KernelImage, ModuleSpec};
 use vmm::boot_disk::{self, BootDisk};
-use vmm::config::{Cidr, DumpConfig, GuestEnvironment, OnPanic, OnReset, Virtio, VmConfig, parse_server};
+use vmm::config::{Cidr, parse_server};
 use vmm::devices::virtio::blk::{Access, DiskSpec};
 use vmm::image::boot::Wishes;
 use vmm::link::LinkSpec;
 use vmm::machine::{self, Host};
 use vmm::memory::MemorySize;
 use vmm::nic::DEFAULT_MAC;
-use vmm::output_file;
-use vmm::panic::{self, SourceName, SourceOptions, watcher};
+use vmm::panic::{SourceName, watcher};
 use vmm::sys::interface::InterfaceName;
 use vmm::vm::MAX_CPUS;
-use vmm::x86_64::cpu_mask::{CpuMask, MaskWord};
+use vmm::x86_64::cpu_mask::MaskWord;
 
+use self::configure::{check_combinations, check_outputs, dump_config, vm_config};
+use self::values::{
+    Boot, boot_help, boot_protocol, cipher, dump_format, path, seconds, sources_help, unicast, variable,
+};
 use crate::bench::Bench;
 use crate::inspect_image::InspectImageOptions;
 use crate::show::{Json, Text};
@@ -276,10 +279,6 @@ enum VirtioOption {
     Mmio,
 }
 
-/// A boot protocol by its name; none is auto.
-#[derive(Debug, Clone, Copy)]
-struct Boot(Option<&'static dyn BootProtocol>);
-
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum GuestEnvOption {
     /// It decides what no option does.
@@ -357,16 +356,6 @@ fn tell_of_symbols(image: &KernelImage, are_given: bool) {
     tracing::debug!(symbols = image.symbols().len(), "the kernel is read");
 }
 
-/// `--cmdline` with `--append` behind it.
-fn command_line(options: &RunOptions) -> String {
-    [&options.cmdline, &options.append]
-        .into_iter()
-        .flatten()
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join(" ")
-}
-
 /// Whoever asks for the watcher by name, or by an option of its own, relies on it.
 fn warn_of_blind_watcher(options: &PanicOptions, image: &KernelImage) {
     let named = options.sources.iter().any(|source| source.0.name() == "watcher");
@@ -377,196 +366,6 @@ fn warn_of_blind_watcher(options: &PanicOptions, image: &KernelImage) {
             image.path().display()
         );
     }
-}
-
-fn vm_config(options: &RunOptions) -> anyhow::Result<VmConfig> {
-    let chosen = options.panic.sources.iter().map(|name| name.0).collect::<Vec<_>>();
-    let modules = options.modules.iter().map(Module::read).collect::<Result<_, _>>()?;
-    Ok(VmConfig {
-        memory: options.memory,
-        cpus: options.cpus,
-        cpu_mask: CpuMask::new(&options.cpu_mask),
-        boot: options.boot.0,
-        handover: Handover {
-            cmdline: command_line(options),
-            environment: options.kernel_env.clone(),
-            modules,
-            initrd: options.initrd.as_deref().map(Initrd::new).transpose()?,
-        },
-        tap: options.tap.clone(),
-        mac: options.mac,
-        virtio: options.virtio.map(|transport| match transport {
-            VirtioOption::Pci => Virtio::Pci,
-            VirtioOption::Mmio => Virtio::Mmio,
-        }),
-        disks: options.disks.clone(),
-        sources: if chosen.is_empty() { panic::ALL.to_vec() } else { chosen },
-        source_options: SourceOptions {
-            ignore_crashloaded: options.panic.ignore_crashloaded,
-            dump_after: options.panic.dump_after,
-            watchdog: options.panic.watchdog,
-            hyperv_crash: options.panic.hyperv_crash,
-            settle: options.panic.panic_settle.map(|ms| Duration::from_millis(ms.into())),
-        },
-        on_panic: match options.on_panic {
-            OnPanicOption::Exit => OnPanic::Exit,
-            OnPanicOption::Reset => OnPanic::Reset,
-            OnPanicOption::Hold => OnPanic::Hold,
-        },
-        on_reset: if options.no_reboot { OnReset::Exit } else { OnReset::Boot },
-    })
-}
-
-fn dump_config(options: &NetdumpOptions, image: &Path) -> anyhow::Result<DumpConfig> {
-    let public_key = options.dump_pubkey.as_deref();
-    let packing = Packing::from_options(options.dump_compress, public_key, options.dump_cipher)?;
-    let image_name =
-        || image.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    Ok(DumpConfig {
-        enabled: !options.no_netdump,
-        server: options.server,
-        client: options.client,
-        gateway: options.gateway,
-        path: options.path.clone(),
-        link: options.link.clone(),
-        guest_environment: match options.guest_env {
-            GuestEnvOption::Read => GuestEnvironment::Read,
-            GuestEnvOption::Ignore => GuestEnvironment::Ignore,
-        },
-        allowed_servers: options.allow_server.clone(),
-        format: options.dump_format,
-        filter: options.dump_filter,
-        packing,
-        polls: options.polls,
-        retries: options.retries,
-        arp_retries: options.arp_retries,
-        deadline: Some(options.deadline),
-        window: options.window,
-        rate: options.rate,
-        zeros: if options.send_zeros { Zeros::Send } else { Zeros::Skip },
-        crash_dir: options.crash_dir.clone(),
-        pcap: options.pcap.clone(),
-        name: options.name.clone().unwrap_or_else(image_name),
-    })
-}
-
-/// Finds out before the guest starts, not after it panicked, that a file cannot be written.
-fn check_outputs(options: &RunOptions) -> anyhow::Result<()> {
-    for (option, path) in [("--report", &options.output.report), ("--pcap", &options.netdump.pcap)] {
-        let Some(path) = path else { continue };
-        output_file::check(path).with_context(|| format!("{option} {} cannot be written", path.display()))?;
-    }
-    Ok(())
-}
-
-/// What no single option's parser can see: options that could have no effect.
-fn check_combinations(options: &RunOptions) -> Result<(), clap::Error> {
-    let conflict = |message: &str| {
-        let mut command = Arguments::command();
-        // Else its usage would begin with `run`.
-        command.build();
-        let run = command.find_subcommand_mut("run").expect("there is a command `run`");
-        Err(run.error(ErrorKind::ArgumentConflict, message))
-    };
-    let sources = &options.panic.sources;
-    let lacks = |name: &str| !sources.is_empty() && !sources.iter().any(|source| source.0.name() == name);
-    let netdump = &options.netdump;
-    let guest_has_no_say = matches!(netdump.guest_env, GuestEnvOption::Ignore);
-    let no_server = netdump.server.is_none() && !netdump.no_netdump;
-    let cannot_be_compressed =
-        |cipher: &Cipher| netdump.dump_compress.is_some() && !cipher.allows_compression();
-    if let Some(cipher) = netdump.dump_cipher.filter(cannot_be_compressed) {
-        return conflict(&PackingError::CipherOfCompressed(cipher).to_string());
-    }
-    match &netdump.link {
-        _ if options.panic.dump_after.is_some() && lacks("request") => {
-            conflict("--dump-after needs the panic source 'request', which --panic-source leaves out")
-        }
-        _ if options.panic.ignore_crashloaded && lacks("pvpanic") && lacks("watcher") => conflict(
-            "--ignore-crashloaded needs a panic source 'pvpanic' or 'watcher', which --panic-source leaves out",
-        ),
-        _ if options.panic.panic_settle.is_some() && lacks("watcher") => {
-            conflict("--panic-settle needs the panic source 'watcher', which --panic-source leaves out")
-        }
-        Some(LinkSpec::Udp) if no_server && (guest_has_no_say || netdump.allow_server.is_empty()) => {
-            conflict("the udp link needs --netdump-server, or --allow-server for a guest that names one")
-        }
-        Some(LinkSpec::GuestTap | LinkSpec::Tap(_) | LinkSpec::Virtio) if no_server && guest_has_no_say => {
-            conflict("this link needs --netdump-server, as the guest may not name one")
-        }
-        Some(LinkSpec::Udp) if netdump.client.is_some() || netdump.gateway.is_some() => conflict(
-            "the udp link sends from the host's own address and by its routes: no client, no gateway",
-        ),
-        Some(LinkSpec::Embedded) if netdump.server.is_some() || netdump.gateway.is_some() => {
-            conflict("the embedded link has its receiver in this process: no server, no gateway")
-        }
-        _ => Ok(()),
-    }
-}
-
-fn cipher() -> impl TypedValueParser<Value = Cipher> {
-    let names = PossibleValuesParser::new(Cipher::ALL.map(Cipher::name));
-    names.map(|name| Cipher::by_name(&name).expect("it is one of their names"))
-}
-
-fn variable(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() && name.chars().all(is_name) => {
-            Ok((name.into(), value.into()))
-        }
-        _ => Err("a variable is given as NAME=VALUE, such as net.dump.server=10.0.0.9".into()),
-    }
-}
-
-fn is_name(c: char) -> bool {
-    c.is_ascii_graphic() && !matches!(c, ',' | '=' | '"')
-}
-
-fn unicast(text: &str) -> Result<MacAddr, String> {
-    let mac: MacAddr = text.parse().map_err(|error: netdump::wire::mac::ParseMacError| error.to_string())?;
-    if mac.is_group() || mac == MacAddr::ZERO {
-        Err(format!("{mac} is no single host's address"))
-    } else {
-        Ok(mac)
-    }
-}
-
-fn path(text: &str) -> Result<String, ConfigError> {
-    check_path(text, MAX_PATH).map(|()| text.to_owned())
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().ok().filter(|s| (0.001..=1e9).contains(s));
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("'{text}' is not a number of seconds"))
-}
-
-fn dump_format(name: &str) -> Result<FormatChoice, String> {
-    FormatChoice::by_name(name).ok_or_else(|| {
-        let names: Vec<_> = FormatChoice::names().collect();
-        format!("there is no core format '{name}'; there are {}", names.join(", "))
-    })
-}
-
-fn boot_protocol(name: &str) -> Result<Boot, String> {
-    if name == "auto" {
-        return Ok(Boot(None));
-    }
-    boot::protocol(name).map(|protocol| Boot(Some(protocol))).ok_or_else(|| {
-        let names: Vec<_> = boot::ALL.iter().map(|protocol| protocol.name()).collect();
-        format!("there is no boot protocol '{name}'; there are auto, {}", names.join(", "))
-    })
-}
-
-fn boot_help() -> String {
-    let lines: Vec<_> =
-        boot::ALL.iter().map(|protocol| format!("  {:<7} {}", protocol.name(), protocol.takes())).collect();
-    format!("How to start it; auto takes the first that fits.\n\n{}", lines.join("\n"))
-}
-
-fn sources_help() -> String {
-    let lines: Vec<_> =
-        panic::ALL.iter().map(|source| format!("  {:<13} {}", source.name(), source.about())).collect();
-    format!("Panic sources to use, separated by commas; all by default.\n\n{}", lines.join("\n"))
 }
 
 /// An error with its causes, on one line.
