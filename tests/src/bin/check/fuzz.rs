@@ -16,7 +16,7 @@ use super::{cargo, succeed};
 
 /// The crates of the targets, and for how many seconds each of their targets runs unless `FUZZ_SECONDS` says otherwise;
 /// with 0 none is run. What the network reaches gets more than what a host chooses to boot.
-const CRATES: [(&str, u64); 2] = [("netdump/fuzz", 120), ("vmm/fuzz", 30)];
+const CRATES: [(&str, u64); 2] = [("netdump/fuzz", 120), ("vmm/fuzz", 20)];
 /// Where what is built and found lies between runs.
 const FOLDER: &str = "target/fuzz";
 /// Where cargo-fuzz is installed when the machine has none.
