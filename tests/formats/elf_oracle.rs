@@ -45,7 +45,7 @@ fn naive(guest: &FakeGuest, text: &[u8]) -> Vec<u8> {
     segment(&mut file, 4, 0, [notes_at as u64, 0, 0, notes.len() as u64, 0, 4]);
     let mut offset = data_at as u64;
     for MemoryRange { start, len } in guest.ranges() {
-        segment(&mut file, 1, 7, [offset, *start, *start, *len, *len, 4096]);
+        segment(&mut file, 1, 7, [offset, *start, *start, *len, *len, 0]);
         offset += len;
     }
     file.extend(notes);

@@ -22,7 +22,8 @@ fn independent_reader_finds_memory_and_registers() {
     let found: Vec<(u64, u64)> = core.loads.iter().map(|load| (load.paddr, load.memsz)).collect();
     assert_eq!(found, expected);
     for Load { flags, offset, vaddr, paddr, filesz, memsz, align } in core.loads.clone() {
-        assert_eq!((flags, align, offset % 4096), (7, 4096, 0));
+        // Without an alignment, as in `/proc/vmcore`: crash takes a core with one for an old netdump.
+        assert_eq!((flags, align, offset % 4096), (7, 0, 0));
         assert_eq!((vaddr, filesz), (paddr, memsz));
     }
     assert_eq!(

@@ -28,6 +28,16 @@ fn image_comes_first_and_memory_has_the_addresses_of_the_direct_map() {
     assert_eq!(image, (1, [data + IMAGE, TEXT_START, IMAGE, IMAGE_LEN, IMAGE_LEN]));
 }
 
+/// crash (`is_netdump` of its netdump.c) looks at the first PT_LOAD: one on a page with an alignment is an old netdump's, for
+/// which it does not ask VMCOREINFO where the kernel is.
+#[test]
+fn crash_takes_it_for_a_kdump_core() {
+    let core = all_bytes(&plan(&fake_linux::guest(), &notes()));
+    let first_load = &core[64 + 56..64 + 2 * 56];
+    assert_eq!(first_load[..4], 1_u32.to_le_bytes());
+    assert_eq!(first_load[48..], [0; 8]);
+}
+
 #[test]
 fn the_note_is_the_kernels_own_text_and_is_read_again() {
     let guest = fake_linux::guest();

@@ -147,6 +147,29 @@ fn pages_that_are_left_out_are_not_in_the_file() {
     assert!(page.iter().zip(0x10_1000..).all(|(byte, address)| *byte == guest.byte(address)));
 }
 
+/// makedumpfile looks for the second bitmap where it would be if the first ended with the kernel's last section: with a
+/// longer one it reads the end of the first and fails. QEMU shows its ROM below 4 GiB as memory; `mem=` does the like.
+#[test]
+fn bitmaps_end_where_the_kernels_memory_does() {
+    let guest = fake_linux::guest_with_pages().untouched_ram(0xfffc_0000, 0x4_0000);
+    let filtered =
+        netdump::linux::filter::filtered(&guest, &fake_linux::info(), "31".parse().unwrap()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    for memory in [&guest as &dyn PhysicalMemory, &filtered] {
+        let notes = notes();
+        let stopped = StoppedGuest { memory, symbols: None, notes: &notes };
+        let planned = netdump::vmcore::format("kdump").unwrap().plan(&stopped).unwrap();
+        let said =
+            planned.remarks.iter().filter(|remark| remark.contains("memory from 0x8000000 on")).count();
+        let bytes = all_bytes(&planned.image);
+        opened(&bytes, &directory.path().join("core")).unwrap();
+        let core = KdumpCore::open(&directory.path().join("core")).unwrap();
+        // A section has 128 MiB, of which a block of a bitmap tells.
+        assert_eq!((core.max_mapnr, half(&bytes, 436), said), (32768, 2, 1));
+        assert_eq!(core.ram(), (0..8192).collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn every_read_of_the_core_gives_the_same_bytes() {
     let guest = fake_linux::guest();

@@ -213,6 +213,13 @@ pub fn filtered<'m>(
     Ok(FilteredMemory::new(memory, kept, counts))
 }
 
+/// Behind the last page that the kernel has a `struct page` for, as its number: less than the machine has where the kernel
+/// was told to use less (`mem=`), or where the last of it is a ROM. `end` is the number of pages that are looked at. `None` where the kernel
+/// does not say.
+pub fn known_pages(memory: &dyn PhysicalMemory, info: &Vmcoreinfo, end: u64) -> Option<u64> {
+    PageArray::new(LinuxMemory::new(memory, info)?, info).ok()?.known_pages(end)
+}
+
 /// Pages that no true array calls free, cached or a process's.
 fn needed(kernel: &LinuxMemory<'_>, info: &Vmcoreinfo) -> impl Iterator<Item = u64> {
     let code = info.symbol("_stext").and_then(|stext| info.image_address(stext));

@@ -18,6 +18,8 @@ const ANONYMOUS: u64 = 1;
 const TAIL: u64 = 1;
 /// No compound page is larger: 64 GiB.
 const MAX_ORDER: u64 = 24;
+/// Pages of x86-64's section (`SECTION_SIZE_BITS` 27).
+const LEAST_SECTION: u64 = 1 << 15;
 /// Structures that are read at once.
 const STRUCTS_AT_ONCE: u64 = 64;
 
@@ -113,6 +115,15 @@ impl<'m> PageArray<'m> {
             next = next.max(behind);
         }
         if read_any { Ok(()) } else { Err(FilterError::NoArray) }
+    }
+
+    /// Number of the page behind the last section that is present, of those that begin before page `end`. x86-64's sections
+    /// have 128 MiB; smaller ones are no kernel's, and would be many.
+    pub(super) fn known_pages(&self, end: u64) -> Option<u64> {
+        let sections = 0..end.div_ceil(self.pages_per_section);
+        let mut present = sections.rev().filter(|section| self.section(*section).is_some());
+        let last = if self.pages_per_section < LEAST_SECTION { None } else { present.next() }?;
+        Some(end.min((last + 1) * self.pages_per_section))
     }
 
     /// Address of the array of all pages, as the section sees it: the structure of page 0 would lie there.

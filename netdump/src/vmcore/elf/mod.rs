@@ -128,10 +128,12 @@ fn bytes_before(ranges: &[MemoryRange], address: u64) -> u64 {
     below.map(|range| range.end().min(address) - range.start).sum()
 }
 
-/// Notes have no address and lie on 4 bytes; memory lies on pages and may be used in any way.
+/// Notes have no address and lie on 4 bytes; memory may be used in any way. Its alignment is 0, as the kernel's own
+/// `/proc/vmcore` has it: where the first PT_LOAD has one, crash takes the file for a netdump of 2003 and does not look for
+/// VMCOREINFO's `KERNELOFFSET` (its `netdump.c`, `is_netdump`).
 fn put_program_header(out: &mut Vec<u8>, kind: u32, offset: u64, virtual_start: u64, range: MemoryRange) {
     let (flags, memory_len, alignment) = match kind {
-        PT_LOAD => (READ_WRITE_EXECUTE, range.len, PAGE_SIZE),
+        PT_LOAD => (READ_WRITE_EXECUTE, range.len, 0),
         _ => (0, 0, 4),
     };
     out.extend(kind.to_le_bytes());

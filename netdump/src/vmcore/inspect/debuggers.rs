@@ -4,7 +4,8 @@
 //! the core as it takes any, with `--core`, and needs the kernel as its target.
 //!
 //! Linux's: crash takes the kernel with its debug information and the core; drgn takes the core and finds the debug
-//! information where distributions install it, unless `-s` names it.
+//! information where distributions install it, unless `-s` names it. An `@` in an argument makes crash read what
+//! follows it as the address of a RAM dump (its `ramdump.c`), so a file with one in its path is given to it opened.
 
 use std::path::{Path, PathBuf};
 
@@ -54,7 +55,21 @@ pub fn commands(
 fn linux_commands(core: &str, kernel: Option<&Path>, release: &str) -> [String; 2] {
     let usual = || quoted(Path::new(&format!("{USUAL_VMLINUX}{release}")));
     let symbols = kernel.map(|kernel| format!(" -s {}", quoted(kernel))).unwrap_or_default();
-    [format!("crash {} {core}", kernel.map_or_else(usual, quoted)), format!("drgn -c {core}{symbols}")]
+    [crash_command(&kernel.map_or_else(usual, quoted), core), format!("drgn -c {core}{symbols}")]
+}
+
+/// Both paths are quoted.
+fn crash_command(kernel: &str, core: &str) -> String {
+    let mut opened = String::new();
+    let mut argument = |path: &str, number: u8| {
+        if !path.contains('@') {
+            return path.to_owned();
+        }
+        opened.push_str(&format!(" {number}<{path}"));
+        format!("/dev/fd/{number}")
+    };
+    let (kernel, core) = (argument(kernel, 3), argument(core, 4));
+    format!("crash {kernel} {core}{opened}")
 }
 
 /// The core's name without the ending that its packing gave it.
@@ -125,5 +140,14 @@ mod tests {
             commands(Some(Path::new("vm linux"))),
             ["crash 'vm linux' vmcore.0", "drgn -c vmcore.0 -s 'vm linux'"]
         );
+    }
+    #[test]
+    fn crash_is_given_no_path_with_an_at_sign() {
+        let crash = |core: &str, kernel: &str| {
+            let commands = commands("elf", core.as_ref(), None, Some(Path::new(kernel)), Some("6.1"));
+            commands[0].clone()
+        };
+        assert_eq!(crash("panic@6.1/vmcore.0", "vmlinux"), "crash vmlinux /dev/fd/4 4<panic@6.1/vmcore.0");
+        assert_eq!(crash("a @ b", "v@l"), "crash /dev/fd/3 /dev/fd/4 3<v@l 4<'a @ b'");
     }
 }

@@ -10,6 +10,9 @@
 //!                  the compressed pages; all pages of zeros are one
 //! ```
 //!
+//! Both bitmaps end where the memory does that a Linux kernel has a `struct page` for, and so does the core: makedumpfile,
+//! when it filters one once more, finds the second bitmap by the kernel's end, not by the header's (`copy_bitmap_file`).
+//!
 //! Blocks have 4096 bytes, numbers are little-endian. Pages of zeros are in the bitmap: crash takes one that is not for
 //! one that was left out. All readers know zlib; makedumpfile as Debian builds it does not know zstd.
 
@@ -27,7 +30,7 @@ use super::notes;
 use super::open::{Core, OpenError};
 use super::paging::PAGE_SIZE;
 use super::{DumpFormat, PlanError, PlannedCore, StoppedGuest, check_ranges};
-use crate::linux::LinuxLayout;
+use crate::linux::{LinuxLayout, filter};
 use header::Header;
 pub(super) use method::Method;
 use pages::{Descriptors, Pack, PageData};
@@ -78,6 +81,9 @@ impl DumpFormat for Kdump {
         }
         let linux = LinuxLayout::of(guest);
         let info = linux.as_ref().map(|layout| &layout.info);
+        let known = info.and_then(|info| filter::known_pages(memory, info, end)).unwrap_or(end);
+        let beyond = (known < end).then(|| beyond(known));
+        let end = known;
         let notes = notes::emit(memory.cpus(), guest.notes, info);
         let (ram, kept) = page_sets(guest, end);
         let (ram, kept_bits) = (ram.bitmap(), kept.bitmap());
@@ -93,10 +99,11 @@ impl DumpFormat for Kdump {
         image.push_bytes(kept_bits);
         image.push_made(Box::new(Descriptors::new(pack.clone(), data_at)));
         image.push_made(Box::new(PageData::new(pack)));
-        let remarks = match &linux {
-            Some(layout) => layout.remark().into_iter().collect(),
-            None => vec![NO_VMCOREINFO.to_owned()],
+        let remark = match &linux {
+            Some(layout) => layout.remark(),
+            None => Some(NO_VMCOREINFO.to_owned()),
         };
+        let remarks = remark.into_iter().chain(beyond).collect();
         Ok(PlannedCore { image, format: self.name(), remarks })
     }
 
@@ -109,7 +116,14 @@ impl DumpFormat for Kdump {
     }
 }
 
-/// The pages that are RAM and those of them that are kept, numbered from address 0.
+fn beyond(known: u64) -> String {
+    format!(
+        "memory from {:#x} on, which the guest's kernel does not use, is not in the core",
+        known * PAGE_SIZE
+    )
+}
+
+/// The pages before page `end` that are RAM and those of them that are kept, numbered from address 0.
 fn page_sets(guest: &StoppedGuest<'_, '_>, end: u64) -> (PageSet, PageSet) {
     let mut ram = PageSetBuilder::new(PageNumbers::from_zero(end));
     guest.memory.ranges().iter().for_each(|range| ram.insert_range(range.start..range.end()));
