@@ -10,8 +10,6 @@ program.load_debug_info([sys.argv[2]])
 thread = program.crashed_thread()
 stack = thread.stack_trace()
 found = {
-    "tid": thread.tid,
-    "command": thread.object.comm.string_().decode(),
     "rip": stack[0].register("rip"),
     "rsp": stack[0].register("rsp"),
     "stack": [frame.name or "" for frame in stack],
