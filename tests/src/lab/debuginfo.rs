@@ -34,8 +34,20 @@ pub(super) fn complaints(specimen: &Specimen<'_>, debugged: &Debugged<'_>, lab: 
     found.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect()
 }
 
+/// The first release of crash that sees KASLR in kernels from 6.10 on, which lack `module_load_offset`.
+const CRASH_SEES_KASLR: [u32; 3] = [8, 0, 6];
+/// The first that walks from the stack of an interrupt where the kernel has none for #VC (its commit 8a11aa0).
+const CRASH_WALKS_FROM_INTERRUPTS: [u32; 3] = [9, 0, 0];
+
 /// It opens the core with no option, knows the kernel, has its log, and walks the stack from the CPU's own registers.
 fn crash(specimen: &Specimen<'_>, debugged: &Debugged<'_>) -> anyhow::Result<()> {
+    let version = output(Command::new("crash").arg("--version"))?;
+    let version = numbers(version.trim_start().trim_start_matches("crash "));
+    let kernel = banner(specimen)?.trim_start_matches("Linux version ");
+    if version < CRASH_SEES_KASLR && numbers(kernel) >= [6, 10, 0] {
+        eprintln!("lab: crash {version:?} is too old for {kernel:.20}: it is not asked");
+        return Ok(());
+    }
     let folder = tempfile::tempdir()?;
     let questions = folder.path().join("questions");
     fs::write(&questions, QUESTIONS)?;
@@ -52,12 +64,29 @@ fn crash(specimen: &Specimen<'_>, debugged: &Debugged<'_>) -> anyhow::Result<()>
     ensure!(banner(specimen)?.contains(release), "the release is {release}");
     ensure!(said.contains(specimen.panic), "the log has no '{}'", specimen.panic);
     let (number, registers) = panicked(specimen)?;
+    if version < CRASH_WALKS_FROM_INTERRUPTS && was_interrupted(specimen, number) {
+        eprintln!("lab: crash {version:?} is too old to walk from an interrupt: its stack is not looked at");
+        return Ok(());
+    }
     let frames = frames(&said, number);
     let functions = frames.iter().map(|(_, function)| *function).collect::<Vec<_>>();
     ensure!(in_order(debugged.stack, &functions), "the stack is {functions:?}");
     let (rsp, first) = (&registers["rsp"], frames.first().map(|(place, _)| *place));
     ensure!(first == rsp.as_u64(), "the stack begins at {first:x?}, and RSP was {rsp}");
     Ok(())
+}
+
+/// The first three numbers of a version, such as 6.12.117+deb13.
+fn numbers(version: &str) -> [u32; 3] {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    std::array::from_fn(|_| numbers.next().unwrap_or(0))
+}
+
+/// Whether that CPU was in an interrupt when the VMM paused it.
+fn was_interrupted(specimen: &Specimen<'_>, cpu: u64) -> bool {
+    let cpus = specimen.report["card"]["cpus"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let its = cpus.iter().filter(|card| card["number"] == cpu);
+    its.filter_map(|card| card["backtrace"].as_array()).flatten().any(|frame| frame["interrupted"] == true)
 }
 
 /// Of `bt -a`, the frames of that CPU's task: where each lies and its function, from lines as ` #0 [ffffd0fe4000bb58] panic at
@@ -104,7 +133,13 @@ fn panicked<'a>(specimen: &'a Specimen<'_>) -> anyhow::Result<(u64, &'a Value)> 
 
 #[cfg(test)]
 mod tests {
-    use super::frames;
+    use super::{frames, numbers};
+
+    #[test]
+    fn versions_are_numbers() {
+        assert_eq!(numbers("6.12.117+deb13-cloud-amd64 (debian"), [6, 12, 117]);
+        assert_eq!([numbers("8.0.2"), numbers("9.0")], [[8, 0, 2], [9, 0, 0]]);
+    }
 
     #[test]
     fn frames_of_one_cpu_are_taken_from_all_stacks() {
