@@ -48,11 +48,11 @@ impl BootLoader for Linux {
             system: pretty_name(disk).unwrap_or_else(|| SYSTEM.to_owned()),
             volume: item.kernel.0,
             source: item.source.clone(),
-            kernel: file(disk, &item.kernel, "kernel", wishes)?,
+            kernel: file(disk, &item.kernel, "kernel", wishes, MOST_FILE)?,
             cmdline,
             environment: Vec::new(),
             modules: Vec::new(),
-            initrd: initrd(disk, &item, wishes)?,
+            initrd: initrd(disk, &item.initrds, wishes, MOST_FILE)?,
             root,
             candidates: candidates.collect(),
             remarks,
@@ -117,6 +117,7 @@ fn file(
     (volume, path): &(usize, String),
     what: &str,
     wishes: &Wishes,
+    most: u64,
 ) -> Result<BootFile, BootPlanError> {
     let failed = |source| BootPlanError::Read {
         what: format!("the {what} {path}"),
@@ -129,20 +130,26 @@ fn file(
     };
     let bytes = match wishes.look_only {
         true => fs.metadata(path).map(|_| Vec::new()),
-        false => fs.read(path, MOST_FILE),
+        false => fs.read(path, most),
     };
     Ok(BootFile { path: path.clone(), bytes: bytes.map_err(failed)? })
 }
 
 /// The initrds, joined as the kernel wants it: each archive begins at a multiple of 4 (Linux
-/// `Documentation/driver-api/early-userspace/buffer-format.rst`).
-fn initrd(disk: Disk<'_>, item: &Item, wishes: &Wishes) -> Result<Option<BootFile>, BootPlanError> {
-    if wishes.initrd_is_given || item.initrds.is_empty() {
+/// `Documentation/driver-api/early-userspace/buffer-format.rst`). Together they have at most `most` bytes.
+fn initrd(
+    disk: Disk<'_>,
+    places: &[(usize, String)],
+    wishes: &Wishes,
+    most: u64,
+) -> Result<Option<BootFile>, BootPlanError> {
+    if wishes.initrd_is_given || places.is_empty() {
         return Ok(None);
     }
     let mut joined = BootFile { path: String::new(), bytes: Vec::new() };
-    for place in &item.initrds {
-        let BootFile { path, mut bytes } = file(disk, place, "initrd", wishes)?;
+    for place in places {
+        let left = most.saturating_sub(joined.bytes.len() as u64);
+        let BootFile { path, mut bytes } = file(disk, place, "initrd", wishes, left)?;
         joined.bytes.resize(joined.bytes.len().next_multiple_of(4), 0);
         joined.bytes.append(&mut bytes);
         joined.path = if joined.path.is_empty() { path } else { format!("{} {path}", joined.path) };

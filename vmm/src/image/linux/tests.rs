@@ -67,6 +67,18 @@ fn a_debian_is_booted_as_its_grub_would_do_it() {
 }
 
 #[test]
+fn initrds_have_their_limit_together() {
+    let Some(image) = kernels(&[]) else { return };
+    let place = (0, "/boot/initrd.img-6.1.0-50-cloud-amd64".to_owned());
+    let joined = |times, most| {
+        initrd(Disk(&image), &vec![place.clone(); times], &Wishes::default(), most).map(Option::unwrap)
+    };
+    assert_eq!(joined(2, 21).unwrap().bytes, b"the initrd\0\0the initrd");
+    let error = joined(3, 21).unwrap_err();
+    assert!(format!("{error:?}").contains("Large"), "{error:?}");
+}
+
+#[test]
 fn a_loader_entry_wins_and_initrds_are_joined() {
     let entry = "title D\nlinux /boot/vmlinuz-6.1.0-9-cloud-amd64\ninitrd /etc/os-release\n\
                  initrd /boot/initrd.img-6.1.0-50-cloud-amd64\noptions root=/dev/sda1 console=tty0";
