@@ -60,8 +60,8 @@ pub struct Ledger {
     /// Hardware addresses that an ARP answer offered.
     pub offered: BTreeSet<MacAddr>,
     next_hop: Option<MacAddr>,
-    /// Whether it has asked by ARP since that was last found out.
-    has_asked: bool,
+    /// Its questions by ARP since then of which none led it to another address.
+    questions: u32,
     /// The core before this offset was sent.
     sent_to: u64,
     /// When the first frame went that the rate holds for, and how many bytes since then.
@@ -82,7 +82,7 @@ impl Ledger {
             port: None,
             offered: BTreeSet::new(),
             next_hop: None,
-            has_asked: false,
+            questions: 0,
             sent_to: 0,
             paced: None,
         }
@@ -201,7 +201,7 @@ impl Ledger {
 
     fn check_arp(&mut self, frame: &[u8]) {
         let arp = pcap::arp(frame).expect("an ARP packet for Ethernet and IPv4");
-        self.has_asked |= arp.operation == 1;
+        self.questions += u32::from(arp.operation == 1);
         assert_eq!((MacAddr(arp.sender_mac), arp.sender), (self.config.mac, self.config.client));
         let askable = [Some(self.config.server), self.config.gateway, Some(self.config.client)];
         assert!(arp.operation == 2 || askable.contains(&Some(arp.target)), "it asks for {}", arp.target);
@@ -216,11 +216,16 @@ impl Ledger {
         assert_eq!(datagram.to, SocketAddrV4::new(self.config.server, port));
         let to = MacAddr(datagram.to_mac);
         assert!(self.offered.contains(&to), "nobody answered for {to}");
-        if self.next_hop != Some(to) {
-            // Of a server that fell silent it is asked again; nothing else may lead the dump elsewhere.
-            assert!(std::mem::take(&mut self.has_asked), "it was not asked where {to} is");
-            self.next_hop = Some(to);
+        match self.next_hop {
+            None => self.questions = 0,
+            Some(before) if before != to => {
+                // Of a server that fell silent it is asked again; nothing else may lead the dump elsewhere.
+                let left = self.questions.checked_sub(1);
+                self.questions = left.unwrap_or_else(|| panic!("it was not asked where {to} is"));
+            }
+            Some(_) => {}
         }
+        self.next_hop = Some(to);
     }
 
     /// The first frame may go at any time, each other one when the rate has room for those before it.
