@@ -276,7 +276,9 @@ impl Inquiry {
         let unchanged = now.saturating_duration_since(unchanged_since);
         let settled = seen.is_through() || (unchanged >= SILENCE && seen.looks_settled());
         let stalled = self.options.settle.is_none() && unchanged >= STALLED;
-        if settled || stalled || self.is_late(&first, seen.patience, now) {
+        // The user does not want its crash kernel's dump, but it will jump there next, and be gone.
+        let is_leaving = seen.formatted && matches!(seen.own_dump, OwnDump::CrashKernel | OwnDump::Over);
+        if settled || is_leaving || stalled || self.is_late(&first, seen.patience, now) {
             return Some(self.dump(first, Some(seen), now));
         }
         self.waiting = Some(Waiting { first, last: seen, unchanged_since });
@@ -637,12 +639,25 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_that_is_to_jump_into_its_crash_kernel_is_not_waited_for() {
+        let mut bench = Bench::new(SourceOptions { ignore_crashloaded: true, ..SourceOptions::default() });
+        bench.say(false, false, OwnDump::CrashKernel);
+        assert!(matches!(bench.look(), Ruling::GoOn), "it has not said yet why it panicked");
+        bench.say(true, false, OwnDump::CrashKernel);
+        assert_eq!(bench.look_until_found(10).0, 1);
+    }
+
+    #[test]
     fn a_dumper_does_not_count_if_the_user_says_so() {
         let mut bench = Bench::new(SourceOptions { ignore_crashloaded: true, ..SourceOptions::default() });
-        for own in [OwnDump::Configured, OwnDump::CrashKernel, OwnDump::Running, OwnDump::Over] {
+        for own in [OwnDump::Configured, OwnDump::Running] {
             bench.say(true, true, own);
             assert!(matches!(bench.hear("console", true), Ruling::RunOn));
             bench.look_until_found(10);
+        }
+        for own in [OwnDump::CrashKernel, OwnDump::Over] {
+            bench.say(true, true, own);
+            found(bench.hear("console", true));
         }
         found(bench.inquiry.ended("reset", bench.now));
     }
