@@ -89,8 +89,8 @@ fn check(blocks: &Blocks) -> Result<(), FsError> {
         return refuse("the superblock", format!("blocks of 2^{} bytes", u64::from(log) + 10));
     }
     let block = 1024_u64 << log;
-    let high = if word(0x60) & IS_64BIT == 0 { 0 } else { u64::from(word(0x150)) };
-    let count = high << 32 | u64::from(word(0x4));
+    // With or without 64BIT, as Linux and the crate have it.
+    let count = u64::from(word(0x150)) << 32 | u64::from(word(0x4));
     if count.checked_mul(block).is_none_or(|len| len > blocks.length()) {
         let problem =
             format!("{count} blocks of {block} bytes are more than the {} bytes there are", blocks.length());
@@ -270,6 +270,23 @@ mod tests {
         let bytes = std::fs::read(folder.join("image")).unwrap();
         let disk = DiskImage::new(Path::new("disk"), "raw", Blocks::new(Arc::new(bytes)));
         plan(&disk, &Wishes::default()).unwrap_err().to_string()
+    }
+
+    /// Found by fuzzing: the crate takes memory for the block groups of the high word, too.
+    #[test]
+    fn more_blocks_than_there_are_are_refused_with_and_without_64bit() {
+        for features in [FILETYPE, FILETYPE | IS_64BIT] {
+            let mut bytes = vec![0; 16 << 10];
+            let mut put = |at: usize, value: u32| {
+                bytes[SUPERBLOCK as usize + at..][..4].copy_from_slice(&value.to_le_bytes());
+            };
+            put(0x4, 16);
+            put(0x20, 0x2000);
+            put(0x60, features);
+            put(0x150, 0xd00);
+            let told = check(&Blocks::new(Arc::new(bytes))).unwrap_err().to_string();
+            assert!(told.contains("14293651161104 blocks of 1024 bytes are more than"), "{told}");
+        }
     }
 
     #[test]
