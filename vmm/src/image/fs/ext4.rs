@@ -1,11 +1,13 @@
 //! ext2, ext3 and ext4, read by the crate `ext4-view`: checksums are checked, and a journal that was not played back is
 //! read as if it had been.
 //!
-//! The crate believes the superblock's counts before it takes memory for them, so those are looked at here first; that its
-//! walks end is up to [`Worker`]. What it does not read is in [`UNREAD`].
+//! The crate takes memory for what the superblock counts and for however long a link says it is, so those are looked at here
+//! first, and [`Tree`] follows the links; that the crate's walks end is up to [`Worker`]. What it does not read is in
+//! [`UNREAD`].
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read, FileType};
 
+use super::lookup::{MOST_TARGET, Tree};
 use super::worker::{Source, Worker};
 use super::{DirEntry, FileKind, FileSystem, FileSystemType, FsError, MOST_ENTRIES, Metadata};
 use crate::image::blocks::Blocks;
@@ -165,7 +167,7 @@ impl FileSystem for OpenExt {
     fn metadata(&self, path: &str) -> Result<Metadata, FsError> {
         let path = path.to_owned();
         self.worker.ask(&path.clone(), move |fs| {
-            let found = fs.metadata(path.as_str()).map_err(|error| failed(&path, error))?;
+            let found = fs.lookup(&path)?.metadata;
             let modified = Some(found.modified().seconds());
             Ok(Metadata { kind: kind(found.file_type()), len: found.len(), modified })
         })
@@ -175,7 +177,8 @@ impl FileSystem for OpenExt {
         let path = path.to_owned();
         self.worker.ask(&path.clone(), move |fs| {
             let failed = |error| failed(&path, error);
-            let mut file = fs.open(path.as_str()).map_err(failed)?;
+            let found = fs.lookup(&path)?;
+            let mut file = fs.open(found.path.as_slice()).map_err(failed)?;
             let len = file.metadata().len();
             if len > most {
                 return Err(FsError::Large { path, len, most });
@@ -197,7 +200,8 @@ impl FileSystem for OpenExt {
         self.worker.ask(&path.clone(), move |fs| {
             let failed = |error| failed(&path, error);
             let mut found = Vec::new();
-            for entry in fs.read_dir(path.as_str()).map_err(failed)? {
+            let directory = fs.lookup(&path)?;
+            for entry in fs.read_dir(directory.path.as_slice()).map_err(failed)? {
                 let entry = entry.map_err(failed)?;
                 let name = String::from_utf8_lossy(entry.file_name().as_ref()).into_owned();
                 if name == "." || name == ".." {
@@ -210,6 +214,46 @@ impl FileSystem for OpenExt {
             }
             Ok(found)
         })
+    }
+}
+
+/// A file by a path that leads through no link.
+pub(super) struct Found {
+    path: Vec<u8>,
+    metadata: ext4_view::Metadata,
+}
+
+impl Found {
+    fn at(fs: &Ext4, path: Vec<u8>, looked_up: &str) -> Result<Self, FsError> {
+        let metadata = fs.symlink_metadata(path.as_slice()).map_err(|error| failed(looked_up, error))?;
+        Ok(Self { path, metadata })
+    }
+}
+
+impl Tree for Ext4 {
+    type File = Found;
+
+    fn root(&self) -> Result<Found, FsError> {
+        Found::at(self, b"/".to_vec(), "/")
+    }
+
+    fn child(&self, directory: &Found, name: &[u8], path: &str) -> Result<Found, FsError> {
+        let parent = directory.path.strip_suffix(b"/").unwrap_or(&directory.path);
+        Found::at(self, [parent, name].join(&b'/'), path)
+    }
+
+    fn target(&self, file: &Found) -> Result<Option<Vec<u8>>, FsError> {
+        if !file.metadata.is_symlink() {
+            return Ok(None);
+        }
+        let place = String::from_utf8_lossy(&file.path);
+        let len = file.metadata.len();
+        if len > MOST_TARGET {
+            let problem = format!("a symbolic link of {len} bytes");
+            return Err(FsError::Damaged { kind: KIND, place: place.into_owned(), problem });
+        }
+        let target = self.read_link(file.path.as_slice()).map_err(|error| failed(&place, error))?;
+        Ok(Some(target.as_ref().to_vec()))
     }
 }
 
@@ -229,7 +273,6 @@ fn failed(place: &str, error: Ext4Error) -> FsError {
             FsError::NotFound { path }
         }
         Ext4Error::IsADirectory | Ext4Error::IsASpecialFile => FsError::Kind { path, wanted: "regular file" },
-        Ext4Error::TooManySymlinks => FsError::Links { path },
         Ext4Error::Encrypted => FsError::Unsupported { what: "an encrypted file", advice: FROM_FILES },
         // The one thing that may turn up in a directory.
         Ext4Error::Incompatible(_) => {
@@ -278,7 +321,7 @@ mod tests {
         for features in [FILETYPE, FILETYPE | IS_64BIT] {
             let mut bytes = vec![0; 16 << 10];
             let mut put = |at: usize, value: u32| {
-                bytes[SUPERBLOCK as usize + at..][..4].copy_from_slice(&value.to_le_bytes());
+                bytes[1024 + at..][..4].copy_from_slice(&value.to_le_bytes());
             };
             put(0x4, 16);
             put(0x20, 0x2000);
@@ -286,6 +329,27 @@ mod tests {
             put(0x150, 0xd00);
             let told = check(&Blocks::new(Arc::new(bytes))).unwrap_err().to_string();
             assert!(told.contains("14293651161104 blocks of 1024 bytes are more than"), "{told}");
+        }
+    }
+
+    /// Found by fuzzing: the crate takes memory for all of a link before it reads it.
+    #[test]
+    fn a_link_that_says_it_is_huge_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("tree/boot")).unwrap();
+        std::os::unix::fs::symlink("x".repeat(100), folder.path().join("tree/boot/link")).unwrap();
+        if run("mkfs.ext4", &["-q", "-F", "-O", "^metadata_csum", "-d", "tree", "image", "8M"], folder.path())
+            && run("debugfs", &["-w", "-R", "sif /boot/link size 68719476749", "image"], folder.path())
+        {
+            let bytes = std::fs::read(folder.path().join("image")).unwrap();
+            let fs = Ext.open(Blocks::new(Arc::new(bytes))).unwrap();
+            for told in [fs.metadata("/boot/link").err(), fs.read("/boot/link/x", 1).err()] {
+                let told = told.expect("it leads nowhere").to_string();
+                assert!(
+                    told.ends_with("damaged: /boot/link: a symbolic link of 68719476749 bytes"),
+                    "{told}"
+                );
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod ext4;
 mod fat;
+mod lookup;
 #[cfg(test)]
 pub(in crate::image) mod test_fs;
 mod ufs;

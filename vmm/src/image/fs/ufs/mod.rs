@@ -12,12 +12,8 @@ use self::directory::Directory;
 use self::inode::{Inode, ROOT};
 use self::superblock::Superblock;
 use super::super::blocks::Blocks;
-use super::{DirEntry, FileKind, FileSystem, FileSystemType, FsError, MOST_ENTRIES, MOST_LINKS, Metadata};
-
-/// Longest path, and longest target of a symbolic link, in bytes (`MAXPATHLEN`).
-const MOST_PATH: u64 = 1024;
-/// Most names that a lookup walks, links included.
-const MOST_NAMES: usize = 256;
+use super::lookup::{MOST_TARGET, Tree};
+use super::{DirEntry, FileKind, FileSystem, FileSystemType, FsError, MOST_ENTRIES, Metadata};
 
 /// The type.
 #[derive(Debug)]
@@ -93,51 +89,30 @@ impl FileSystem for Ufs {
     }
 }
 
-impl Ufs {
-    /// What is at a path. Names still to be walked are on a stack, the next one last; a link puts its target's there.
-    fn lookup(&self, path: &str) -> Result<Inode, FsError> {
-        let mut names = split(path.as_bytes());
-        // The directories from the root to here, for `..`: the disk's own entries could lead astray.
-        let mut parents = Vec::new();
-        let mut here = self.inode(ROOT)?;
-        let (mut links, mut walked) = (0, 0);
-        while let Some(name) = names.pop() {
-            walked += 1;
-            if walked > MOST_NAMES {
-                return Err(FsError::TooMany {
-                    place: path.to_owned(),
-                    what: "names",
-                    most: MOST_NAMES as u64,
-                });
-            }
-            if name == b".." {
-                here = parents.pop().unwrap_or(here);
-                continue;
-            }
-            let next = self.directory(&here, path)?.find(&name)?;
-            let next = next.ok_or_else(|| FsError::NotFound { path: path.to_owned() })?;
-            let next = self.inode(next)?;
-            if next.kind != FileKind::Link {
-                parents.push(std::mem::replace(&mut here, next));
-                continue;
-            }
-            links += 1;
-            if links > MOST_LINKS {
-                return Err(FsError::Links { path: path.to_owned() });
-            }
-            if next.len > MOST_PATH {
-                return Err(next.damaged(format!("a symbolic link of {} bytes", next.len)));
-            }
-            let target = next.content(self)?;
-            if target.starts_with(b"/") {
-                here = self.inode(ROOT)?;
-                parents.clear();
-            }
-            names.extend(split(&target));
-        }
-        Ok(here)
+impl Tree for Ufs {
+    type File = Inode;
+
+    fn root(&self) -> Result<Inode, FsError> {
+        self.inode(ROOT)
     }
 
+    fn child(&self, directory: &Inode, name: &[u8], path: &str) -> Result<Inode, FsError> {
+        let found = self.directory(directory, path)?.find(name)?;
+        self.inode(found.ok_or_else(|| FsError::NotFound { path: path.to_owned() })?)
+    }
+
+    fn target(&self, file: &Inode) -> Result<Option<Vec<u8>>, FsError> {
+        if file.kind != FileKind::Link {
+            return Ok(None);
+        }
+        if file.len > MOST_TARGET {
+            return Err(file.damaged(format!("a symbolic link of {} bytes", file.len)));
+        }
+        file.content(self).map(Some)
+    }
+}
+
+impl Ufs {
     fn inode(&self, number: u32) -> Result<Inode, FsError> {
         Inode::read(self, number)
     }
@@ -149,15 +124,6 @@ impl Ufs {
         }
         Directory::read(self, inode)
     }
-}
-
-/// The names of a path, last one first.
-fn split(path: &[u8]) -> Vec<Vec<u8>> {
-    let parts = path.split(|&byte| byte == b'/');
-    let parts = parts.filter(|part| !part.is_empty() && *part != b".");
-    let mut names: Vec<_> = parts.map(<[u8]>::to_vec).collect();
-    names.reverse();
-    names
 }
 
 /// Something on the disk that contradicts itself.
